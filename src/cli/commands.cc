@@ -1,0 +1,12 @@
+#include "cli/commands.h"
+
+namespace frugal::cli {
+
+std::span<const Command> commands() {
+  static constexpr Command kCommands[] = {
+      {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
+  };
+  return kCommands;
+}
+
+}  // namespace frugal::cli

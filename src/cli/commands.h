@@ -1,0 +1,40 @@
+// The subcommands of `frugal`, a file each (cmd_<name>.cc). To add one: write its file, declare its `add_`
+// function here, and put a row into the table in commands.cc.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string_view>
+
+namespace CLI {
+class App;
+}
+
+namespace frugal::cli {
+
+// Exit codes, documented in docs/cli.md. A metered command's own code passes through (`frugal meter run`).
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailure = 1,        // the work failed: the message says why
+  kExitUsage = 2,          // the command line or a config file is wrong
+  kExitBadInput = 3,       // a file is not what it should be: corrupt, truncated, of another model
+  kExitNoResource = 4,     // memory, disk, permission or a processor feature is missing
+  kExitInterrupted = 130,  // Ctrl-C
+};
+
+// What to run once the command line is parsed; returns the exit code.
+using Action = std::function<int()>;
+
+struct Command {
+  std::string_view name;     // "run", or "bench llm" for a nested one
+  std::string_view summary;  // one line, for `frugal --help`
+  Action (*add)(
+      CLI::App& app);  // declares the options on `app`, once: they yield help, config files and docs
+};
+
+std::span<const Command> commands();
+
+// One per file, alphabetical.
+Action add_doctor(CLI::App& app);
+
+}  // namespace frugal::cli
