@@ -219,8 +219,8 @@ TEST(Sampler, ExtremeLogitsStayDefined) {
   Sampler sampler = make(options, 4);
   for (Token t = 0; t < 4; ++t) sampler.accept(t);
   const float most = std::numeric_limits<float>::max();
-  EXPECT_EQ(sampler.sample(std::vector<float>{most, -most, 0, most / 2}).value(),
-            0);  // 0 and 3 both reach the top
+  const Token drawn = sampler.sample(std::vector<float>{most, -most, 0, most / 2}).value();
+  EXPECT_TRUE(drawn == 0 || drawn == 3) << drawn;  // dividing by 0.01 puts both at the largest float
   options.repeat_penalty = 100;
   Sampler heavy = make(options, 4);
   for (Token t = 0; t < 4; ++t) heavy.accept(t);
