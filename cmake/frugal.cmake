@@ -38,7 +38,7 @@ function(frugal_add_room room)
   set_property(GLOBAL APPEND PROPERTY FRUGAL_ROOMS frugal_${name})
 endfunction()
 
-# frugal_add_test(base/text_test LABELS fast DEPS base): one GoogleTest program and one ctest case for each of its tests.
+# frugal_add_test(base/text_test LABELS fast DEPS base): a GoogleTest program, which is one ctest case.
 function(frugal_add_test test)
   cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;DEPS;SOURCES" ${ARGN})
   if(NOT ARG_TIMEOUT)

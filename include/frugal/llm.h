@@ -1,7 +1,8 @@
 // The LLM plane: load a GGUF model, run forward passes over ragged batches of sequences.
 //
-// Exactness is the default and not a mode: the logits of a token depend on the model, the tokens before it and the
-// cache format alone, bit for bit. Thread count, batch composition, chunk sizes and verify widths do not matter.
+// Exactness is the default and not a mode: the logits of a token depend on the model, the tokens before it
+// and the cache format alone, bit for bit. Thread count, batch composition, chunk sizes and verify widths do
+// not matter.
 //
 //   FRUGAL_TRY(auto model, Model::load("model.gguf"));
 //   FRUGAL_TRY(auto engine, Engine::create(model));
@@ -39,8 +40,8 @@ struct ModelInfo {
   int head_dim = 0;
   int n_ff = 0;
   int n_vocab = 0;
-  int n_ctx_train = 0;      // context length that the model was trained for
-  int sliding_window = 0;   // positions that a windowed layer sees; 0 = every layer sees all
+  int n_ctx_train = 0;     // context length that the model was trained for
+  int sliding_window = 0;  // positions that a windowed layer sees; 0 = every layer sees all
   uint64_t n_parameters = 0;
   uint64_t weight_bytes = 0;  // as held in memory
   uint64_t file_hash = 0;     // of metadata, tensor table and a sample of the data: tells models apart
@@ -58,8 +59,8 @@ struct ModelImpl;
 // Immutable once loaded; shared between engines and threads.
 class Model {
  public:
-  // kNotFound, kPermission, kCorrupt (not a sound GGUF file: what and where), kUnsupported (architecture or tensor
-  // type), kNoMemory, kCancelled.
+  // kNotFound, kPermission, kCorrupt (not a sound GGUF file: what and where), kUnsupported (architecture or
+  // tensor type), kNoMemory, kCancelled.
   static Result<std::shared_ptr<const Model>> load(const std::string& path, const ModelOptions& options = {});
   ~Model();
 
@@ -80,12 +81,12 @@ Result<KvFormat> parse_kv_format(std::string_view name);
 std::string_view kv_format_name(KvFormat format);
 
 struct EngineOptions {
-  int n_threads = 0;       // 0 = one for each usable processor; at most 256
-  int n_ctx = 0;           // positions a sequence can hold; 0 = the model's training context
+  int n_threads = 0;  // 0 = one for each usable processor; at most 256
+  int n_ctx = 0;      // positions a sequence can hold; 0 = the model's training context
   KvFormat kv = KvFormat::kF16;
-  int max_sequences = 8;   // open at once
-  int max_rows = 512;      // rows (tokens) of one forward; longer inputs are run in chunks of this size
-  int max_logit_rows = 64; // rows of one forward whose logits can be asked for
+  int max_sequences = 8;    // open at once
+  int max_rows = 512;       // rows (tokens) of one forward; longer inputs are run in chunks of this size
+  int max_logit_rows = 64;  // rows of one forward whose logits can be asked for
 };
 
 // Which rows of an item get logits.
@@ -102,7 +103,8 @@ struct BatchItem {
 class Engine {
  public:
   // kInvalidArgument, kNoMemory.
-  static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model, const EngineOptions& options = {});
+  static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model,
+                                                const EngineOptions& options = {});
   virtual ~Engine() = default;
 
   virtual const Model& model() const = 0;
@@ -117,22 +119,23 @@ class Engine {
   // Forgets all tokens from position `n_past` on: rejected drafts, a new question after a shared prompt.
   virtual Status truncate(SequenceId sequence, int n_past) = 0;
 
-  // One pass over all items: appends their tokens, computes the logits asked for. At most max_rows tokens in all
-  // (kOutOfRange; nothing is changed then, as on every error). kOutOfRange also when a context would overflow.
-  // Allocates nothing.
+  // One pass over all items: appends their tokens, computes the logits asked for. At most max_rows tokens in
+  // all (kOutOfRange; nothing is changed then, as on every error). kOutOfRange also when a context would
+  // overflow. Allocates nothing.
   virtual Status forward(std::span<const BatchItem> items) = 0;
 
-  // Logits [n_vocab] of the last forward, in the order of the rows that asked for them. Valid until the next one.
+  // Logits [n_vocab] of the last forward, in the order of the rows that asked for them. Valid until the next
+  // one.
   virtual std::span<const float> logits(int row) const = 0;
   virtual int n_logit_rows() const = 0;
 
-  // Appends tokens of any number in chunks of max_rows; logits of the last one. `progress(done, total)` returns
-  // false to stop (kCancelled; the sequence keeps what was done).
+  // Appends tokens of any number in chunks of max_rows; logits of the last one. `progress(done, total)`
+  // returns false to stop (kCancelled; the sequence keeps what was done).
   virtual Status prefill(SequenceId sequence, std::span<const Token> tokens,
                          const std::function<bool(int, int)>& progress = {}) = 0;
 
-  // Writes the sequence's tokens and K/V to a file; reads them into a new sequence. A file of another model or cache
-  // format is refused (kCorrupt, kInvalidArgument) with the reason. docs/formats/cache.md.
+  // Writes the sequence's tokens and K/V to a file; reads them into a new sequence. A file of another model
+  // or cache format is refused (kCorrupt, kInvalidArgument) with the reason. docs/formats/cache.md.
   virtual Status save_sequence(SequenceId sequence, const std::string& path) const = 0;
   virtual Result<SequenceId> load_sequence(const std::string& path) = 0;
   virtual std::span<const Token> tokens(SequenceId sequence) const = 0;

@@ -1,5 +1,6 @@
 // Rng: a small seeded generator (PCG32, O'Neill 2014) whose stream is the same on every platform, unlike the
-// standard library's distributions.
+// standard library's distributions. (seed, stream) and (seed + 2, stream - 1) share their first output and
+// part then: take seeds from one Rng rather than counting where that matters.
 #pragma once
 
 #include <cmath>

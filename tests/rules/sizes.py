@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""No tracked file over 1 MiB, no source over 800 lines: what grows beyond is data to be made, or a file to be split."""
+
+import pathlib
+
+import rule
+
+MAX_BYTES = 1 << 20
+MAX_LINES = 800
+SOURCES = (".h", ".cc", ".py", ".sh", ".cmake", ".txt", ".md", ".js", ".css", ".html", ".yml")
+
+
+def check(root, _args):
+    found = []
+    for name in rule.tracked_files(root):
+        size = (pathlib.Path(root) / name).stat().st_size
+        if size > MAX_BYTES:
+            found.append(f"{name}: {size / MAX_BYTES:.1f} MiB; at most 1 MiB may be tracked")
+        elif name.endswith(SOURCES) and not name.startswith(("bench/results/", "tests/data/", "examples/data/")):
+            lines = rule.read(root, name).count("\n")
+            if lines > MAX_LINES:
+                found.append(f"{name}: {lines} lines; split it (at most {MAX_LINES}, aim at 500)")
+    return found
+
+
+def self_test(_args):
+    with rule.scratch() as root:
+        root = pathlib.Path(root)
+        rule.plant(root, {"a.cc": "\n" * 800, "b.bin": b"\0" * MAX_BYTES})
+        rule.expect(check(root, None))
+        rule.plant(root, {"long.cc": "\n" * 801, "big.bin": b"\0" * (MAX_BYTES + 1)})
+        rule.expect(check(root, None), "long.cc: 801 lines", "big.bin: 1.0 MiB")
+
+
+if __name__ == "__main__":
+    rule.main(check, self_test)
