@@ -33,15 +33,16 @@ ROOMS = {
 }
 BASE_PUBLIC = {"result", "log", "usage"}
 
-# Third-party headers: a pattern, and the rooms (or trees beside src/) that may include it.
+# Third-party headers: a pattern, and the rooms (or trees beside src/) that may include it. The tests of a room may
+# include what the room may, and llama.cpp is the reference that tests and benches of llm/ compare with.
 THIRD_PARTY = [
-    (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer"]),
+    (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "bench"]),
     (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel", "llm/tensor", "llm/kv"]),
     (r"openvino/.*", ["dnn/exec"]),
     (r"nats/.*|nats\.h", ["dnn/link"]),
     (r"sqlite3\.h", ["meter"]),
     (r"httplib\.h", ["server"]),
-    (r"CLI/.*", ["cli", "tests/cli"]),
+    (r"CLI/.*", ["cli"]),
     (r"editline/.*|histedit\.h", ["cli"]),
     # Values of JSON are at home wherever a file or an answer is JSON, but never in a public header.
     (r"nlohmann/.*", list(ROOMS) + ["tests", "bench", "fuzz"]),
@@ -87,7 +88,7 @@ def may_include_plane(room, name):
 def check_third_party(place, header):
     for pattern, rooms in THIRD_PARTY:
         if re.fullmatch(pattern, header):
-            if not any(place == r or place.startswith(r + "/") for r in rooms):
+            if not any(p == r or p.startswith(r + "/") for p in (place, place.removeprefix("tests/")) for r in rooms):
                 return f"<{header}> may only be included in {', '.join(rooms)}"
             return None
     if header in STANDARD or header.startswith(STANDARD_FOLDERS):

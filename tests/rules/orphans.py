@@ -27,13 +27,12 @@ def check(root, _args):
         if not name.startswith(TREES):
             continue
         if path.suffix == ".cc":
-            # Named by a list in its own folder or one above, relative to that folder; a test is named without ".cc",
-            # relative to tests/.
-            ok = False
+            # Named by a list in its own folder or one above, relative to that folder, or by any list from the root; a
+            # test is named without ".cc", relative to tests/.
+            ok = any("${PROJECT_SOURCE_DIR}/" + name in listed for listed in words.values())
             for folder in path.parents:
                 listed = words.get(str(folder / "CMakeLists.txt").removeprefix("./"), set())
-                relative = str(path.relative_to(folder))
-                ok = ok or relative in listed or any(w.endswith("/" + relative) and "${" in w for w in listed)
+                ok = ok or str(path.relative_to(folder)) in listed
             if name.startswith("tests/"):
                 test = str(path.relative_to("tests").with_suffix(""))
                 registered = any(re.search(rf"frugal_add_test\(\s*{re.escape(test)}\s", text + " ")
@@ -74,7 +73,9 @@ def self_test(_args):
             "src/llm/kv/CMakeLists.txt": "frugal_add_room(llm/kv SOURCES d.cc)\n",
             "src/llm/kv/d.cc": "\n",
             "tests/CMakeLists.txt": "add_subdirectory(base)\nfrugal_add_rule(style)\n",
-            "tests/base/CMakeLists.txt": "frugal_add_test(base/a_test LABELS fast DEPS base)\n",
+            "tests/base/CMakeLists.txt":
+                "frugal_add_test(base/a_test LABELS fast DEPS base SOURCES ${PROJECT_SOURCE_DIR}/tests/support/s.cc)\n",
+            "tests/support/s.cc": "\n",
             "tests/base/a_test.cc": "\n",
             "tests/style.py": "\n",
         })
