@@ -1,0 +1,68 @@
+// Chooses the kernel set for this processor.
+#include "llm/kernel/kernel.h"
+
+#include <cstring>
+
+namespace frugal::llm {
+
+extern const Kernels kGenericKernels;
+#ifdef FRUGAL_HAVE_AVX2
+extern const Kernels kAvx2Kernels;
+#endif
+
+const Kernels* find_kernels(const char* name) {
+  if (std::strcmp(name, "generic") == 0) return &kGenericKernels;
+#ifdef FRUGAL_HAVE_AVX2
+  __builtin_cpu_init();
+  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return &kAvx2Kernels;
+  }
+#endif
+  return nullptr;
+}
+
+const Kernels& kernels() {
+  static const Kernels* const best = [] {
+    const Kernels* avx2 = find_kernels("avx2");
+    return avx2 != nullptr ? avx2 : &kGenericKernels;
+  }();
+  return *best;
+}
+
+float f16_to_f32(uint16_t value) {
+  const uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16;
+  const uint32_t exponent = (value >> 10) & 31, mantissa = value & 0x3ff;
+  float result;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in float
+    result = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0 ? -result : result;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | mantissa << 13;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+uint16_t f32_to_f16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
+  if (magnitude >= 0x477fe000) return static_cast<uint16_t>(sign | 0x7bff);  // beyond 65504: saturates
+  if (magnitude < 0x38800000) {                                              // below 2^-14: subnormal
+    float scaled;
+    std::memcpy(&scaled, &magnitude, 4);
+    // Adding 2^-1 puts the last bit of the half, 2^-24, at the end of a float's mantissa: the addition
+    // rounds.
+    const float rounded = scaled + 0.5f;
+    uint32_t rounded_bits;
+    std::memcpy(&rounded_bits, &rounded, 4);
+    return static_cast<uint16_t>(sign | (rounded_bits - 0x3f000000));
+  }
+  const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
+  const uint32_t half = (rounded - 0x38000000) >> 13;
+  return static_cast<uint16_t>(sign | (half > 0x7bff ? 0x7bff : half));
+}
+
+}  // namespace frugal::llm

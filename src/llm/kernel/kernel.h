@@ -1,0 +1,98 @@
+// Micro-kernels: the few loops in which nearly all time goes, chosen once for the processor at hand.
+//
+// Everything is built on the panel: 16 rows of a matrix side by side, so that a vector lane is a row and no
+// sum ever crosses lanes. A panel is multiplied with any number of columns; each output has one accumulation
+// order, along k, whatever the number of columns, which is what makes results bit-identical at any batch
+// size:
+//
+//   y[c][r] = sum over k of  W[k][r] * x[c][k],   r in [0, 16)
+//
+// Weights, keys (16 tokens are 16 rows) and values (16 channels are 16 rows) are all read this way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace frugal::llm {
+
+inline constexpr int kPanelRows = 16;
+
+// A block of quantised activations shares one scale.
+inline constexpr int kActBlock = 32;  // for Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 weights, as ggml's q8_0 and q8_1
+inline constexpr int kActSuperBlock = 256;  // for K-quant weights, as ggml's q8_K
+inline constexpr int kActSubBlock = 16;     // sums are kept for each 16 values of a super-block
+
+// How the weights of a panel are held. Layouts: panel.h.
+enum class PanelType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
+
+// Columns of activations, one after the other.
+struct ActColumns {
+  const int8_t* q = nullptr;      // [n_cols, k], in [-127, 127]
+  const float* scales = nullptr;  // [n_cols, k / block]
+  const int32_t* sums = nullptr;  // [n_cols, k / 32], or [n_cols, k / 16] with super-blocks: sums of q
+  size_t q_stride = 0, scale_stride = 0, sum_stride = 0;  // from column to column, in elements
+
+  ActColumns from(size_t col) const {
+    return {q + col * q_stride, scales + col * scale_stride, sums + col * sum_stride, q_stride, scale_stride,
+            sum_stride};
+  }
+};
+
+// One panel times n_cols quantised columns: y[c * y_stride + r]. `k` is a multiple of the activation block.
+using QuantPanelFn = void (*)(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
+                              size_t y_stride);
+
+// One panel times n_cols float columns. Element (k, r) stands at w[k * k_stride + r], so that a panel may be
+// a 16-wide slice of a wider matrix. `accumulate`: starts from what y holds instead of from zero.
+template <typename T>
+using FloatPanelFn = void (*)(const T* w, size_t k_stride, size_t k, const float* x, size_t x_stride,
+                              size_t n_cols, float* y, size_t y_stride, bool accumulate);
+
+struct Kernels {
+  const char* name;  // "avx2"
+  FloatPanelFn<float> panel_f32;
+  FloatPanelFn<uint16_t> panel_f16;
+  FloatPanelFn<uint16_t> panel_bf16;
+  FloatPanelFn<int8_t> panel_s8;  // bare int8, no scale: values of a q8_0 cache, whose scale is folded into x
+  QuantPanelFn panel_q8_0, panel_q4_0, panel_q4_1, panel_q5_0, panel_q5_1, panel_q4_k, panel_q5_k, panel_q6_k;
+
+  // Quantises one row of k floats. NaN and infinities give unspecified values, never undefined behaviour.
+  void (*quantize_blocks)(const float* x, size_t k, int8_t* q, float* scales, int32_t* sums);  // 32 and 32
+  void (*quantize_super_blocks)(const float* x, size_t k, int8_t* q, float* scales,
+                                int32_t* sums);  // 256 and 16
+
+  // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps); y may be x.
+  void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* y);
+  // gate[i] = act(gate[i]) * up[i]; n is a multiple of 16 or the arrays are readable and writable up to one.
+  void (*silu_mul)(float* gate, const float* up, size_t n);
+  void (*gelu_mul)(float* gate, const float* up, size_t n);  // tanh form
+  // Maximum of n scores (n a multiple of 16).
+  float (*max)(const float* x, size_t n);
+  // p[i] = exp(p[i] - max); adds the p to sums[16], lane by lane. Scores of -inf give exactly 0.
+  void (*exp_sum)(float* p, size_t n, float max, float* sums);
+  // y[i] = y[i] * scale, and y[i] += x[i] * scale. n a multiple of 16.
+  void (*scale)(float* y, size_t n, float scale);
+  void (*add_scaled)(float* y, const float* x, size_t n, float scale);
+  // Narrowing with round to nearest even; finite values beyond the range saturate instead of becoming
+  // infinite.
+  void (*to_f16)(const float* x, size_t n, uint16_t* y);
+  void (*to_bf16)(const float* x, size_t n, uint16_t* y);
+};
+
+// The best set for this processor; decided at first use. Thread-safe.
+const Kernels& kernels();
+
+// The set named ("generic", "avx2"), or null when this build or processor lacks it: for tests and benches.
+const Kernels* find_kernels(const char* name);
+
+// Conversions of single values, exact.
+float f16_to_f32(uint16_t value);
+uint16_t f32_to_f16(float value);  // round to nearest even, saturating
+inline float bf16_to_f32(uint16_t value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+}  // namespace frugal::llm
