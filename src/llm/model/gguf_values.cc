@@ -50,6 +50,13 @@ std::string shortened(std::string_view text, size_t max_chars) {
   return cut ? out + "..." : out;
 }
 
+std::string quoted(std::string_view text, size_t max_chars) {
+  std::string out = "\"";
+  out += shortened(text, max_chars);
+  out += '"';
+  return out;
+}
+
 }  // namespace
 
 std::string printable_name(std::string_view name) { return shortened(name, 80); }
@@ -128,7 +135,7 @@ std::string GgufValue::display(size_t max_chars) const {
     if (const auto value = number(idx)) return strf("%.9g", *value);
     return "?";
   };
-  if (type == GgufValueType::kString) return "\"" + shortened(as_text(payload), max_chars) + "\"";
+  if (type == GgufValueType::kString) return quoted(as_text(payload), max_chars);
   if (type != GgufValueType::kArray) return scalar(0);
   constexpr uint64_t kShown = 6;
   std::string out = "[";
@@ -138,7 +145,7 @@ std::string GgufValue::display(size_t max_chars) const {
     if (element_type == GgufValueType::kString) {
       uint64_t length = 0;
       std::memcpy(&length, payload.data() + at, sizeof length);
-      out += "\"" + shortened(as_text(payload.subspan(at + sizeof length, length)), 24) + "\"";
+      out += quoted(as_text(payload.subspan(at + sizeof length, length)), 24);
       at += sizeof length + length;
     } else {
       out += scalar(i);
