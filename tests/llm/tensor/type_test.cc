@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cctype>
 
-#include "ggml.h"
+#include <ggml.h>
 
 namespace frugal::llm {
 namespace {
