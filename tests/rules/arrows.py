@@ -36,7 +36,7 @@ BASE_PUBLIC = {"result", "log", "usage"}
 # Third-party headers: a pattern, and the rooms (or trees beside src/) that may include it. The tests of a room may
 # include what the room may, and llama.cpp is the reference that tests and benches of llm/ compare with.
 THIRD_PARTY = [
-    (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "bench"]),
+    (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "tests/support", "bench"]),
     (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel", "llm/tensor", "llm/kv"]),
     (r"openvino/.*", ["dnn/exec"]),
     (r"nats/.*|nats\.h", ["dnn/link"]),
