@@ -1,7 +1,7 @@
 # Two commands set up everything: `make run` and `make test`. The build itself is CMake's (CMakePresets.json).
 JOBS ?= $(shell nproc)
 
-.PHONY: all run test setup format clean
+.PHONY: all run test test-asan test-tsan check setup format clean
 all: setup
 	cmake --preset release
 	cmake --build --preset release -j $(JOBS)
@@ -14,6 +14,16 @@ run: all
 
 test: all
 	ctest --preset release -j $(JOBS)
+
+# The same tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+test-asan:
+	JOBS=$(JOBS) scripts/check.sh asan
+
+test-tsan:
+	JOBS=$(JOBS) scripts/check.sh tsan
+
+check:
+	JOBS=$(JOBS) scripts/check.sh
 
 format:
 	git ls-files '*.h' '*.cc' | xargs clang-format-14 -i

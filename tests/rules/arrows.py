@@ -16,11 +16,11 @@ ROOMS = {
     "meter": ["base"],
     "budget": ["base", "meter"],
     "llm/kernel": ["base"],
-    "llm/vocab": ["base"],
     "llm/tensor": ["base", "llm/kernel"],
     "llm/kv": ["base", "llm/kernel", "llm/tensor"],
-    "llm/model": ["base", "llm/kernel", "llm/tensor", "llm/vocab", "llm/kv"],
-    "llm/decode": ["base", "meter", "budget", "llm/kernel", "llm/tensor", "llm/vocab", "llm/kv", "llm/model"],
+    "llm/vocab": ["base", "llm/tensor"],
+    "llm/model": ["base", "llm/kernel", "llm/tensor", "llm/kv", "llm/vocab"],
+    "llm/decode": ["base", "meter", "budget", "llm/kernel", "llm/tensor", "llm/kv", "llm/vocab", "llm/model"],
     "llm/peer": ["base", "llm/tensor", "llm/vocab", "llm/model"],
     "dnn/graph": ["base"],
     "dnn/exec": ["base", "dnn/graph"],
@@ -32,12 +32,13 @@ ROOMS = {
     "cli": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "jobs", "server"],
 }
 BASE_PUBLIC = {"result", "log", "usage"}
+GENERATED = {"build_info.h"}  # written into the build folder by cmake/
 
 # Third-party headers: a pattern, and the rooms (or trees beside src/) that may include it. The tests of a room may
 # include what the room may, and llama.cpp is the reference that tests and benches of llm/ compare with.
 THIRD_PARTY = [
     (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "tests/support", "bench"]),
-    (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel", "llm/tensor", "llm/kv"]),
+    (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel"]),
     (r"openvino/.*", ["dnn/exec"]),
     (r"nats/.*|nats\.h", ["dnn/link"]),
     (r"sqlite3\.h", ["meter"]),
@@ -49,6 +50,9 @@ THIRD_PARTY = [
     (r"gtest/.*|gmock/.*", ["tests"]),
     (r"benchmark/.*", ["bench"]),
 ]
+SHOWN = {r"(llama|ggml|gguf)[\w-]*\.h": "llama.cpp, ggml", r"openvino/.*": "OpenVINO", r"nats/.*|nats\.h": "NATS",
+         r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit",
+         r"(x86intrin|immintrin|arm_neon|arm_sve)\.h": "compiler intrinsics"}
 STANDARD = set("""algorithm any array atomic barrier bit bitset cassert ccomplex cctype cerrno cfenv cfloat charconv chrono
 cinttypes climits clocale cmath codecvt compare complex concepts condition_variable coroutine csetjmp csignal cstdarg
 cstddef cstdint cstdio cstdlib cstring ctime cuchar cwchar cwctype deque exception execution filesystem format
@@ -133,8 +137,9 @@ def check_file(root, name):
         if top == "include":
             found.append(f'{at}: a public header includes only "frugal/..." and the standard library')
             continue
-        base = root / ("src" if top == "src" else top)
-        if top != "src" and (base / header).exists() and not (root / "src" / header).exists():
+        if header in GENERATED:
+            continue
+        if top != "src" and (root / top / header).exists() and not (root / "src" / header).exists():
             continue
         if not (root / "src" / header).exists():
             found.append(f'{at}: "{header}" is not a path from src/: write the room, as in "base/text.h"')
@@ -161,8 +166,28 @@ def check_links(root, name):
     return found
 
 
-def check(root, _args):
-    found = []
+def table():
+    """ROOMS for ARCHITECTURE.md."""
+    lines = ["| room | may include | third-party headers |", "|---|---|---|"]
+    for room, allowed in ROOMS.items():
+        theirs = [name for pattern, name in SHOWN.items() for p, rooms in THIRD_PARTY if p == pattern and room in rooms]
+        lines.append(f"| `{room}` | {', '.join(allowed) or 'nothing'} | {', '.join(theirs)} |")
+    return lines
+
+
+def check_page(root):
+    """ARCHITECTURE.md shows this table."""
+    page = root / "ARCHITECTURE.md"
+    if page.exists() and "\n".join(table()) not in page.read_text():
+        return ["ARCHITECTURE.md: its table of rooms is not the one of tests/rules/arrows.py; paste what `--table` prints"]
+    return []
+
+
+def check(root, args):
+    if args and args.table:
+        print("\n".join(table()))
+        return []
+    found = check_page(root)
     for room, allowed in ROOMS.items():  # the table itself: no cycle, as every arrow points to an earlier line
         order = list(ROOMS)
         for target in allowed:
@@ -193,6 +218,7 @@ def self_test(_args):
         rule.plant(root, clean)
         rule.expect(check(root, None))
         rule.plant(root, {
+            "ARCHITECTURE.md": "| room | may include |\n",
             "src/base/up.h": '#include "llm/kv/dense.h"\n',
             "src/cascade/other_plane.cc": '#include "frugal/llm.h"\n',
             "src/llm/kv/ggml.cc": "#include <ggml.h>\n",
@@ -207,8 +233,9 @@ def self_test(_args):
         rule.expect(check(root, None), "base may not include llm/kv", "cascade may not include frugal/llm.h",
                     "<ggml.h> may only be included in", "<boost/any.hpp> is neither", '"../base/text.h" is not a path',
                     "lies in no room", 'includes only "frugal/..."', "<nlohmann/json.hpp> may only be",
-                    "public header of jobs may not include", "budget may not link jobs")
+                    "public header of jobs may not include", "budget may not link jobs",
+                    "ARCHITECTURE.md: its table")
 
 
 if __name__ == "__main__":
-    rule.main(check, self_test)
+    rule.main(check, self_test, [("--table", {"action": "store_true", "help": "print the table of ARCHITECTURE.md"})])
