@@ -1,0 +1,72 @@
+// How long planning takes: a graph of N vertices, three tiers, planned from scratch and again after the
+// bandwidth has changed; and how far the heuristics fall short of the optimum. Prints one JSON object.
+//
+//   bench_dnn_plan [n_vertices=500] [repetitions=51]
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "base/clock.h"
+#include "dnn/plan/reference.h"
+#include "frugal/dnn.h"
+
+int main(int argc, char** argv) {
+  using namespace frugal;
+  using namespace frugal::dnn;
+  const int n = argc > 1 ? std::atoi(argv[1]) : 500, repetitions = argc > 2 ? std::atoi(argv[2]) : 51;
+  if (n < 2 || repetitions < 1) {
+    std::fprintf(stderr, "usage: bench_dnn_plan [n_vertices >= 2] [repetitions >= 1]\n");
+    return 2;
+  }
+  std::vector<double> plan_ms, replan_ms, adjust_ms;
+  std::vector<double> gap_hpa, gap_neurosurgeon, gap_dads;
+  for (int i = 0; i < repetitions; ++i) {
+    Rng rng(static_cast<uint64_t>(i));
+    const Graph graph = reference::random_graph(rng, n);
+    Cluster cluster = reference::random_cluster(rng, graph, 3);
+    double start = wall_seconds();
+    const Plan plan = make_plan(graph, cluster, {}).value();
+    plan_ms.push_back(1e3 * (wall_seconds() - start));
+    for (Link& link : cluster.links) link.up_bytes_per_second *= 0.3;
+    start = wall_seconds();
+    const Plan replanned = make_plan(graph, cluster, {}).value();
+    replan_ms.push_back(1e3 * (wall_seconds() - start));
+    // What HPA does instead: only the vertices at the cuts are affected by a change of a link.
+    std::vector<int> affected;
+    for (const Tensor& tensor : graph.tensors) {
+      for (const int consumer : tensor.consumers) {
+        if (plan.tier[static_cast<size_t>(consumer)] != plan.tier[static_cast<size_t>(tensor.producer)]) {
+          affected.push_back(consumer);
+          affected.push_back(tensor.producer);
+        }
+      }
+    }
+    std::sort(affected.begin(), affected.end());
+    affected.erase(std::unique(affected.begin(), affected.end()), affected.end());
+    start = wall_seconds();
+    const Plan adjusted = adjust_plan(graph, cluster, {}, plan, affected).value();
+    adjust_ms.push_back(1e3 * (wall_seconds() - start));
+    const auto gap = [&](Algorithm algorithm) {
+      return make_plan(graph, cluster, {}, algorithm)->objective / replanned.objective;
+    };
+    gap_hpa.push_back(gap(Algorithm::kHpa));
+    gap_neurosurgeon.push_back(gap(Algorithm::kNeurosurgeon));
+    gap_dads.push_back(gap(Algorithm::kDads));
+  }
+  const auto row = [](const char* name, std::vector<double> values, const char* end) {
+    std::sort(values.begin(), values.end());
+    const size_t last = values.size() - 1;
+    std::printf("  \"%s\": {\"min\": %.4f, \"median\": %.4f, \"p90\": %.4f, \"max\": %.4f}%s\n", name,
+                values[0], values[last / 2], values[last * 9 / 10], values[last], end);
+  };
+  std::printf("{\n  \"n_vertices\": %d, \"repetitions\": %d,\n", n, repetitions);
+  row("plan_ms", plan_ms, ",");
+  row("replan_ms", replan_ms, ",");
+  row("adjust_ms", adjust_ms, ",");
+  row("hpa_over_exact", gap_hpa, ",");
+  row("neurosurgeon_over_exact", gap_neurosurgeon, ",");
+  row("dads_over_exact", gap_dads, "");
+  std::printf("}\n");
+  return 0;
+}

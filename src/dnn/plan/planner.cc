@@ -1,0 +1,221 @@
+// make_plan and its kin: checks, the choice of algorithm, memory limits, and the plan in words.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <optional>
+
+#include "base/check.h"
+#include "base/text.h"
+#include "dnn/plan/costs.h"
+#include "dnn/plan/heuristics.h"
+#include "dnn/plan/memory_limit.h"
+
+namespace frugal::dnn {
+namespace {
+
+constexpr std::array kAlgorithms = {Algorithm::kExact,    Algorithm::kHpa,        Algorithm::kNeurosurgeon,
+                                    Algorithm::kDads,     Algorithm::kDeviceOnly, Algorithm::kEdgeOnly,
+                                    Algorithm::kCloudOnly};
+
+// Weights of the vertices and limits of the tiers, as the cut problem's labels see them.
+struct Memory {
+  std::vector<uint64_t> weight, limit;
+
+  Memory(const Graph& graph, const Cluster& cluster) {
+    for (const Vertex& vertex : graph.vertices) weight.push_back(vertex.weight_bytes);
+    for (const Tier& tier : cluster.tiers) limit.push_back(tier.memory_bytes);
+  }
+  bool fits(std::span<const int> tier) const { return keeps_limits(tier, weight, limit); }
+};
+
+// Cuts that branch and bound may solve: some seconds of work at 500 vertices, far more than small graphs
+// need.
+constexpr int kMaxLimitCuts = 3000;
+
+Error no_plan(const Cluster& cluster) {
+  const bool limited = std::any_of(cluster.tiers.begin(), cluster.tiers.end(),
+                                   [](const Tier& tier) { return tier.memory_bytes > 0; });
+  return {ErrorCode::kOutOfRange,
+          limited ? "no plan found that keeps all pins and memory limits; loosen one of them"
+                  : "no plan keeps all pins: along an edge tiers never decrease"};
+}
+
+}  // namespace
+
+std::string_view algorithm_name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::kExact:
+      return "exact";
+    case Algorithm::kHpa:
+      return "hpa";
+    case Algorithm::kNeurosurgeon:
+      return "neurosurgeon";
+    case Algorithm::kDads:
+      return "dads";
+    case Algorithm::kDeviceOnly:
+      return "device-only";
+    case Algorithm::kEdgeOnly:
+      return "edge-only";
+    case Algorithm::kCloudOnly:
+      return "cloud-only";
+  }
+  return "unknown";
+}
+
+std::span<const Algorithm> all_algorithms() { return kAlgorithms; }
+
+Result<Algorithm> parse_algorithm(std::string_view name) {
+  std::string names;
+  for (const Algorithm algorithm : kAlgorithms) {
+    if (algorithm_name(algorithm) == name) return algorithm;
+    names += (names.empty() ? "" : ", ") + std::string(algorithm_name(algorithm));
+  }
+  return Error{ErrorCode::kInvalidArgument,
+               strf("there is no algorithm '%s'; there are %s", std::string(name).c_str(), names.c_str())};
+}
+
+Result<Plan> make_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
+                       Algorithm algorithm) {
+  FRUGAL_TRY_STATUS(check_request(graph, cluster, request));
+  FRUGAL_TRY(const std::vector<TierRange> allowed, allowed_tiers(graph, cluster, request));
+  const CutProblem problem = make_problem(graph, cluster, request.objective, allowed);
+  const Memory memory(graph, cluster);
+  const int last = problem.n_labels - 1;
+  std::optional<std::vector<int>> labels;
+  double lower_bound = -kNotAllowed;
+  switch (algorithm) {
+    case Algorithm::kExact:
+      labels = solve_min_cut(problem);
+      if (labels) {
+        lower_bound = evaluate(problem, *labels);
+        if (!memory.fits(*labels)) {
+          LimitedPlan limited = solve_with_limits(problem, memory.weight, memory.limit, kMaxLimitCuts);
+          labels = std::move(limited.labels);
+          lower_bound = std::max(lower_bound, limited.lower_bound);
+        }
+      }
+      break;
+    case Algorithm::kHpa:
+      labels = hpa(problem, layers_of(graph));
+      break;
+    case Algorithm::kNeurosurgeon:
+      labels = neurosurgeon(problem);
+      break;
+    case Algorithm::kDads:
+      labels = dads(problem);
+      break;
+    case Algorithm::kDeviceOnly:
+      labels = all_on(problem, 0);
+      break;
+    case Algorithm::kEdgeOnly:
+      if (last < 1) return Error{ErrorCode::kUnsupported, "edge-only needs at least two tiers"};
+      labels = all_on(problem, 1);
+      break;
+    case Algorithm::kCloudOnly:
+      labels = all_on(problem, last);
+      break;
+  }
+  if (!labels || !memory.fits(*labels)) return no_plan(cluster);
+  Plan plan = describe(graph, cluster, request.objective, std::move(*labels));
+  plan.algorithm = algorithm_name(algorithm);
+  plan.lower_bound = std::min(lower_bound, plan.objective);
+  return plan;
+}
+
+Result<Plan> price_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
+                        std::vector<int> tier) {
+  FRUGAL_TRY_STATUS(check_request(graph, cluster, request));
+  FRUGAL_TRY(const std::vector<TierRange> allowed, allowed_tiers(graph, cluster, request));
+  if (tier.size() != graph.vertices.size()) {
+    return Error{ErrorCode::kInvalidArgument, strf("a plan for %zu vertices does not fit a graph of %zu",
+                                                   tier.size(), graph.vertices.size())};
+  }
+  const CutProblem problem = make_problem(graph, cluster, request.objective, allowed);
+  if (evaluate(problem, tier) == kNotAllowed) {
+    return Error{ErrorCode::kInvalidArgument, "the plan breaks a pin, or a tier decreases along an edge"};
+  }
+  if (!Memory(graph, cluster).fits(tier)) {
+    return Error{ErrorCode::kInvalidArgument, "the plan puts more weights on a tier than its memory limit"};
+  }
+  Plan plan = describe(graph, cluster, request.objective, std::move(tier));
+  plan.algorithm = "given";
+  plan.lower_bound = -kNotAllowed;
+  return plan;
+}
+
+Result<Plan> adjust_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
+                         const Plan& current, std::span<const int> affected) {
+  for (const int v : affected) {
+    if (v < 0 || static_cast<size_t>(v) >= graph.vertices.size()) {
+      return Error{ErrorCode::kInvalidArgument, strf("there is no vertex %d to adjust", v)};
+    }
+  }
+  FRUGAL_TRY(Plan kept, price_plan(graph, cluster, request, current.tier));
+  FRUGAL_TRY(const std::vector<TierRange> allowed, allowed_tiers(graph, cluster, request));
+  const CutProblem problem = make_problem(graph, cluster, request.objective, allowed);
+  std::vector<int> labels = current.tier;
+  adjust_locally(problem, affected, labels);
+  kept.algorithm = "hpa";
+  if (!Memory(graph, cluster).fits(labels)) return kept;
+  Plan plan = describe(graph, cluster, request.objective, std::move(labels));
+  plan.algorithm = "hpa";
+  plan.lower_bound = -kNotAllowed;
+  return plan.objective <= kept.objective ? plan : kept;
+}
+
+std::string explain_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
+                         const Plan& plan) {
+  std::string text =
+      strf("%s plan: %s from input to output, %.3g J on %s, %s over backbone links, %.3g gCO2e\n",
+           plan.algorithm.c_str(), human_seconds(plan.seconds).c_str(), plan.device_joules,
+           cluster.tiers[0].name.c_str(), human_bytes(plan.backbone_bytes).c_str(), plan.gco2e);
+  for (size_t k = 0; k < cluster.tiers.size(); ++k) {
+    const TierShare& share = plan.tiers[k];
+    text += strf("  %-8s %3d vertices, %s computing, %s of weights, %.3g J\n", cluster.tiers[k].name.c_str(),
+                 share.n_vertices, human_seconds(share.seconds).c_str(),
+                 human_bytes(static_cast<double>(share.weight_bytes)).c_str(), share.joules);
+    if (k >= cluster.links.size() || (plan.links[k].n_tensors == 0 && plan.links[k].down_bytes == 0))
+      continue;
+    const LinkShare& link = plan.links[k];
+    text +=
+        strf("    %-6s %d tensor%s up, %s; %s down; %s\n", cluster.links[k].name.c_str(), link.n_tensors,
+             link.n_tensors == 1 ? "" : "s", human_bytes(static_cast<double>(link.up_bytes)).c_str(),
+             human_bytes(static_cast<double>(link.down_bytes)).c_str(), human_seconds(link.seconds).c_str());
+  }
+  // Why here: what each one-tier plan, and a cut one vertex earlier or later at each boundary, would cost.
+  const auto compare = [&](const std::string& what, const Result<Plan>& other) {
+    if (!other.ok()) return;
+    text += strf("  %s: %+.1f %% (%s)\n", what.c_str(),
+                 plan.objective > 0 ? 100 * (other->objective / plan.objective - 1) : 0.0,
+                 human_seconds(other->seconds).c_str());
+  };
+  for (size_t k = 0; k < cluster.tiers.size(); ++k) {
+    std::vector<int> all(graph.vertices.size(), static_cast<int>(k));
+    for (size_t v = 0; v < all.size(); ++v) {
+      if (graph.vertices[v].kind == "Input") all[v] = 0;
+    }
+    if (all != plan.tier)
+      compare("all on " + cluster.tiers[k].name, price_plan(graph, cluster, request, all));
+  }
+  for (size_t k = 0; k + 1 < cluster.tiers.size(); ++k) {
+    const int below = static_cast<int>(k);
+    std::vector<int> later = plan.tier, earlier = plan.tier;
+    const auto first = std::find_if(later.begin(), later.end(), [&](int tier) { return tier > below; });
+    if (first != later.end()) {
+      const auto v = static_cast<size_t>(first - later.begin());
+      *first = below;
+      compare(strf("'%s' on %s instead", graph.vertices[v].name.c_str(), cluster.tiers[k].name.c_str()),
+              price_plan(graph, cluster, request, later));
+    }
+    for (size_t v = earlier.size(); v-- > 0;) {
+      if (earlier[v] != below || graph.vertices[v].kind == "Input") continue;
+      earlier[v] = below + 1;
+      compare(strf("'%s' on %s instead", graph.vertices[v].name.c_str(), cluster.tiers[k + 1].name.c_str()),
+              price_plan(graph, cluster, request, earlier));
+      break;
+    }
+  }
+  return text;
+}
+
+}  // namespace frugal::dnn
