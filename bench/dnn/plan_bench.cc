@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "dnn/plan/reference.h"
+#include "dnn/plan/synthetic.h"
 #include "frugal/dnn.h"
 
 int main(int argc, char** argv) {
@@ -23,8 +23,8 @@ int main(int argc, char** argv) {
   std::vector<double> gap_hpa, gap_neurosurgeon, gap_dads;
   for (int i = 0; i < repetitions; ++i) {
     Rng rng(static_cast<uint64_t>(i));
-    const Graph graph = reference::random_graph(rng, n);
-    Cluster cluster = reference::random_cluster(rng, graph, 3);
+    const Graph graph = random_graph(rng, n);
+    Cluster cluster = random_cluster(rng, graph, 3);
     double start = wall_seconds();
     const Plan plan = make_plan(graph, cluster, {}).value();
     plan_ms.push_back(1e3 * (wall_seconds() - start));

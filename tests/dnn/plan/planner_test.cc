@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "dnn/plan/reference.h"
+#include "dnn/plan/synthetic.h"
 #include "frugal/dnn.h"
 
 namespace frugal::dnn {
@@ -11,8 +12,6 @@ namespace {
 
 using reference::each_plan;
 using reference::price;
-using reference::random_cluster;
-using reference::random_graph;
 
 struct NamedObjective {
   const char* name;
