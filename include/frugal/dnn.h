@@ -7,6 +7,7 @@
 // most once, however many consumers lie beyond. Model outputs return to tier 0.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -29,6 +30,15 @@ struct Tensor {
   bool is_output = false;      // a result of the model
 };
 
+// How a vertex's output rows and columns depend on those of one input: output i reads inputs i * stride -
+// pad_begin + j * dilation, j in [0, kernel). Element-wise operators have the default. [rows, columns]
+struct Window {
+  std::array<int64_t, 2> kernel = {1, 1};
+  std::array<int64_t, 2> stride = {1, 1};
+  std::array<int64_t, 2> dilation = {1, 1};
+  std::array<int64_t, 2> pad_begin = {0, 0};
+};
+
 // Operators that the executor fuses into one kernel, or one operator alone; cuts fall between vertices only.
 struct Vertex {
   std::string name;              // of its main operator
@@ -38,6 +48,9 @@ struct Vertex {
   std::vector<int> outputs;      // tensors
   double flops = 0;              // by formula; a multiply and an add are two
   uint64_t weight_bytes = 0;
+  // For each input, when any rows and columns of the one output can be computed alone; empty when they cannot
+  // (global pooling, dense layers).
+  std::vector<Window> windows;
 };
 
 // Vertices in topological order; the model's inputs are vertices of kind "Input" with one output each.
