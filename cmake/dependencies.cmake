@@ -11,6 +11,7 @@ endfunction()
 frugal_cache_folder(llama FRUGAL_LLAMA_PREFIX)
 frugal_cache_folder(models FRUGAL_MODELS)
 frugal_cache_folder(peers FRUGAL_PEERS)
+frugal_cache_folder(power FRUGAL_POWER_DATA)
 
 find_package(llama QUIET)
 if(NOT llama_FOUND)

