@@ -306,7 +306,7 @@ Result<CarbonIntensity> annual_intensity(const std::string& path, std::string_vi
       return corrupt(path, code + " has no usable carbon_intensity");
     const double value = g.get<double>();
     // Half and one and a half times: the hours of a year lie mostly in there (ES and US-CAL-CISO 2021: 90 %
-    // of the hours within 0.6 to 1.5 times their mean).
+    // of the hours within 0.52 to 1.60 times their mean).
     CarbonIntensity found{{value, 0.5 * value, 1.5 * value, Provenance::kAssumed}, code, "annual average"};
     if (year.is_number_integer()) found.source += strf(" %d", year.get<int>());
     return found;
