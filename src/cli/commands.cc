@@ -15,6 +15,7 @@ std::span<const Command> commands() {
 std::string_view group_summary(std::string_view group) {
   if (group == "bench") return "measure speed beside a peer";
   if (group == "docs") return "parts of the documentation that are generated";
+  if (group == "meter") return "what runs cost, and where the figures come from";
   if (group == "eval") return "measure quality beside a reference";
   return "";
 }

@@ -1,0 +1,57 @@
+// Attention over a KvCache, bit-identical however the work is cut up.
+//
+// Positions are cut into chunks of 256 tokens at fixed places. Inside a chunk, softmax runs over blocks of 64
+// with a running maximum (Milakov and Gimelshein 2018); a chunk so yields (m, l, o): maximum, sum of
+// exponentials, weighted values. Chunks are merged in ascending order. A masked token has weight exactly 0
+// and adds exactly nothing, so a query's result is the same whether it is computed alone, in a verify window,
+// or in a prefill tile, and whether chunks are spread over threads or not.
+#pragma once
+
+#include <cstddef>
+
+#include "llm/kv/kv_cache.h"
+
+namespace frugal::llm {
+
+inline constexpr int kKvChunk = 256;  // tokens; a multiple of kKvBlock
+
+// Consecutive query rows of one sequence against one KV head.
+struct AttentionTile {
+  const KvCache* cache = nullptr;
+  int layer = 0;
+  int kv_head = 0;
+  int n_rows = 0;          // query rows
+  int group = 1;           // query heads that share the KV head
+  int first_position = 0;  // of row 0; row i stands at first_position + i
+  int window = 0;          // a row sees the last `window` positions, itself included; 0 = all
+};
+
+// State of a tile's columns (col = row * group + head): what a chunk yields, and what merging accumulates.
+struct AttentionState {
+  float* max = nullptr;  // [n_cols]
+  float* sum = nullptr;  // [n_cols]
+  float* out = nullptr;  // [n_cols, padded_dim]
+};
+
+// Floats of scratch that attend_chunk wants for n_cols columns.
+size_t attention_scratch_floats(int n_cols);
+
+// Chunks [first, last) that the tile sees.
+struct ChunkRange {
+  int first, last;
+};
+ChunkRange visible_chunks(const AttentionTile& tile);
+
+void clear_state(const AttentionState& state, int n_cols, int padded_dim);
+
+// Attention of the tile over one chunk, into a cleared state.
+void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk, const AttentionState& state,
+                  float* scratch);
+
+// total <- total merged with part, a later chunk.
+void merge_state(const AttentionState& total, const AttentionState& part, int n_cols, int padded_dim);
+
+// out / sum for one column: writes head_dim floats.
+void finish_column(const AttentionState& state, int col, int padded_dim, int head_dim, float* result);
+
+}  // namespace frugal::llm

@@ -1,0 +1,81 @@
+// KvCache: the keys and values of one sequence, all layers, behind the one interface that attention reads.
+//
+// Attention never asks for keys or values: it asks a cache for scores of a block of tokens, and for a
+// weighted sum of their values. A codec so computes in its own domain (panels, integers, dictionary
+// look-ups), and reads each row once for all heads of a group and all query rows. Tokens come in blocks of 64
+// at fixed positions: the unit of softmax, and the reason why results do not depend on who asks for how many.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "frugal/llm.h"
+#include "frugal/result.h"
+
+namespace frugal::llm {
+
+inline constexpr int kKvBlock = 64;  // tokens
+
+struct KvShape {
+  int n_layers = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+  int max_tokens = 0;
+
+  // Channels of a head rounded up to whole panels.
+  int padded_dim() const { return (head_dim + 15) / 16 * 16; }
+  // Blocks that hold max_tokens.
+  int max_blocks() const { return (max_tokens + kKvBlock - 1) / kKvBlock; }
+};
+
+// Query rows of one KV head, prepared once and then scored against many blocks. All memory is the caller's.
+struct KvQueries {
+  int n_cols = 0;            // query rows x heads of the group
+  const float* q = nullptr;  // [n_cols, padded_dim], scaled by the attention scale, padding zero
+  std::byte* scratch =
+      nullptr;  // query_scratch_bytes() for the codec's own form of the queries, filled by prepare()
+};
+
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+
+  const KvShape& shape() const { return shape_; }
+  KvFormat format() const { return format_; }
+
+  // Stores the keys and values of one token for one layer: k and v [n_kv_heads, head_dim], keys after RoPE.
+  // Different (layer, position) pairs may be stored from different threads.
+  virtual void store(int layer, int position, const float* k, const float* v) = 0;
+
+  virtual size_t query_scratch_bytes(int n_cols) const = 0;
+  virtual void prepare(const KvQueries& queries) const = 0;
+
+  // scores[col * kKvBlock + t] = q[col] . k[block * 64 + t] for t < n_tokens; what it leaves behind at larger
+  // t is unspecified and has to be masked.
+  virtual void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                           float* scores) const = 0;
+
+  // out[col * padded_dim + d] += sum over t < n_tokens of weights[col * kKvBlock + t] * v[block * 64 + t][d],
+  // in the order of t. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
+  virtual void add_values(int layer, int head, int block, int n_tokens, const float* weights, int n_cols,
+                          float* out, float* scratch) const = 0;
+
+  // Bytes in use for n_tokens tokens, all layers.
+  virtual uint64_t bytes_used(int n_tokens) const = 0;
+
+  // The raw cache of n tokens as a file image of save_bytes(n) bytes, and back.
+  virtual uint64_t save_bytes(int n_tokens) const = 0;
+  virtual void save(int n_tokens, std::byte* image) const = 0;
+  virtual void load(int n_tokens, const std::byte* image) = 0;
+
+ protected:
+  KvCache(const KvShape& shape, KvFormat format) : shape_(shape), format_(format) {}
+  KvShape shape_;
+  KvFormat format_;
+};
+
+// kNoMemory; kUnsupported when the format does not fit the head size (q8_0 wants multiples of 32).
+Result<std::unique_ptr<KvCache>> make_kv_cache(KvFormat format, const KvShape& shape);
+
+}  // namespace frugal::llm

@@ -1,0 +1,458 @@
+// The forward pass of llama, qwen2, qwen3 and gemma3, from token to logits, top to bottom.
+//
+// Every member of the team runs the whole function; work is shared by rows, by panels of weights, or by tiles
+// of attention, with a barrier wherever the next step reads what others wrote. How work is shared never
+// changes a result: each number is computed by one member in one order (llm/kernel/kernel.h,
+// llm/kv/attention.h).
+#include "llm/model/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kTileRows = 16;                      // query rows of an attention tile
+constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+void add(float* y, const float* x, size_t n) {
+  for (size_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+void add_if_any(float* y, const std::vector<float>& bias) { add(y, bias.data(), bias.size()); }
+
+// cos and sin of every pair at `position`: out[2 i], out[2 i + 1]. The angle is advanced by repeated
+// products, as llama.cpp does, so that long contexts see the same rounding.
+void rope_angles(const RopeConfig& rope, int n_rot, int position, const std::vector<float>& factors,
+                 float* out) {
+  const float step = std::pow(rope.base, -2.0f / static_cast<float>(n_rot));
+  float theta = static_cast<float>(position);
+  for (int pair = 0; pair < n_rot / 2; ++pair, theta *= step) {
+    const float extrapolated = factors.empty() ? theta : theta / factors[static_cast<size_t>(pair)];
+    float angle = rope.scale * extrapolated;
+    if (rope.yarn_mix != 0) {
+      const float along =
+          (static_cast<float>(pair) - rope.ramp_low) / std::max(0.001f, rope.ramp_high - rope.ramp_low);
+      const float mix = (1 - std::clamp(along, 0.0f, 1.0f)) * rope.yarn_mix;
+      angle = angle * (1 - mix) + extrapolated * mix;
+    }
+    out[2 * pair] = std::cos(angle) * rope.magnitude;
+    out[2 * pair + 1] = std::sin(angle) * rope.magnitude;
+  }
+}
+
+void rotate(RopeLayout layout, const float* angles, int n_rot, float* head) {
+  const int n_pairs = n_rot / 2;
+  for (int pair = 0; pair < n_pairs; ++pair) {
+    const int first = layout == RopeLayout::kInterleaved ? 2 * pair : pair;
+    const int second = layout == RopeLayout::kInterleaved ? first + 1 : pair + n_pairs;
+    const float cos = angles[2 * pair], sin = angles[2 * pair + 1];
+    const float a = head[first], b = head[second];
+    head[first] = a * cos - b * sin;
+    head[second] = a * sin + b * cos;
+  }
+}
+
+}  // namespace
+
+Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int max_rows, int max_logit_rows,
+                                                int n_ctx, int n_threads) {
+  ForwardScratch s;
+  const auto rows = static_cast<size_t>(max_rows), threads = static_cast<size_t>(n_threads);
+  const size_t n_q = static_cast<size_t>(config.n_heads) * static_cast<size_t>(config.head_dim);
+  const size_t n_kv = static_cast<size_t>(config.n_kv_heads) * static_cast<size_t>(config.head_dim);
+  s.hidden_stride_ = round_up(static_cast<size_t>(config.n_embd), 16);
+  s.q_stride_ = round_up(n_q, 16);
+  s.kv_stride_ = round_up(n_kv, 16);
+  s.up_stride_ = round_up(static_cast<size_t>(config.n_ff), 16);
+  s.logit_stride_ = round_up(static_cast<size_t>(config.n_vocab), 16);
+  FRUGAL_TRY(s.x_, Activations::allocate(rows, static_cast<size_t>(config.n_embd)));
+  FRUGAL_TRY(s.attn_, Activations::allocate(rows, n_q));
+  FRUGAL_TRY(s.ffn_, Activations::allocate(rows, static_cast<size_t>(config.n_ff)));
+  auto floats = [](Buffer& buffer, size_t n) -> Status {
+    FRUGAL_TRY(buffer, Buffer::allocate(n * sizeof(float)));
+    return {};
+  };
+  FRUGAL_TRY_STATUS(floats(s.residual_, rows * s.hidden_stride_));
+  FRUGAL_TRY_STATUS(floats(s.projected_, rows * s.hidden_stride_));
+  FRUGAL_TRY_STATUS(floats(s.q_, rows * s.q_stride_));
+  FRUGAL_TRY_STATUS(floats(s.k_, rows * s.kv_stride_));
+  FRUGAL_TRY_STATUS(floats(s.v_, rows * s.kv_stride_));
+  FRUGAL_TRY_STATUS(floats(s.up_, rows * s.up_stride_));
+  FRUGAL_TRY_STATUS(floats(s.logits_, static_cast<size_t>(max_logit_rows) * s.logit_stride_));
+  FRUGAL_TRY_STATUS(floats(s.angles_, rows * static_cast<size_t>(config.n_rot)));
+  FRUGAL_TRY_STATUS(floats(s.angles_window_, rows * static_cast<size_t>(config.n_rot)));
+
+  // Per thread: queries, total and part states, scores; and twice as many bytes as queries have floats for a
+  // codec's form of them.
+  const size_t dim = round_up(static_cast<size_t>(config.head_dim), 16);
+  const size_t n_cols = static_cast<size_t>(kTileRows) * static_cast<size_t>(config.group());
+  s.attention_stride_ =
+      round_up(n_cols * (dim * 5 + 4) + attention_scratch_floats(static_cast<int>(n_cols)), 1024);
+  FRUGAL_TRY_STATUS(floats(s.attention_, threads * s.attention_stride_));
+  const size_t n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
+  s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + 2));
+  FRUGAL_TRY_STATUS(floats(s.parts_, s.part_capacity_));
+  return s;
+}
+
+// One member's walk through the layers.
+class ForwardPass {
+ public:
+  ForwardPass(TeamMember member, const ModelConfig& config, const ModelWeights& weights, const Batch& batch,
+              ForwardScratch& scratch)
+      : member_(member),
+        config_(config),
+        weights_(weights),
+        batch_(batch),
+        s_(scratch),
+        rows_(member.share(batch.tokens.size())) {}
+
+  void run() {
+    embed();
+    for (int layer = 0; layer < config_.n_layers; ++layer) {
+      attention_block(layer);
+      feed_forward_block(weights_.layers[static_cast<size_t>(layer)]);
+    }
+    output();
+  }
+
+ private:
+  size_t n_rows() const { return batch_.tokens.size(); }
+  float* residual(size_t row) { return s_.residual_.as<float>() + row * s_.hidden_stride_; }
+  float* projected(size_t row) { return s_.projected_.as<float>() + row * s_.hidden_stride_; }
+  float* angles(size_t row, bool windowed) {
+    return (windowed ? s_.angles_window_ : s_.angles_).as<float>() + row * static_cast<size_t>(config_.n_rot);
+  }
+
+  // Token embeddings into the residual, and the rotation angles of each row.
+  void embed() {
+    const auto n_embd = static_cast<size_t>(config_.n_embd);
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      weights_.embedding.row(static_cast<size_t>(batch_.tokens[row]), residual(row));
+      if (config_.embedding_scale != 1) {
+        for (size_t i = 0; i < n_embd; ++i) residual(row)[i] *= config_.embedding_scale;
+      }
+      const int position = position_of(row);
+      rope_angles(config_.rope, config_.n_rot, position, weights_.rope_factors, angles(row, false));
+      if (config_.sliding_window > 0)
+        rope_angles(config_.rope_window, config_.n_rot, position, {}, angles(row, true));
+    }
+  }
+
+  int position_of(size_t row) const {
+    for (const BatchSpan& span : batch_.spans) {
+      const size_t first = static_cast<size_t>(span.first_row);
+      if (row >= first && row < first + static_cast<size_t>(span.n_rows))
+        return span.first_position + static_cast<int>(row - first);
+    }
+    FRUGAL_CHECK(false);
+    return 0;
+  }
+
+  // residual += wo(attention(norm(residual)))
+  void attention_block(int layer_idx) {
+    const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
+    const auto n_embd = static_cast<size_t>(config_.n_embd);
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      norm_into(s_.x_, row, residual(row), layer.attn_norm);
+      quantize(s_.x_, row, n_embd, {&layer.wq, &layer.wk, &layer.wv});
+    }
+    member_.barrier();
+    const Product qkv[] = {{&layer.wq, s_.q_.as<float>(), s_.q_stride_},
+                           {&layer.wk, s_.k_.as<float>(), s_.kv_stride_},
+                           {&layer.wv, s_.v_.as<float>(), s_.kv_stride_}};
+    multiply(member_, qkv, s_.x_, n_rows());
+    member_.barrier();
+    for (size_t row = rows_.begin; row < rows_.end; ++row) place_row(layer_idx, layer, row);
+    member_.barrier();
+    attend(layer_idx);
+    member_.barrier();
+    const auto n_q = static_cast<size_t>(config_.n_heads * config_.head_dim);
+    for (size_t row = rows_.begin; row < rows_.end; ++row) quantize(s_.attn_, row, n_q, {&layer.wo});
+    member_.barrier();
+    const Product out[] = {{&layer.wo, s_.projected_.as<float>(), s_.hidden_stride_}};
+    multiply(member_, out, s_.attn_, n_rows());
+    member_.barrier();
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      add_if_any(projected(row), layer.bo);
+      add_projected(row, layer.attn_post_norm);
+    }
+  }
+
+  // Biases, head norms and rotation of one row's q and k; k and v go into the cache.
+  void place_row(int layer_idx, const LayerWeights& layer, size_t row) {
+    const auto dim = static_cast<size_t>(config_.head_dim);
+    float* q = s_.q_.as<float>() + row * s_.q_stride_;
+    float* k = s_.k_.as<float>() + row * s_.kv_stride_;
+    float* v = s_.v_.as<float>() + row * s_.kv_stride_;
+    add_if_any(q, layer.bq);
+    add_if_any(k, layer.bk);
+    add_if_any(v, layer.bv);
+    const float* turn = angles(row, config_.window_of(layer_idx) > 0);
+    for (int head = 0; head < config_.n_heads; ++head, q += dim) {
+      if (!layer.q_norm.empty()) kernels().rms_norm(q, layer.q_norm.data(), dim, config_.norm_eps, q);
+      rotate(config_.rope_layout, turn, config_.n_rot, q);
+      for (size_t i = 0; i < dim; ++i) q[i] *= config_.attention_scale;
+    }
+    for (int head = 0; head < config_.n_kv_heads; ++head) {
+      float* key = k + static_cast<size_t>(head) * dim;
+      if (!layer.k_norm.empty()) kernels().rms_norm(key, layer.k_norm.data(), dim, config_.norm_eps, key);
+      rotate(config_.rope_layout, turn, config_.n_rot, key);
+    }
+    for (const BatchSpan& span : batch_.spans) {
+      const auto first = static_cast<size_t>(span.first_row);
+      if (row >= first && row < first + static_cast<size_t>(span.n_rows)) {
+        span.cache->store(layer_idx, span.first_position + static_cast<int>(row - first), k, v);
+      }
+    }
+  }
+
+  // ---- attention: tiles of query rows x KV heads; when those are too few for the team, chunks of the cache
+  // too ----
+
+  // This member's scratch, cut up for tiles of at most kTileRows rows.
+  struct TileScratch {
+    float* q;
+    std::byte* codec;
+    AttentionState total, part;
+    float* scores;
+  };
+  TileScratch tile_scratch() {
+    const auto dim = static_cast<size_t>((config_.head_dim + 15) / 16 * 16);
+    const size_t n_cols = static_cast<size_t>(kTileRows * config_.group());
+    float* at = s_.attention_.as<float>() + static_cast<size_t>(member_.idx) * s_.attention_stride_;
+    auto take = [&](size_t n) {
+      float* taken = at;
+      at += n;
+      return taken;
+    };
+    TileScratch t;
+    t.q = take(n_cols * dim);
+    t.codec = reinterpret_cast<std::byte*>(take(n_cols * dim * 2));
+    t.total = {take(n_cols), take(n_cols), take(n_cols * dim)};
+    t.part = {take(n_cols), take(n_cols), take(n_cols * dim)};
+    t.scores = at;
+    return t;
+  }
+
+  // The queries of a tile, gathered to [col, padded_dim] and prepared for the cache's codec.
+  KvQueries gather(const BatchSpan& span, const AttentionTile& tile, int first_row, const TileScratch& t) {
+    const auto head_dim = static_cast<size_t>(config_.head_dim);
+    const size_t dim = (head_dim + 15) / 16 * 16;
+    float* to = t.q;
+    for (int row = 0; row < tile.n_rows; ++row) {
+      const float* q =
+          s_.q_.as<float>() + static_cast<size_t>(span.first_row + first_row + row) * s_.q_stride_;
+      for (int head = 0; head < tile.group; ++head, to += dim) {
+        std::memcpy(to, q + static_cast<size_t>(tile.kv_head * tile.group + head) * head_dim,
+                    head_dim * sizeof(float));
+        std::fill(to + head_dim, to + dim, 0.0f);
+      }
+    }
+    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec};
+    tile.cache->prepare(queries);
+    return queries;
+  }
+
+  // Writes a tile's finished columns to the activations of the output projection.
+  void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state) {
+    const int dim = tile.cache->shape().padded_dim();
+    for (int row = 0; row < tile.n_rows; ++row) {
+      float* out = s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row));
+      for (int head = 0; head < tile.group; ++head) {
+        finish_column(state, row * tile.group + head, dim, config_.head_dim,
+                      out + (tile.kv_head * tile.group + head) * config_.head_dim);
+      }
+    }
+  }
+
+  // Calls f(span, tile, first_row) for every tile of the batch, in a fixed order.
+  template <typename F>
+  void for_each_tile(int layer, F f) {
+    for (const BatchSpan& span : batch_.spans) {
+      for (int first_row = 0; first_row < span.n_rows; first_row += kTileRows) {
+        for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
+          AttentionTile tile;
+          tile.cache = span.cache;
+          tile.layer = layer;
+          tile.kv_head = kv_head;
+          tile.n_rows = std::min(kTileRows, span.n_rows - first_row);
+          tile.group = config_.group();
+          tile.first_position = span.first_position + first_row;
+          tile.window = config_.window_of(layer);
+          f(span, tile, first_row);
+        }
+      }
+    }
+  }
+
+  void attend(int layer) {
+    const int dim = (config_.head_dim + 15) / 16 * 16;
+    size_t n_tiles = 0, n_part_floats = 0;
+    int n_units = 0;  // (tile, chunk) pairs
+    for_each_tile(layer, [&](const BatchSpan&, const AttentionTile& tile, int) {
+      const ChunkRange chunks = visible_chunks(tile);
+      ++n_tiles;
+      n_units += chunks.last - chunks.first;
+      n_part_floats +=
+          static_cast<size_t>((chunks.last - chunks.first) * tile.n_rows * tile.group * (dim + 2));
+    });
+    const TileScratch t = tile_scratch();
+    if (n_tiles >= 4 * static_cast<size_t>(member_.size) || member_.size == 1 ||
+        n_part_floats > s_.part_capacity_) {
+      size_t tile_idx = 0;
+      for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+        // Later rows see more: dealing tiles out in turn balances the members.
+        if (tile_idx++ % static_cast<size_t>(member_.size) != static_cast<size_t>(member_.idx)) return;
+        const KvQueries queries = gather(span, tile, first_row, t);
+        clear_state(t.total, queries.n_cols, dim);
+        const ChunkRange chunks = visible_chunks(tile);
+        for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
+          clear_state(t.part, queries.n_cols, dim);
+          attend_chunk(tile, queries, chunk, t.part, t.scores);
+          merge_state(t.total, t.part, queries.n_cols, dim);
+        }
+        finish(span, tile, first_row, t.total);
+      });
+      return;
+    }
+    // Few tiles: members share the chunks, then merge each tile's chunks in order.
+    const auto units = member_.share(static_cast<size_t>(n_units));
+    size_t unit = 0;
+    float* part = s_.parts_.as<float>();
+    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+      const ChunkRange chunks = visible_chunks(tile);
+      const int n_cols = tile.n_rows * tile.group;
+      bool gathered = false;
+      KvQueries queries;
+      for (int chunk = chunks.first; chunk < chunks.last; ++chunk, ++unit) {
+        const AttentionState state = part_state(part, n_cols, dim);
+        if (unit < units.begin || unit >= units.end) continue;
+        if (!gathered) queries = gather(span, tile, first_row, t);
+        gathered = true;
+        clear_state(state, n_cols, dim);
+        attend_chunk(tile, queries, chunk, state, t.scores);
+      }
+    });
+    member_.barrier();
+    part = s_.parts_.as<float>();
+    size_t tile_idx = 0;
+    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+      const ChunkRange chunks = visible_chunks(tile);
+      const int n_cols = tile.n_rows * tile.group;
+      const bool mine = tile_idx++ % static_cast<size_t>(member_.size) == static_cast<size_t>(member_.idx);
+      if (mine) clear_state(t.total, n_cols, dim);
+      for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
+        const AttentionState state = part_state(part, n_cols, dim);
+        if (mine) merge_state(t.total, state, n_cols, dim);
+      }
+      if (mine) finish(span, tile, first_row, t.total);
+    });
+  }
+
+  // The next chunk's state within the parts; advances `at`.
+  static AttentionState part_state(float*& at, int n_cols, int dim) {
+    const AttentionState state{at, at + n_cols, at + 2 * n_cols};
+    at += static_cast<size_t>(n_cols) * static_cast<size_t>(dim + 2);
+    return state;
+  }
+
+  // residual += down(act(gate(x)) * up(x)), x = norm(residual)
+  void feed_forward_block(const LayerWeights& layer) {
+    const auto n_embd = static_cast<size_t>(config_.n_embd), n_ff = static_cast<size_t>(config_.n_ff);
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      norm_into(s_.x_, row, residual(row), layer.ffn_norm);
+      quantize(s_.x_, row, n_embd, {&layer.gate, &layer.up});
+    }
+    member_.barrier();
+    const Product in[] = {{&layer.gate, s_.ffn_.row(0), s_.ffn_.stride()},
+                          {&layer.up, s_.up_.as<float>(), s_.up_stride_}};
+    multiply(member_, in, s_.x_, n_rows());
+    member_.barrier();
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      float* gate = s_.ffn_.row(row);
+      float* up = s_.up_.as<float>() + row * s_.up_stride_;
+      add_if_any(gate, layer.gate_bias);
+      add_if_any(up, layer.up_bias);
+      (config_.activation == Activation::kSilu ? kernels().silu_mul : kernels().gelu_mul)(gate, up,
+                                                                                          round_up(n_ff, 16));
+      quantize(s_.ffn_, row, n_ff, {&layer.down});
+    }
+    member_.barrier();
+    const Product out[] = {{&layer.down, s_.projected_.as<float>(), s_.hidden_stride_}};
+    multiply(member_, out, s_.ffn_, n_rows());
+    member_.barrier();
+    for (size_t row = rows_.begin; row < rows_.end; ++row) {
+      add_if_any(projected(row), layer.down_bias);
+      add_projected(row, layer.ffn_post_norm);
+    }
+  }
+
+  // Logits of the rows that want them.
+  void output() {
+    member_.barrier();  // rows of others are read below
+    const size_t n_logits = batch_.logit_rows.size();
+    if (n_logits == 0) return;
+    const Matrix& matrix = weights_.output_matrix();
+    const auto mine = member_.share(n_logits);
+    for (size_t i = mine.begin; i < mine.end; ++i) {
+      norm_into(s_.x_, i, residual(static_cast<size_t>(batch_.logit_rows[i])), weights_.output_norm);
+      quantize(s_.x_, i, static_cast<size_t>(config_.n_embd), {&matrix});
+    }
+    member_.barrier();
+    const Product out[] = {{&matrix, s_.logits_.as<float>(), s_.logit_stride_}};
+    multiply(member_, out, s_.x_, n_logits);
+    if (config_.final_logit_softcap == 0) return;
+    member_.barrier();
+    for (size_t i = mine.begin; i < mine.end; ++i) {
+      float* logits = s_.logits_.as<float>() + i * s_.logit_stride_;
+      for (int token = 0; token < config_.n_vocab; ++token) {
+        logits[token] = config_.final_logit_softcap * std::tanh(logits[token] / config_.final_logit_softcap);
+      }
+    }
+  }
+
+  // ---- small steps ----
+
+  void norm_into(Activations& to, size_t row, const float* x, const std::vector<float>& weight) {
+    kernels().rms_norm(x, weight.data(), weight.size(), config_.norm_eps, to.row(row));
+  }
+
+  // Quantises a row in each form that the matrices want, once.
+  static void quantize(Activations& x, size_t row, size_t k, std::initializer_list<const Matrix*> matrices) {
+    bool blocks = false, super_blocks = false;
+    for (const Matrix* matrix : matrices) {
+      const int size = panel_block_size(matrix->type);
+      bool& done = size == 256 ? super_blocks : blocks;
+      if (size == 1 || done) continue;
+      x.quantize_row(row, k, matrix->type);
+      done = true;
+    }
+  }
+
+  void add_projected(size_t row, const std::vector<float>& post_norm) {
+    float* x = projected(row);
+    if (!post_norm.empty()) kernels().rms_norm(x, post_norm.data(), post_norm.size(), config_.norm_eps, x);
+    add(residual(row), x, static_cast<size_t>(config_.n_embd));
+  }
+
+  TeamMember member_;
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  const Batch& batch_;
+  ForwardScratch& s_;
+  TeamMember::Range rows_;  // this member's rows in row-wise steps
+};
+
+void run_forward(ThreadTeam& team, const ModelConfig& config, const ModelWeights& weights, const Batch& batch,
+                 ForwardScratch& scratch) {
+  team.run([&](TeamMember member) { ForwardPass(member, config, weights, batch, scratch).run(); });
+}
+
+}  // namespace frugal::llm

@@ -1,0 +1,54 @@
+// The forward pass over a ragged batch, and the memory that it works in.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/team.h"
+#include "llm/kv/attention.h"
+#include "llm/model/weights.h"
+
+namespace frugal::llm {
+
+// Consecutive rows of one sequence within a batch.
+struct BatchSpan {
+  KvCache* cache = nullptr;
+  int first_row = 0;
+  int n_rows = 0;
+  int first_position = 0;
+};
+
+// A batch as the forward pass sees it. Rows of a span stand together.
+struct Batch {
+  std::span<const BatchSpan> spans;
+  std::span<const Token> tokens;    // [n_rows]
+  std::span<const int> logit_rows;  // rows whose logits are wanted, ascending
+};
+
+// All scratch memory of a forward pass, taken once for the largest batch.
+class ForwardScratch {
+ public:
+  static Result<ForwardScratch> allocate(const ModelConfig& config, int max_rows, int max_logit_rows,
+                                         int n_ctx, int n_threads);
+
+  const float* logits(int idx) const {
+    return logits_.as<float>() + static_cast<size_t>(idx) * logit_stride_;
+  }
+
+ private:
+  friend class ForwardPass;
+  Activations x_, attn_, ffn_;  // inputs of the products: normed residual, attention output, gated hidden
+  Buffer residual_, q_, k_, v_, up_, projected_, logits_;
+  Buffer angles_, angles_window_;  // [max_rows, n_rot]: cos and sin of each pair, by kind of layer
+  Buffer attention_;               // per thread: gathered queries, state, part, scores
+  Buffer parts_;                   // states of chunks computed apart
+  size_t hidden_stride_ = 0, q_stride_ = 0, kv_stride_ = 0, up_stride_ = 0, logit_stride_ = 0;
+  size_t attention_stride_ = 0, part_capacity_ = 0;  // floats
+};
+
+// Computes the batch: stores K/V of every row in its cache and leaves logits in the scratch. Allocates
+// nothing.
+void run_forward(ThreadTeam& team, const ModelConfig& config, const ModelWeights& weights, const Batch& batch,
+                 ForwardScratch& scratch);
+
+}  // namespace frugal::llm

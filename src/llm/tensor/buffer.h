@@ -1,0 +1,45 @@
+// Buffer: zeroed, page-backed memory. The kernel hands out pages at first touch, so a large reservation costs
+// only what is used of it.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "frugal/result.h"
+
+namespace frugal::llm {
+
+// Movable. Aligned to 2 MiB when larger than that (huge pages are asked for), else to a page.
+class Buffer {
+ public:
+  // kNoMemory when the address space or the commit limit refuses.
+  static Result<Buffer> allocate(size_t bytes);
+
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  std::byte* data() { return data_; }
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  template <typename T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+  template <typename T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
+
+  // Gives the pages wholly inside [offset, offset + bytes) back; they read as zeros afterwards.
+  void discard(size_t offset, size_t bytes);
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  void* mapping_ = nullptr;
+  size_t mapping_size_ = 0;
+};
+
+}  // namespace frugal::llm
