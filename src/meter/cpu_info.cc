@@ -102,6 +102,10 @@ Result<double> find_tdp_in(std::string_view table, std::string_view origin, std:
     }
     found = watts;
   }
+  if (n_parts == 0) {
+    return {ErrorCode::kCorrupt,
+            strf("%s holds no line of a name and its watts", std::string(origin).c_str())};
+  }
   if (found == 0)
     return {ErrorCode::kNotFound, strf("'%s' is not in %s", wanted.c_str(), std::string(origin).c_str())};
   return found;
