@@ -15,10 +15,10 @@ namespace frugal::cli {
 // Exit codes, documented in docs/cli.md. A metered command's own code passes through (`frugal meter run`).
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailure = 1,        // the work failed: the message says why
-  kExitUsage = 2,          // the command line or a config file is wrong
-  kExitBadInput = 3,       // a file is not what it should be: corrupt, truncated, of another model
-  kExitNoResource = 4,     // memory, disk, permission or a processor feature is missing
+  kExitFailure = 1,     // the work failed: the message says why
+  kExitUsage = 2,       // the command line or a config file is wrong
+  kExitBadInput = 3,    // a file is not there, or not what it should be: corrupt, truncated, of another model
+  kExitNoResource = 4,  // memory, disk, permission or a processor feature is missing
   kExitInterrupted = 130,  // Ctrl-C
 };
 
@@ -34,7 +34,11 @@ struct Command {
 
 std::span<const Command> commands();
 
+// One line about a group of nested commands ("bench"), for `frugal --help`.
+std::string_view group_summary(std::string_view group);
+
 // One per file, alphabetical.
+Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 
 }  // namespace frugal::cli
