@@ -1,6 +1,7 @@
 // Chooses the kernel set for this processor.
 #include "llm/kernel/kernel.h"
 
+#include <atomic>
 #include <cstring>
 
 namespace frugal::llm {
@@ -22,13 +23,27 @@ const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-const Kernels& kernels() {
-  static const Kernels* const best = [] {
-    const Kernels* avx2 = find_kernels("avx2");
-    return avx2 != nullptr ? avx2 : &kGenericKernels;
-  }();
-  return *best;
+namespace {
+
+const Kernels* best_kernels() {
+  const Kernels* avx2 = find_kernels("avx2");
+  return avx2 != nullptr ? avx2 : &kGenericKernels;
 }
+
+std::atomic<const Kernels*> current{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* set = current.load(std::memory_order_acquire);
+  if (set == nullptr) {
+    set = best_kernels();
+    current.store(set, std::memory_order_release);  // two threads would store the same
+  }
+  return *set;
+}
+
+void use_kernels(const Kernels* set) { current.store(set, std::memory_order_release); }
 
 float f16_to_f32(uint16_t value) {
   const uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16;

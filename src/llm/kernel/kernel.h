@@ -82,6 +82,10 @@ struct Kernels {
 // The best set for this processor; decided at first use. Thread-safe.
 const Kernels& kernels();
 
+// Replaces the set that kernels() gives, or restores the best one (null): for tests that show what a wrong
+// kernel does, and for benches. Not while an engine is computing.
+void use_kernels(const Kernels* set);
+
 // The set named ("generic", "avx2"), or null when this build or processor lacks it: for tests and benches.
 const Kernels* find_kernels(const char* name);
 

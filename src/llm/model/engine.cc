@@ -18,13 +18,6 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-struct NamedFormat {
-  KvFormat format;
-  std::string_view name;
-};
-constexpr NamedFormat kFormats[] = {
-    {KvFormat::kF32, "f32"}, {KvFormat::kF16, "f16"}, {KvFormat::kBF16, "bf16"}, {KvFormat::kQ8_0, "q8_0"}};
-
 Error invalid(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
 
 // The head of a cache file; layout in docs/formats/cache.md. Little-endian, like everything frugal writes.
@@ -183,8 +176,9 @@ class EngineImpl final : public Engine {
                static_cast<unsigned long long>(model_->info().file_hash)));
     }
     if (head.format != static_cast<uint32_t>(options_.kv)) {
-      const std::string_view have =
-          head.format < std::size(kFormats) ? kv_format_name(static_cast<KvFormat>(head.format)) : "unknown";
+      const std::string_view have = head.format <= static_cast<uint32_t>(KvFormat::kQ8_0)
+                                        ? kv_format_name(static_cast<KvFormat>(head.format))
+                                        : "unknown";
       return invalid(
           strf("cache file '%s' holds a %s cache, and this engine has a %s one; choose the same --kv",
                path.c_str(), std::string(have).c_str(), std::string(kv_format_name(options_.kv)).c_str()));
@@ -373,23 +367,6 @@ class EngineImpl final : public Engine {
 };
 
 }  // namespace
-
-Result<KvFormat> parse_kv_format(std::string_view name) {
-  std::string known;
-  for (const NamedFormat& format : kFormats) {
-    if (format.name == name) return format.format;
-    known += (known.empty() ? "" : ", ") + std::string(format.name);
-  }
-  return invalid(
-      strf("unknown cache format '%s'; there are %s", utf8_sanitized(name).c_str(), known.c_str()));
-}
-
-std::string_view kv_format_name(KvFormat format) {
-  for (const NamedFormat& named : kFormats) {
-    if (named.format == format) return named.name;
-  }
-  return "unknown";
-}
 
 Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
                                                const EngineOptions& given) {
