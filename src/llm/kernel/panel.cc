@@ -7,8 +7,6 @@
 namespace frugal::llm {
 namespace {
 
-constexpr int kRows = kPanelRows;
-
 uint8_t byte_at(const std::byte* data, size_t at) { return static_cast<uint8_t>(data[at]); }
 
 uint16_t half_at(const std::byte* data, size_t at) {
@@ -25,13 +23,35 @@ struct Place {
 };
 Place place(int row, int k) { return {k / 4, 4 * row + k % 4}; }
 
-// Writes 32 low nibbles of a row. `q` [32], each below 16.
-void put_nibbles(std::byte* nibbles, int row, const uint8_t* q) {
-  for (int k = 0; k < 32; ++k) {
-    const auto [group, byte] = place(row, k);
-    std::byte& target = nibbles[(group % 4) * 64 + byte];
-    target |= static_cast<std::byte>(group < 4 ? q[k] : q[k] << 4);
-  }
+uint32_t word_at(const std::byte* data, size_t at) {
+  uint32_t value;
+  std::memcpy(&value, data + at, 4);
+  return value;
+}
+
+void put_word(std::byte* data, size_t at, uint32_t value) { std::memcpy(data + at, &value, 4); }
+
+constexpr uint32_t kLowNibbles = 0x0f0f0f0f;
+
+// Row `row`'s 32 values of four bits into the four vectors: group v (values 4v ..) takes the low, group v + 4
+// the high nibbles. `first(v)` and `second(v)` give the groups' four values as the low nibbles of a word.
+template <typename First, typename Second>
+void put_nibbles(std::byte* nibbles, size_t row, First first, Second second) {
+  for (size_t v = 0; v < 4; ++v) put_word(nibbles, v * 64 + 4 * row, first(v) | second(v) << 4);
+}
+
+// Bits 0, 4, 8, ... 28 of x, side by side.
+uint32_t every_fourth_bit(uint32_t x) {
+  x &= 0x11111111;
+  x = (x | x >> 3) & 0x03030303;
+  x = (x | x >> 6) & 0x000f000f;
+  return (x | x >> 12) & 0xff;
+}
+
+// The 32 fifth bits of a row, bit k of `high`, into high[64]: bit j of byte 4 row + i is that of value 4j +
+// i.
+void put_fifth_bits(std::byte* out, size_t row, uint32_t high) {
+  for (size_t i = 0; i < 4; ++i) out[4 * row + i] = static_cast<std::byte>(every_fourth_bit(high >> i));
 }
 
 uint8_t get_nibble(const std::byte* nibbles, int row, int k) {
@@ -52,84 +72,61 @@ void unpack_scales(const std::byte* packed, int sub, uint8_t* scale, uint8_t* mi
 }
 
 template <typename T>
-void pack_plain(const std::byte* rows, size_t row_bytes, int n_rows, size_t k, std::byte* panel) {
-  for (int row = 0; row < n_rows; ++row) {
-    for (size_t i = 0; i < k; ++i) {
-      std::memcpy(panel + (i * kRows + static_cast<size_t>(row)) * sizeof(T),
-                  rows + static_cast<size_t>(row) * row_bytes + i * sizeof(T), sizeof(T));
+void pack_plain(const std::byte* rows, size_t row_bytes, size_t n_rows, size_t k, std::byte* panel) {
+  for (size_t i = 0; i < k; ++i) {
+    for (size_t row = 0; row < n_rows; ++row) {
+      std::memcpy(panel + (i * kPanelRows + row) * sizeof(T), rows + row * row_bytes + i * sizeof(T),
+                  sizeof(T));
     }
   }
 }
 
-// One GGUF block of one row into its place in a zeroed panel block.
-void pack_block(PanelType type, const std::byte* in, int row, std::byte* out) {
-  uint8_t q[32];
+// One GGUF block of one row into its place in a panel block, all of whose bytes belong to one row or another.
+void pack_block(PanelType type, const std::byte* in, size_t row, std::byte* out) {
   switch (type) {
     case PanelType::kQ8_0:
-      put_half(out, static_cast<size_t>(2 * row), half_at(in, 0));
-      for (int k = 0; k < 32; ++k) {
-        const auto [group, byte] = place(row, k);
-        out[32 + group * 64 + byte] = in[2 + k];
-      }
+      put_half(out, 2 * row, half_at(in, 0));
+      for (size_t group = 0; group < 8; ++group)
+        put_word(out, 32 + group * 64 + 4 * row, word_at(in, 2 + 4 * group));
       return;
     case PanelType::kQ4_0:
-    case PanelType::kQ4_1: {
-      const int n_halves = type == PanelType::kQ4_0 ? 1 : 2;
-      for (int h = 0; h < n_halves; ++h)
-        put_half(out, static_cast<size_t>(32 * h + 2 * row), half_at(in, static_cast<size_t>(2 * h)));
-      for (int k = 0; k < 16; ++k) {
-        const uint8_t both = byte_at(in, static_cast<size_t>(2 * n_halves + k));
-        q[k] = both & 15;
-        q[k + 16] = both >> 4;
-      }
-      put_nibbles(out + 32 * n_halves, row, q);
-      return;
-    }
+    case PanelType::kQ4_1:
     case PanelType::kQ5_0:
     case PanelType::kQ5_1: {
-      const int n_halves = type == PanelType::kQ5_0 ? 1 : 2;
-      for (int h = 0; h < n_halves; ++h)
-        put_half(out, static_cast<size_t>(32 * h + 2 * row), half_at(in, static_cast<size_t>(2 * h)));
-      uint32_t high;
-      std::memcpy(&high, in + 2 * n_halves, 4);
-      const std::byte* low = in + 2 * n_halves + 4;
-      for (int k = 0; k < 16; ++k) {
-        const uint8_t both = static_cast<uint8_t>(low[k]);
-        q[k] = both & 15;
-        q[k + 16] = both >> 4;
-      }
+      const bool min = type == PanelType::kQ4_1 || type == PanelType::kQ5_1;
+      const bool five = type == PanelType::kQ5_0 || type == PanelType::kQ5_1;
+      const size_t n_halves = min ? 2 : 1;
+      for (size_t h = 0; h < n_halves; ++h) put_half(out, 32 * h + 2 * row, half_at(in, 2 * h));
+      // GGUF's byte k holds value k low and value k + 16 high: the words of a panel as they are.
+      const std::byte* low = in + 2 * n_halves + (five ? 4 : 0);
       std::byte* nibbles = out + 32 * n_halves;
-      put_nibbles(nibbles, row, q);
-      for (int k = 0; k < 32; ++k) {
-        const auto [group, byte] = place(row, k);
-        nibbles[256 + byte] |= static_cast<std::byte>(((high >> k) & 1) << group);
-      }
+      for (size_t v = 0; v < 4; ++v) put_word(nibbles, v * 64 + 4 * row, word_at(low, 4 * v));
+      if (five) put_fifth_bits(nibbles + 256, row, word_at(in, 2 * n_halves));
       return;
     }
     case PanelType::kQ4_K:
     case PanelType::kQ5_K: {
       const bool five = type == PanelType::kQ5_K;
-      put_half(out, static_cast<size_t>(2 * row), half_at(in, 0));
-      put_half(out, static_cast<size_t>(32 + 2 * row), half_at(in, 2));
+      put_half(out, 2 * row, half_at(in, 0));
+      put_half(out, 32 + 2 * row, half_at(in, 2));
       const std::byte* high = in + 16;                   // Q5_K: [32], bit `sub` of byte k
-      const std::byte* low = in + 16 + (five ? 32 : 0);  // [128]: sub-blocks 2i and 2i+1 share 32 bytes
+      const std::byte* low = in + 16 + (five ? 32 : 0);  // [128]: sub-blocks 2i and 2i + 1 share 32 bytes
       std::byte* nibbles = out + 64 + 8 * 32;
-      for (int sub = 0; sub < 8; ++sub) {
+      for (size_t sub = 0; sub < 8; ++sub) {
         uint8_t scale, min;
-        unpack_scales(in + 4, sub, &scale, &min);
+        unpack_scales(in + 4, static_cast<int>(sub), &scale, &min);
         out[64 + sub * 32 + row] = static_cast<std::byte>(scale);
         out[64 + sub * 32 + 16 + row] = static_cast<std::byte>(min);
-        for (int k = 0; k < 32; ++k) {
-          const uint8_t both = static_cast<uint8_t>(low[sub / 2 * 32 + k]);
-          q[k] = sub % 2 == 0 ? both & 15 : both >> 4;
-        }
-        put_nibbles(nibbles + sub * 256, row, q);
+        const std::byte* q = low + sub / 2 * 32;
+        const uint32_t shift = sub % 2 * 4;
+        put_nibbles(
+            nibbles + sub * 256, row, [&](size_t v) { return word_at(q, 4 * v) >> shift & kLowNibbles; },
+            [&](size_t v) { return word_at(q, 16 + 4 * v) >> shift & kLowNibbles; });
         if (five) {
-          for (int k = 0; k < 32; ++k) {
-            const auto [group, byte] = place(row, k);
-            nibbles[8 * 256 + sub * 64 + byte] |=
-                static_cast<std::byte>(((static_cast<uint8_t>(high[k]) >> sub) & 1) << group);
-          }
+          uint32_t bits = 0;
+          for (size_t k = 0; k < 32; ++k)
+            bits |= static_cast<uint32_t>(static_cast<uint8_t>(high[k]) >> sub & 1) << k;
+          put_fifth_bits(nibbles + 8 * 256 + sub * 64, row, bits);
         }
       }
       return;
@@ -137,20 +134,25 @@ void pack_block(PanelType type, const std::byte* in, int row, std::byte* out) {
     case PanelType::kQ6_K: {
       // GGUF: low[128], high[64], int8 scales[16], f16 d. Two halves of 128 values; in a half, value 32 i + l
       // takes nibble i / 2 of low[32 (i % 2) + l] and bits 2i of high[l].
-      put_half(out, static_cast<size_t>(2 * row), half_at(in, 208));
-      for (int s = 0; s < 16; ++s) out[32 + s * 16 + row] = in[192 + s];
+      put_half(out, 2 * row, half_at(in, 208));
+      for (size_t s = 0; s < 16; ++s) out[32 + s * 16 + row] = in[192 + s];
       std::byte* nibbles = out + 32 + 256;
       std::byte* highs = nibbles + 8 * 256;
-      for (int sub = 0; sub < 8; ++sub) {
-        const int half = sub / 4, i = sub % 4;
-        for (int k = 0; k < 32; ++k) {
-          const uint8_t both = byte_at(in, static_cast<size_t>(64 * half + 32 * (i % 2) + k));
-          q[k] = i < 2 ? both & 15 : both >> 4;
-          const uint8_t high = (byte_at(in, static_cast<size_t>(128 + 32 * half + k)) >> (2 * i)) & 3;
-          const auto [group, byte] = place(row, k);
-          highs[sub * 128 + group / 4 * 64 + byte] |= static_cast<std::byte>(high << (2 * (group % 4)));
+      for (size_t sub = 0; sub < 8; ++sub) {
+        const size_t half = sub / 4, i = sub % 4;
+        const std::byte* q = in + 64 * half + 32 * (i % 2);
+        const std::byte* high = in + 128 + 32 * half;
+        const uint32_t shift = i < 2 ? 0 : 4;
+        put_nibbles(
+            nibbles + sub * 256, row, [&](size_t v) { return word_at(q, 4 * v) >> shift & kLowNibbles; },
+            [&](size_t v) { return word_at(q, 16 + 4 * v) >> shift & kLowNibbles; });
+        for (size_t part = 0; part < 2; ++part) {  // groups 4 part .. 4 part + 3, two bits each
+          uint32_t bits = 0;
+          for (uint32_t j = 0; j < 4; ++j) {
+            bits |= (word_at(high, 16 * part + 4 * j) >> (2 * i) & 0x03030303) << (2 * j);
+          }
+          put_word(highs, sub * 128 + part * 64 + 4 * row, bits);
         }
-        put_nibbles(nibbles + sub * 256, row, q);
       }
       return;
     }
@@ -235,15 +237,15 @@ size_t gguf_block_bytes(PanelType type) {
 
 void pack_panel(PanelType type, const std::byte* rows, size_t row_bytes, int n_rows, size_t k,
                 std::byte* panel) {
-  std::memset(panel, 0, panel_bytes(type, k));
-  if (type == PanelType::kF32) return pack_plain<float>(rows, row_bytes, n_rows, k, panel);
-  if (panel_block_size(type) == 1) return pack_plain<uint16_t>(rows, row_bytes, n_rows, k, panel);
+  const auto n = static_cast<size_t>(n_rows);
+  if (n < kPanelRows) std::memset(panel, 0, panel_bytes(type, k));  // whole panels are written everywhere
+  if (type == PanelType::kF32) return pack_plain<float>(rows, row_bytes, n, k, panel);
+  if (panel_block_size(type) == 1) return pack_plain<uint16_t>(rows, row_bytes, n, k, panel);
   const size_t n_blocks = k / static_cast<size_t>(panel_block_size(type));
   const size_t in_bytes = gguf_block_bytes(type), out_bytes = panel_block_bytes(type);
   for (size_t block = 0; block < n_blocks; ++block) {
-    for (int row = 0; row < n_rows; ++row) {
-      pack_block(type, rows + static_cast<size_t>(row) * row_bytes + block * in_bytes, row,
-                 panel + block * out_bytes);
+    for (size_t row = 0; row < n; ++row) {
+      pack_block(type, rows + row * row_bytes + block * in_bytes, row, panel + block * out_bytes);
     }
   }
 }
