@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Installs what frugal needs and is missing: Debian packages, the llama.cpp build, the models.
+"""Installs what frugal needs and is missing: Debian packages, the llama.cpp build, OpenVINO, the models.
 
 Everything that is downloaded is pinned to an exact version and a SHA-256 hash (requirements.txt beside
 this file). Everything that is built or unpacked lives outside the checkout, in $FRUGAL_CACHE (default
@@ -8,7 +8,8 @@ once its `.complete` stamp is there, and the stamp is written last: a half-built
 
     bootstrap.py                  everything that `make run` and `make test` need
     bootstrap.py --peers          also the llama.cpp command-line tools that benches run beside frugal
-    bootstrap.py --print llama    the folder of a component, for CMake (llama, peers, models, power)
+    bootstrap.py --dnn-models     also the full-size networks of `frugal dnn testbed`
+    bootstrap.py --print llama    the folder of a component, for CMake (--help lists them)
 """
 
 import argparse
@@ -38,6 +39,10 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "libcli11-dev": "/usr/include/CLI/CLI.hpp",
     "libedit-dev": "/usr/include/editline/readline.h",
     "clang-format-14": "/usr/bin/clang-format-14",
+    "nats-server": "/usr/sbin/nats-server",
+    "libnats-dev": "/usr/include/nats/nats.h",
+    "libjpeg-dev": "/usr/include/jpeglib.h",
+    "libpng-dev": "/usr/include/png.h",
     "python3-pip": None,  # proved by `python3 -m pip` below
 }
 
@@ -106,6 +111,22 @@ MODELS = {
 BUILD_BYTES = 1 << 30  # the unpacked sources, the build and what is installed of it
 PACKAGE_BYTES = 256 << 20  # the largest package, twice
 
+# OpenVINO: headers, CMake package and libraries are in the wheel; the plugins of processors that frugal does not use
+# are left out.
+OPENVINO_WHEEL = "openvino-2026.4.1-22982-cp311-cp311-manylinux_2_28_x86_64.whl"
+OPENVINO_FOLDERS = ("openvino/include/", "openvino/cmake/", "openvino/libs/")
+OPENVINO_LEFT_OUT = ("intel_gpu_plugin", "intel_npu_plugin", "cache.json")
+
+# What scripts/make_dnn_models.py imports.
+COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-models", "dnn-models-small"]
+ONNX_WHEELS = [
+    "onnx-1.23.2-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    "numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    "protobuf-7.36.2-cp310-abi3-manylinux2014_x86_64.whl",
+    "ml_dtypes-0.6.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    "typing_extensions-4.16.0-py3-none-any.whl",
+]
+
 
 class BootstrapError(Exception):
     pass
@@ -172,6 +193,13 @@ def folder(component):
         return CACHE / "models"
     if component == "power":
         return CACHE / "-".join(POWER_WHEEL.split("-")[:2])
+    if component == "openvino":
+        return CACHE / OPENVINO_WHEEL.removesuffix(".whl")
+    if component == "onnx":
+        return CACHE / "-".join(ONNX_WHEELS[0].split("-")[:3])
+    if component in ("dnn-models", "dnn-models-small"):
+        key = hashlib.sha256((HERE / "make_dnn_models.py").read_bytes()).hexdigest()[:8]
+        return CACHE / f"{component}-{key}"
     flags = LLAMA_FLAGS if component == "llama" else PEER_FLAGS + PEER_TARGETS
     key = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]
     return CACHE / f"{component}-{LLAMA_VERSION}-{key}-{cpu_key()}"
@@ -341,10 +369,45 @@ def unpack_power_data():
         (out / ".complete").write_text(POWER_WHEEL + "\n")
 
 
+def unpack_wheels(component, wheels, wanted=lambda name: True):
+    out = folder(component)
+    with locked(out.name):
+        if (out / ".complete").exists():
+            return
+        say(f"unpacking {component}")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        for name in wheels:
+            with zipfile.ZipFile(download(name)) as wheel:
+                wheel.extractall(out, members=[m for m in wheel.namelist() if wanted(m)])
+        (out / ".complete").write_text("\n".join(wheels) + "\n")
+
+
+def unpack_openvino():
+    unpack_wheels("openvino", [OPENVINO_WHEEL], lambda name: name.startswith(OPENVINO_FOLDERS) and not any(
+        word in name for word in OPENVINO_LEFT_OUT))
+
+
+def make_dnn_models(component, flags):
+    """The networks that the DNN plane is tested and measured on: made here from seeds, not downloaded."""
+    out = folder(component)
+    with locked(out.name):
+        if (out / ".complete").exists():
+            return
+        unpack_wheels("onnx", ONNX_WHEELS)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        run([sys.executable, HERE / "make_dnn_models.py", out, *flags], log=out / "make.log",
+            env=dict(os.environ, PYTHONPATH=str(folder("onnx"))))
+        (out / ".complete").write_text(" ".join(flags) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
-    parser.add_argument("--print", choices=["llama", "peers", "models", "power"], help="print a component's folder and stop")
+    parser.add_argument("--dnn-models", action="store_true",
+                        help="also make the five full-size networks of `frugal dnn testbed` (1.2 GB)")
+    parser.add_argument("--print", choices=COMPONENTS, help="print a component's folder and stop")
     args = parser.parse_args()
     if args.print:
         print(folder(args.print))
@@ -355,6 +418,10 @@ def main():
         build_llama("peers")
     unpack_models()
     unpack_power_data()
+    unpack_openvino()
+    make_dnn_models("dnn-models-small", ["--width", "0.25"])
+    if args.dnn_models:
+        make_dnn_models("dnn-models", [])
     return 0
 
 
