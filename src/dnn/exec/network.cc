@@ -11,6 +11,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/text.h"
@@ -295,6 +296,70 @@ class OpenVinoNetwork final : public Network {
     }
   }
 
+  Result<Measurement> measure(int n_threads, int repetitions) const override {
+    try {
+      ov::AnyMap settings = compile_settings(n_threads);
+      ov::CompiledModel plain = executor().compile_model(imported_.model, "CPU", settings);
+      settings.insert(ov::enable_profiling(true));
+      ov::CompiledModel profiled = executor().compile_model(imported_.model, "CPU", settings);
+      // Which vertex each step of the executor works for, by the names of the operators that went into it.
+      std::map<std::string, size_t> vertex_of;
+      for (size_t v = 0; v < imported_.nodes.size(); ++v) {
+        for (const Node& node : imported_.nodes[v]) vertex_of[node->get_friendly_name()] = v;
+      }
+      std::map<std::string, size_t> vertex_of_step;
+      for (const Node& step : profiled.get_runtime_model()->get_ordered_ops()) {
+        const auto names = step->get_rt_info().find("originalLayersNames");
+        if (names == step->get_rt_info().end()) continue;
+        for (const std::string& name : split(names->second.as<std::string>(), ',')) {
+          const auto at = vertex_of.find(name);
+          if (at != vertex_of.end()) vertex_of_step[step->get_friendly_name()] = at->second;
+        }
+      }
+      const size_t n = imported_.graph.vertices.size(), runs = static_cast<size_t>(std::max(1, repetitions));
+      ov::InferRequest request = profiled.create_infer_request();
+      fill(request, profiled);
+      request.infer();
+      std::vector<std::vector<double>> samples(n);
+      for (size_t run = 0; run < runs; ++run) {
+        request.infer();
+        std::vector<double> seconds(n, 0);
+        for (const ov::ProfilingInfo& info : request.get_profiling_info()) {
+          const auto at = vertex_of_step.find(info.node_name);
+          if (at != vertex_of_step.end())
+            seconds[at->second] += 1e-6 * static_cast<double>(info.real_time.count());
+        }
+        for (size_t v = 0; v < n; ++v) samples[v].push_back(seconds[v]);
+      }
+      ov::InferRequest whole = plain.create_infer_request();
+      fill(whole, plain);
+      whole.infer();
+      std::vector<double> totals;
+      for (size_t run = 0; run < runs; ++run) {
+        const double start = wall_seconds();
+        whole.infer();
+        totals.push_back(wall_seconds() - start);
+      }
+      const auto median = [](std::vector<double>& values) {
+        std::sort(values.begin(), values.end());
+        return values[values.size() / 2];
+      };
+      Measurement measurement;
+      measurement.whole_seconds = median(totals);
+      double sum = 0;
+      for (size_t v = 0; v < n; ++v) {
+        measurement.vertex_seconds.push_back(median(samples[v]));
+        sum += measurement.vertex_seconds.back();
+      }
+      for (double& seconds : measurement.vertex_seconds) {
+        seconds *= sum > 0 ? measurement.whole_seconds / sum : 0;
+      }
+      return measurement;
+    } catch (const std::exception& error) {
+      return executor_error(error);
+    }
+  }
+
   Result<std::unique_ptr<Part>> compile_tile(const Segment& segment, const Tile& tile,
                                              int n_threads) const override {
     try {
@@ -308,6 +373,21 @@ class OpenVinoNetwork final : public Network {
   }
 
  private:
+  // Small values of both signs: zeros would let some kernels and denormals others run at another speed.
+  static void fill(ov::InferRequest& request, const ov::CompiledModel& model) {
+    for (size_t i = 0; i < model.inputs().size(); ++i) {
+      ov::Tensor tensor(model.input(i).get_element_type(), model.input(i).get_shape());
+      if (tensor.get_element_type() == ov::element::f32) {
+        auto* values = tensor.data<float>();
+        for (size_t k = 0; k < tensor.get_size(); ++k)
+          values[k] = static_cast<float>(static_cast<int>(k % 17) - 8) / 8.0f;
+      } else {
+        std::memset(tensor.data(), 0, tensor.get_byte_size());
+      }
+      request.set_input_tensor(i, tensor);
+    }
+  }
+
   static Result<std::unique_ptr<Part>> finish(const std::shared_ptr<ov::Model>& model,
                                               std::vector<int> inputs, std::vector<int> outputs,
                                               int n_threads) {

@@ -32,9 +32,10 @@ struct NetworkOptions {
   std::vector<std::vector<int64_t>> input_shapes;
 };
 
-struct VertexTime {
-  int vertex = -1;
-  double seconds = 0;
+// What measuring the uncut model on this host gave.
+struct Measurement {
+  std::vector<double> vertex_seconds;  // [n_vertices], sums to whole_seconds; 0 for inputs
+  double whole_seconds = 0;            // median of the runs, from call to return
 };
 
 // A compiled set of vertices, or a tile of one. Owns its weights in the executor's layout. run() may be
@@ -70,6 +71,9 @@ class Network {
                                                 std::span<const int> outputs = {}) const = 0;
   // The model as it came, uncut: what everything else is compared with.
   virtual Result<std::unique_ptr<Part>> compile_whole(int n_threads) const = 0;
+  // Times the uncut model over `repetitions` runs after one warm-up. Steps of the executor that belong to no
+  // vertex (its own changes of layout) are shared out in proportion.
+  virtual Result<Measurement> measure(int n_threads, int repetitions) const = 0;
   // One tile of a segment: takes and gives the regions in tile.held.
   virtual Result<std::unique_ptr<Part>> compile_tile(const Segment& segment, const Tile& tile,
                                                      int n_threads) const = 0;

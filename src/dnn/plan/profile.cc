@@ -1,0 +1,214 @@
+#include "dnn/plan/profile.h"
+
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/text.h"
+
+namespace frugal::dnn {
+namespace {
+
+using nlohmann::json;
+
+// [name, latency one way (s), up and down (bit/s), joules per byte, radio watts]
+struct NamedLink {
+  const char* name;
+  double latency_seconds, up_bits, down_bits, joules_per_byte, send_watts;
+};
+// Energy per byte of the network: some 0.1 kWh/GB over mobile networks and a tenth of that over fixed ones,
+// as assumed round figures; radios of small devices draw about a watt.
+constexpr std::array kLinks = {
+    NamedLink{"wifi", 0.002, 60e6, 80e6, 3.6e-5, 0.8},   NamedLink{"4g", 0.025, 12e6, 40e6, 3.6e-4, 1.2},
+    NamedLink{"5g", 0.010, 50e6, 200e6, 1.8e-4, 1.5},    NamedLink{"fibre", 0.005, 300e6, 300e6, 3.6e-5, 0.0},
+    NamedLink{"lan", 0.0003, 940e6, 940e6, 3.6e-6, 0.0},
+};
+
+}  // namespace
+
+Result<Profile> measure_profile(const Network& network, int n_threads, int repetitions) {
+  Profile profile;
+  profile.model_hash = network.graph().model_hash;
+  profile.model = network.graph().name;
+  profile.n_threads = n_threads;
+  FRUGAL_TRY(profile.measurement, network.measure(n_threads, repetitions));
+  return profile;
+}
+
+std::string profile_to_json(const Graph& graph, const Profile& profile) {
+  json vertices = json::array();
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    const Vertex& vertex = graph.vertices[v];
+    double bytes = 0;
+    for (const int t : vertex.inputs)
+      bytes += static_cast<double>(graph.tensors[static_cast<size_t>(t)].bytes);
+    for (const int t : vertex.outputs)
+      bytes += static_cast<double>(graph.tensors[static_cast<size_t>(t)].bytes);
+    vertices.push_back({{"name", vertex.name},
+                        {"kind", vertex.kind},
+                        {"flops", vertex.flops},
+                        {"bytes", bytes + static_cast<double>(vertex.weight_bytes)},
+                        {"seconds", profile.measurement.vertex_seconds[v]}});
+  }
+  return json{{"format", "frugal-dnn-profile"},
+              {"version", 1},
+              {"model", profile.model},
+              {"model_hash", strf("%016lx", profile.model_hash)},
+              {"threads", profile.n_threads},
+              {"whole_seconds", profile.measurement.whole_seconds},
+              {"vertices", vertices}}
+             .dump(1, ' ', false, json::error_handler_t::replace) +
+         "\n";
+}
+
+Result<Profile> profile_from_json(const Graph& graph, std::string_view text) {
+  const json root = json::parse(text, nullptr, false);
+  const auto corrupt = [](const char* what) {
+    return Error{ErrorCode::kCorrupt,
+                 std::string("the profile ") + what + "; make it again with frugal dnn profile"};
+  };
+  if (!root.is_object()) return corrupt("is not JSON");
+  try {
+    if (root.value("format", "") != "frugal-dnn-profile") return corrupt("has another format");
+    if (root.value("version", 0) != 1) return corrupt("has a version that this frugal does not know");
+    if (root.value("model_hash", "") != strf("%016lx", graph.model_hash))
+      return corrupt("is of another model");
+    const json& vertices = root.at("vertices");
+    if (!vertices.is_array() || vertices.size() != graph.vertices.size())
+      return corrupt("has other vertices");
+    Profile profile;
+    profile.model_hash = graph.model_hash;
+    profile.model = root.value("model", "");
+    profile.n_threads = root.value("threads", 1);
+    profile.measurement.whole_seconds = root.at("whole_seconds").get<double>();
+    for (const json& vertex : vertices) {
+      const double seconds = vertex.at("seconds").get<double>();
+      if (!std::isfinite(seconds) || seconds < 0)
+        return corrupt("has a time that is negative or not a number");
+      profile.measurement.vertex_seconds.push_back(seconds);
+    }
+    return profile;
+  } catch (const json::exception&) {
+    return corrupt("lacks a field, or has one of the wrong type");
+  }
+}
+
+Result<Link> named_link(std::string_view name) {
+  for (const NamedLink& known : kLinks) {
+    if (name != known.name) continue;
+    Link link;
+    link.name = known.name;
+    link.latency_seconds = known.latency_seconds;
+    link.up_bytes_per_second = known.up_bits / 8;
+    link.down_bytes_per_second = known.down_bits / 8;
+    link.joules_per_byte = known.joules_per_byte;
+    link.send_watts = known.send_watts;
+    return link;
+  }
+  std::string names;
+  for (const std::string& known : link_names()) names += (names.empty() ? "" : ", ") + known;
+  return Error{ErrorCode::kInvalidArgument,
+               strf("there is no link '%s'; there are %s", std::string(name).c_str(), names.c_str())};
+}
+
+std::vector<std::string> link_names() {
+  std::vector<std::string> names;
+  for (const NamedLink& link : kLinks) names.push_back(link.name);
+  return names;
+}
+
+Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown, const Link& near,
+                       const Link& far) {
+  static constexpr const char* kNames[] = {"device", "edge", "cloud"};
+  // Assumed round figures: a phone-class board, a small server, a share of a large one; a European mix.
+  static constexpr double kActive[] = {5, 60, 150}, kIdle[] = {1.5, 0, 0};
+  Cluster cluster;
+  for (size_t k = 0; k < 3; ++k) {
+    Tier tier;
+    tier.name = kNames[k];
+    for (const double seconds : profile.measurement.vertex_seconds)
+      tier.vertex_seconds.push_back(seconds * slowdown[k]);
+    tier.active_watts = kActive[k];
+    tier.idle_watts = kIdle[k];
+    tier.gco2e_per_kwh = 250;
+    cluster.tiers.push_back(std::move(tier));
+  }
+  cluster.links = {near, far};
+  cluster.links[0].name = "device-edge " + near.name;
+  cluster.links[1].name = "edge-cloud " + far.name;
+  cluster.links[1].backbone = true;
+  return cluster;
+}
+
+Result<Objective> parse_objective(std::string_view text) {
+  Objective objective{0, 0, 0, 0};
+  for (const std::string& term : split(text, ',')) {
+    const size_t equals = term.find('=');
+    const std::string name = term.substr(0, equals);
+    double weight = 1;
+    if (equals != std::string::npos) {
+      char* end = nullptr;
+      weight = std::strtod(term.c_str() + equals + 1, &end);
+      if (end == term.c_str() + equals + 1 || *end != 0 || !std::isfinite(weight) || weight < 0) {
+        return Error{ErrorCode::kInvalidArgument,
+                     strf("'%s' is not a weight; write latency=1,energy=0.2", term.c_str())};
+      }
+    }
+    if (name == "latency") {
+      objective.seconds += weight;
+    } else if (name == "energy") {
+      objective.device_joules += weight;
+    } else if (name == "bytes") {
+      objective.backbone_bytes += weight;
+    } else if (name == "carbon") {
+      objective.gco2e += weight;
+    } else {
+      return Error{
+          ErrorCode::kInvalidArgument,
+          strf("there is no objective '%s'; there are latency, energy, bytes, carbon", name.c_str())};
+    }
+  }
+  return objective;
+}
+
+std::string plan_to_json(const Graph& graph, const Cluster& cluster, const Plan& plan) {
+  json tiers = json::array(), links = json::array(), vertices = json::array();
+  for (size_t k = 0; k < plan.tiers.size(); ++k) {
+    const TierShare& share = plan.tiers[k];
+    tiers.push_back({{"name", cluster.tiers[k].name},
+                     {"vertices", share.n_vertices},
+                     {"seconds", share.seconds},
+                     {"joules", share.joules},
+                     {"gco2e", share.gco2e},
+                     {"weight_bytes", share.weight_bytes}});
+  }
+  for (size_t k = 0; k < plan.links.size(); ++k) {
+    const LinkShare& share = plan.links[k];
+    links.push_back({{"name", cluster.links[k].name},
+                     {"tensors", share.n_tensors},
+                     {"up_bytes", share.up_bytes},
+                     {"down_bytes", share.down_bytes},
+                     {"seconds", share.seconds}});
+  }
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    vertices.push_back({{"name", graph.vertices[v].name}, {"tier", plan.tier[v]}});
+  }
+  return json{{"format", "frugal-dnn-plan"},
+              {"version", 1},
+              {"model_hash", strf("%016lx", graph.model_hash)},
+              {"algorithm", plan.algorithm},
+              {"objective", plan.objective},
+              {"lower_bound", std::isfinite(plan.lower_bound) ? json(plan.lower_bound) : json(nullptr)},
+              {"seconds", plan.seconds},
+              {"device_joules", plan.device_joules},
+              {"backbone_bytes", plan.backbone_bytes},
+              {"gco2e", plan.gco2e},
+              {"energy_provenance", "assumed"},
+              {"tiers", tiers},
+              {"links", links},
+              {"vertices", vertices}}
+             .dump(1, ' ', false, json::error_handler_t::replace) +
+         "\n";
+}
+
+}  // namespace frugal::dnn

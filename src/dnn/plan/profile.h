@@ -1,0 +1,42 @@
+// Profiles: what a model costs on a host, kept as JSON, and turned with named links into a cluster to plan
+// for.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dnn/exec/network.h"
+#include "frugal/dnn.h"
+
+namespace frugal::dnn {
+
+struct Profile {
+  uint64_t model_hash = 0;
+  std::string model;
+  int n_threads = 1;
+  Measurement measurement;
+};
+
+Result<Profile> measure_profile(const Network& network, int n_threads, int repetitions);
+
+// docs/formats/dnn-profile.md. A profile of another model, or with other vertices, is refused.
+std::string profile_to_json(const Graph& graph, const Profile& profile);
+Result<Profile> profile_from_json(const Graph& graph, std::string_view json);
+
+// Links by name: "wifi", "4g", "5g", "fibre", "lan". Round figures of ours for what such links commonly give,
+// not taken from any paper.
+Result<Link> named_link(std::string_view name);
+std::vector<std::string> link_names();
+
+// A three-tier cluster from one host's profile: tier k is `slowdown[k]` times slower than that host.
+Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown, const Link& near,
+                       const Link& far);
+
+// "latency", "energy", "bytes", "carbon", or a weighted sum: "latency=1,energy=0.2".
+Result<Objective> parse_objective(std::string_view text);
+
+// A plan as JSON, and back: docs/formats/dnn-plan.md.
+std::string plan_to_json(const Graph& graph, const Cluster& cluster, const Plan& plan);
+
+}  // namespace frugal::dnn
