@@ -36,6 +36,7 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "libgtest-dev": "/usr/include/gtest/gtest.h",
     "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",
     "libsqlite3-dev": "/usr/include/sqlite3.h",
+    "libcpp-httplib-dev": "/usr/include/httplib.h",
     "libcli11-dev": "/usr/include/CLI/CLI.hpp",
     "libedit-dev": "/usr/include/editline/readline.h",
     "clang-format-14": "/usr/bin/clang-format-14",

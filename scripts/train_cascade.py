@@ -12,7 +12,7 @@ Needs Debian's python3-torch (run it with /usr/bin/python3) and the recbole whee
 
 Writes to DIR: cascade.json (stages, FLOPs, chains, features), recall_s.onnx ..., features_{fit,test}.npy [n, d] float32,
 rewards_{fit,test}.npy [n, n_chains] float32 (clicks among the shown items, every chain replayed on every request),
-history_{fit,test}.npy [n, L] int64 (item numbers, newest last, 0 = none), recall scores are made by the models themselves.
+history_{fit,test}.npy [n, L] int64 (item numbers, newest last, 0 = none).
 """
 
 import argparse
@@ -32,10 +32,10 @@ try:
 except ImportError as missing:
     sys.exit(f"{missing}: install Debian's python3-torch and run this with /usr/bin/python3")
 
-LENGTH = 30  # items of history that the models see
+LENGTH = 20  # items of history that the models see
 SHOWN = 20  # items shown: clicks are counted among these
 HORIZON = 20  # ratings after a request whose clicks it could have earned
-STEP = 4  # ratings between two requests of a user
+STEP = 8  # ratings between two requests of a user
 RECALL_COUNTS = [50, 100, 200, 400, 800]
 PRERANK_COUNTS = [20, 30, 40, 60, 100, 150, 200]
 
@@ -265,12 +265,12 @@ def main():
     with torch.no_grad():
         hard = torch.cat([recalls["l"](h).topk(300, 1).indices for h in histories.split(2048)])
     hard = hard.clamp(min=1)
-    preranks = {"s": PreRank(n_items, 8, 16), "l": PreRank(n_items, 32, 64)}
-    ranks = {"s": Rank(n_items, 16, 32, 0), "l": Rank(n_items, 48, 128, 32)}
+    preranks = {"s": PreRank(n_items, 8, 8), "l": PreRank(n_items, 24, 32)}
+    ranks = {"s": Rank(n_items, 12, 24, 0), "l": Rank(n_items, 32, 96, 16)}
     for name, model in preranks.items():
-        train(model, "prerank_" + name, histories, positives, n_items, hard, 2 * args.epochs, 48, 3e-3, rng)
+        train(model, "prerank_" + name, histories, positives, n_items, hard, 2 * args.epochs, 24, 3e-3, rng)
     for name, model in ranks.items():
-        train(model, "rank_" + name, histories, positives, n_items, hard, args.epochs if name == "l" else 2 * args.epochs, 32, 2e-3, rng)
+        train(model, "rank_" + name, histories, positives, n_items, hard, args.epochs if name == "l" else 2 * args.epochs, 20, 2e-3, rng)
 
     chains, stages = [], [
         {"name": "recall", "counts": RECALL_COUNTS, "models": []},
@@ -298,27 +298,31 @@ def main():
         for index, (user, t, clicked) in enumerate(those):
             row = history_rows[index:index + 1]
             seen = np.array([i for _, i, _ in by_user[user][:t]] + [0])
+            # Every item that a stage could be asked about is scored once; a chain then only selects, which gives what running it
+            # would give.
+            ordered, selected = {}, {}
             with torch.no_grad():
-                # Scores for every item once; a chain then only selects, which gives what running it would give.
-                scores = [[m(row)[0].numpy() for m in recalls.values()],
-                          [m(row, every)[0].numpy() for m in preranks.values()],
-                          [m(row, every)[0].numpy() for m in ranks.values()]]
+                pre = [m(row, every)[0].numpy() for m in preranks.values()]
+                for r, m in enumerate(recalls.values()):
+                    s = m(row)[0].numpy().copy()
+                    s[seen] = -np.inf
+                    ordered[r] = np.argsort(-s, kind="stable")
+                for r, n1, p in itertools.product(range(2), RECALL_COUNTS, range(2)):
+                    pool = ordered[r][:n1]
+                    selected[r, n1, p] = pool[np.argsort(-pre[p][pool], kind="stable")][:PRERANK_COUNTS[-1]]
+                pool = np.unique(np.concatenate(list(selected.values())))
+                ranked = []
+                for m in ranks.values():
+                    s = np.full(n_items + 1, -np.inf, dtype=np.float32)
+                    s[pool] = m(row, torch.from_numpy(pool).unsqueeze(0))[0].numpy()
+                    ranked.append(s)
             relevant = np.zeros(n_items + 1, dtype=bool)
             relevant[list(clicked)] = True
-            selected, ordered = {}, {}
-            for r in range(2):
-                s = scores[0][r].copy()
-                s[seen] = -np.inf
-                ordered[r] = np.argsort(-s, kind="stable")
             for j, chain in enumerate(chains):
-                r, i, p, _, k, _ = chain["actions"]
+                r, _, p, _, k, _ = chain["actions"]
                 n1, n2, shown = chain["counts"]
-                key = (r, n1, p)
-                if key not in selected:
-                    pool = ordered[r][:n1]
-                    selected[key] = pool[np.argsort(-scores[1][p][pool], kind="stable")]
-                pool = selected[key][:n2]
-                top = pool[np.argsort(-scores[2][k][pool], kind="stable")[:shown]]
+                pool = selected[r, n1, p][:n2]
+                top = pool[np.argsort(-ranked[k][pool], kind="stable")[:shown]]
                 rewards[index, j] = relevant[top].sum()
         np.save(out / f"features_{split}.npy", features)
         np.save(out / f"rewards_{split}.npy", rewards)

@@ -4,6 +4,11 @@ namespace frugal::cli {
 
 std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
+      {"bench cascade", "the cascade plane's figures", add_bench_cascade},
+      {"cascade report", "performance, FLOPs, energy and carbon of a cascade, as a page", add_cascade_report},
+      {"cascade serve", "answer over HTTP which chain each request is worth", add_cascade_serve},
+      {"cascade simulate", "a day of a recommender under a compute budget", add_cascade_simulate},
+      {"cascade train", "fit the reward model of a cascade on logged chains", add_cascade_train},
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
@@ -14,6 +19,7 @@ std::span<const Command> commands() {
 
 std::string_view group_summary(std::string_view group) {
   if (group == "bench") return "measure speed beside a peer";
+  if (group == "cascade") return "recommenders that give each request the compute it is worth";
   if (group == "docs") return "parts of the documentation that are generated";
   if (group == "meter") return "what runs cost, and where the figures come from";
   if (group == "eval") return "measure quality beside a reference";

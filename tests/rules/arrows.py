@@ -27,9 +27,10 @@ ROOMS = {
     "dnn/plan": ["base", "meter", "budget", "dnn/graph", "dnn/exec"],
     "dnn/link": ["base", "meter", "budget", "dnn/graph", "dnn/exec", "dnn/plan"],
     "cascade": ["base", "meter", "budget", "dnn/exec"],
+    "cascade/serve": ["base", "meter", "budget", "cascade"],
     "jobs": ["base", "meter", "budget"],
-    "server": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "jobs"],
-    "cli": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "jobs", "server"],
+    "server": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs"],
+    "cli": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "server"],
 }
 BASE_PUBLIC = {"result", "log", "usage"}
 GENERATED = {"build_info.h"}  # written into the build folder by cmake/
@@ -42,7 +43,7 @@ THIRD_PARTY = [
     (r"openvino/.*", ["dnn/exec"]),
     (r"nats/.*|nats\.h", ["dnn/link"]),
     (r"sqlite3\.h", ["meter"]),
-    (r"httplib\.h", ["server"]),
+    (r"httplib\.h", ["server", "cascade/serve", "tests/cascade/serve"]),
     (r"CLI/.*", ["cli"]),
     (r"editline/.*|histedit\.h", ["cli"]),
     # Values of JSON are at home wherever a file or an answer is JSON, but never in a public header.

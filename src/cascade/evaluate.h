@@ -1,0 +1,75 @@
+// Allocation policies side by side on requests whose reward under every chain is known: reward against
+// compute.
+#pragma once
+
+#include "base/rng.h"
+#include "frugal/cascade.h"
+
+namespace frugal::cascade {
+
+// Requests with every chain replayed.
+struct Replayed {
+  int n = 0;
+  std::vector<float> features;  // [n, n_features]
+  std::vector<float> rewards;   // [n, n_chains], clicks
+};
+// DIR/features_<split>.npy and rewards_<split>.npy. kNotFound, kCorrupt: shapes, types, values that do not
+// fit.
+Result<Replayed> load_replayed(const std::string& folder, const std::string& split, const CascadeSpec& spec);
+
+// Logs as an even policy would have left them: `per_request` chains of each request of `rows`, drawn without
+// regard to anything, propensity 1 / n_chains.
+LoggedChains sample_logs(const Replayed& replayed, std::span<const int> rows, int n_chains, int per_request,
+                         uint64_t seed);
+
+enum class PolicyKind {
+  kStatic,  // the same chain for everyone, the best on the fitting requests that the budget allows
+  kDcaf,    // DCAF: the best static chain's models and recall; the ranking queue's length by request
+  kCras,    // CRAS: the best static chain's models; every count by request, stages independent of each other
+  kGreenFlow,  // every chain by request
+  kOracle,     // every chain by request with the true clicks: what no model can reach
+};
+std::string_view policy_name(PolicyKind kind);
+
+struct PolicyPoint {
+  double budget = 0;  // FLOPs a request, on the fitting requests
+  double flops = 0;   // a request, on the test requests
+  double reward = 0;  // clicks a request, on the test requests
+};
+struct PolicyCurve {
+  PolicyKind kind = PolicyKind::kStatic;
+  std::vector<PolicyPoint> points;
+};
+
+struct Evaluation {
+  std::vector<PolicyCurve> curves;
+  // The best static chain, chosen on fitting requests, and the price at which GreenFlow earns as much there;
+  // on test requests:
+  int static_chain = 0;
+  double static_flops = 0, static_reward = 0;
+  double equal_flops = 0, equal_reward = 0;  // of GreenFlow, mean over seeds
+  double flops_saved = 0;                    // 1 - equal_flops / static_flops
+  double saved_low = 0, saved_high = 0;      // 95 % over seeds and bootstrap resamples of requests
+  double reward_ratio = 0, ratio_low = 0, ratio_high = 0;
+  // At equal compute (half of the best static chain's): reward over that of the best static chain of that
+  // cost, and of the peers.
+  struct AtEqualCompute {
+    PolicyKind kind;
+    double reward = 0, gain = 0, gain_low = 0, gain_high = 0;  // of GreenFlow over `kind`
+  };
+  std::vector<AtEqualCompute> at_equal_compute;
+  std::vector<double> chain_share;  // [n_chains] of GreenFlow at equal reward, last seed
+  int seeds = 0;
+};
+
+struct EvaluateOptions {
+  int seeds = 5;
+  int logs_per_request = 8;
+  int resamples = 200;
+  TrainOptions train = {};
+};
+// Trains on logs from 70 % of `fit`, sets prices on the other 30 %, judges on `test`.
+Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
+                            const EvaluateOptions& options);
+
+}  // namespace frugal::cascade

@@ -1,0 +1,58 @@
+// The reward model's tables and parameters, shared by inference and training.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "frugal/cascade.h"
+
+namespace frugal::cascade {
+
+inline constexpr int kBases = 5;
+
+// phi_b(c): rise with the count from stage minimum to maximum, in [0, 1]; saturate at different speeds. The
+// constant lets a model be good whatever the count.
+std::array<float, kBases> count_bases(double count, double largest, bool multi_basis);
+
+struct RewardModel::Impl {
+  RewardOptions options;
+  int n_features = 0, n_chains = 0, n_stages = 0;
+  uint64_t spec_hash = 0;
+
+  // Heads: for model m of stage k, kBases gains and one alpha, [first_head(k, m) + b].
+  std::vector<std::vector<int>> first_head;  // [stage][model]
+  int n_heads = 0, padded_heads = 0;         // padded to 8
+  // Gains: one for each (stage, model, count).
+  struct Gain {
+    int head;
+    std::array<float, kBases> phi;
+  };
+  std::vector<Gain> gains;
+  // Nodes of the tree of chains, a level for each stage: chains that begin alike share their prefix.
+  struct Node {
+    int parent, gain, alpha;  // parent: in the level above; alpha: head index
+  };
+  std::vector<std::vector<Node>> levels;
+  std::vector<int> chain_of_leaf;              // [levels.back().size()]
+  std::vector<std::vector<int>> chain_gains;   // [n_chains][n_stages]: index into gains
+  std::vector<std::vector<int>> chain_alphas;  // [n_chains][n_stages]: head index
+
+  // Parameters. z = [1, x standardised, relu(A [1, x])], z_dim = 1 + n_features + hidden.
+  std::vector<float> mean, inverse_sd;  // [n_features]
+  std::vector<float> mix;               // A [hidden, 1 + n_features]
+  std::vector<float> weights;           // W [z_dim, padded_heads]
+  float scale = 1, offset = 0;
+
+  int z_dim() const { return 1 + n_features + options.hidden; }
+  int n_parameters() const { return static_cast<int>(mix.size()) + z_dim() * n_heads; }
+
+  // z [z_dim] of features x [n_features].
+  void embed(std::span<const float> x, float* z) const;
+  // Lays the tables out for a cascade; parameters stay empty.
+  static std::unique_ptr<Impl> lay_out(const CascadeSpec& spec, const RewardOptions& options);
+};
+
+inline double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+
+}  // namespace frugal::cascade

@@ -1,0 +1,354 @@
+// The reward model: layout, inference, files. Training is in reward_train.cc.
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/text.h"
+#include "cascade/reward_impl.h"
+
+namespace frugal::cascade {
+
+std::array<float, kBases> count_bases(double count, double largest, bool multi_basis) {
+  const double z = count / largest;
+  const double log_basis = std::log1p(9 * z) / std::log(10.0);
+  if (!multi_basis) return {0, static_cast<float>(log_basis), 0, 0, 0};
+  return {1, static_cast<float>(log_basis), static_cast<float>(z),
+          static_cast<float>(std::tanh(4 * z) / std::tanh(4.0)), static_cast<float>(1 - std::exp(-12 * z))};
+}
+
+namespace {
+
+uint64_t hash_spec(const CascadeSpec& spec) {
+  std::string text;
+  for (const auto& feature : spec.features) text += feature + "\n";
+  for (const Stage& stage : spec.stages) {
+    text += stage.name + ":";
+    for (const auto& model : stage.models) text += model.name + ",";
+    for (const int count : stage.counts) text += std::to_string(count) + ",";
+  }
+  for (const auto& chain : spec.chains) {
+    for (const int action : chain) text += std::to_string(action) + ".";
+    text += ";";
+  }
+  return fnv1a(std::as_bytes(std::span(text)));
+}
+
+}  // namespace
+
+std::unique_ptr<RewardModel::Impl> RewardModel::Impl::lay_out(const CascadeSpec& spec,
+                                                              const RewardOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  impl->n_features = spec.n_features();
+  impl->n_chains = spec.n_chains();
+  impl->n_stages = static_cast<int>(spec.stages.size());
+  impl->spec_hash = hash_spec(spec);
+  std::vector<std::vector<std::vector<int>>> gain_of;  // [stage][model][count]
+  for (const Stage& stage : spec.stages) {
+    impl->first_head.emplace_back();
+    gain_of.emplace_back();
+    for (size_t m = 0; m < stage.models.size(); ++m) {
+      impl->first_head.back().push_back(impl->n_heads);
+      gain_of.back().emplace_back();
+      for (const int count : stage.counts) {
+        gain_of.back().back().push_back(static_cast<int>(impl->gains.size()));
+        impl->gains.push_back({impl->n_heads, count_bases(count, stage.counts.back(), options.multi_basis)});
+      }
+      impl->n_heads += kBases + 1;
+    }
+  }
+  impl->padded_heads = (impl->n_heads + 7) / 8 * 8;
+  impl->levels.resize(spec.stages.size());
+  std::vector<std::map<std::vector<int>, int>> known(spec.stages.size());
+  for (int j = 0; j < impl->n_chains; ++j) {
+    const auto& actions = spec.chains[static_cast<size_t>(j)];
+    impl->chain_gains.emplace_back();
+    impl->chain_alphas.emplace_back();
+    int parent = 0;
+    for (size_t k = 0; k < spec.stages.size(); ++k) {
+      const auto model = static_cast<size_t>(actions[2 * k]), count = static_cast<size_t>(actions[2 * k + 1]);
+      const int gain = gain_of[k][model][count], alpha = impl->first_head[k][model] + kBases;
+      impl->chain_gains.back().push_back(gain);
+      impl->chain_alphas.back().push_back(alpha);
+      const bool leaf = k + 1 == spec.stages.size();
+      const std::vector<int> prefix(actions.begin(),
+                                    actions.begin() + static_cast<std::ptrdiff_t>(2 * k + 2));
+      const auto found = known[k].find(prefix);
+      if (!leaf && found != known[k].end()) {
+        parent = found->second;
+        continue;
+      }
+      impl->levels[k].push_back({parent, gain, alpha});
+      parent = static_cast<int>(impl->levels[k].size()) - 1;
+      known[k][prefix] = parent;
+      if (leaf) impl->chain_of_leaf.push_back(j);
+    }
+  }
+  return impl;
+}
+
+void RewardModel::Impl::embed(std::span<const float> x, float* z) const {
+  const auto d = static_cast<size_t>(n_features);
+  z[0] = 1;
+  // Beyond five standard deviations lies what training has not seen: held at the edge. NaN stays NaN.
+  for (size_t i = 0; i < d; ++i) {
+    const float value = (x[i] - mean[i]) * inverse_sd[i];
+    z[1 + i] = value < -5 ? -5 : (value > 5 ? 5 : value);
+  }
+  for (size_t h = 0; h < static_cast<size_t>(options.hidden); ++h) {
+    const float* row = &mix[h * (1 + d)];
+    float sum = 0;
+    for (size_t i = 0; i < 1 + d; ++i) sum += row[i] * z[i];
+    z[1 + d + h] = sum < 0 ? 0 : sum;
+  }
+}
+
+namespace {
+
+constexpr int kLanes = 8;
+using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
+using Ints = int __attribute__((vector_size(kLanes * sizeof(int))));
+
+// A macro: a function that returns a vector has an ABI that depends on flags.
+#define FRUGAL_SPLAT(x) ((x)-Floats{})
+
+// log(1 + exp(x)) to within 2e-6 relative of softplus(): max(x, 0) + log1p(t), t = exp(-|x|). exp by range
+// reduction to |r| <= ln 2 / 2 and its Taylor series to r^6 (error 1.2e-7); log1p(t) = 2 atanh(t / (2 + t)),
+// the argument at most 1/3, by the series to y^11 (error 2 / 13 / 3^13 = 1e-7). Reference: libm in the tests.
+inline void vector_softplus(float* values, int n) {
+  for (int i = 0; i < n; i += kLanes) {
+    Floats x;
+    std::memcpy(&x, values + i, sizeof x);
+    const Floats positive = x > 0 ? x : Floats{};
+    Floats minus = x > 0 ? -x : x;
+    minus = minus < -87 ? FRUGAL_SPLAT(-87.0f) : minus;  // exp(-87) is the last normal float; NaN passes
+    const Floats scaled = minus * 1.44269504f - 0.5f;
+    const Ints whole = __builtin_convertvector(scaled, Ints);  // truncates: rounds to nearest, as scaled <= 0
+    const Floats n_ln2 = __builtin_convertvector(whole, Floats);
+    const Floats r = (minus - n_ln2 * 0.693359375f) + n_ln2 * 2.12194440e-4f;
+    Floats e = FRUGAL_SPLAT(1.0f / 720);
+    e = e * r + 1.0f / 120;
+    e = e * r + 1.0f / 24;
+    e = e * r + 1.0f / 6;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    const Ints bits = (whole + 127) << 23;
+    Floats power;
+    std::memcpy(&power, &bits, sizeof power);
+    const Floats t = e * power;
+    const Floats y = t / (t + 2.0f), y2 = y * y;
+    Floats series = FRUGAL_SPLAT(1.0f / 11);
+    series = series * y2 + 1.0f / 9;
+    series = series * y2 + 1.0f / 7;
+    series = series * y2 + 1.0f / 5;
+    series = series * y2 + 1.0f / 3;
+    series = series * y2 + 1.0f;
+    const Floats result = positive + 2.0f * y * series;
+    std::memcpy(values + i, &result, sizeof result);
+  }
+}
+
+}  // namespace
+
+void RewardModel::predict(std::span<const float> features, std::span<float> rewards) const {
+  const Impl& m = *impl_;
+  FRUGAL_CHECK(features.size() == static_cast<size_t>(m.n_features));
+  FRUGAL_CHECK(rewards.size() == static_cast<size_t>(m.n_chains));
+  thread_local std::vector<float> scratch;  // grows to the largest model of the thread, then stays
+  size_t widest = 0;
+  for (const auto& level : m.levels) widest = std::max(widest, level.size());
+  const size_t need = static_cast<size_t>(m.z_dim() + m.padded_heads) + m.gains.size() + 2 * widest;
+  if (scratch.size() < need) scratch.resize(need);
+  float* z = scratch.data();
+  float* heads = z + m.z_dim();
+  float* gain = heads + m.padded_heads;
+  float* above = gain + m.gains.size();
+  float* here = above + widest;
+
+  m.embed(features, z);
+  const int z_dim = m.z_dim(), padded = m.padded_heads;
+  for (int p = 0; p < padded; p += kLanes) {
+    Floats sum{};
+    for (int i = 0; i < z_dim; ++i) {
+      Floats w;
+      std::memcpy(&w, &m.weights[static_cast<size_t>(i * padded + p)], sizeof w);
+      sum += w * z[i];
+    }
+    std::memcpy(heads + p, &sum, sizeof sum);
+  }
+  if (m.options.monotone) vector_softplus(heads, padded);
+  for (size_t g = 0; g < m.gains.size(); ++g) {
+    const Impl::Gain& one = m.gains[g];
+    float sum = 0;
+    for (int b = 0; b < kBases; ++b) sum += heads[one.head + b] * one.phi[static_cast<size_t>(b)];
+    gain[g] = sum;
+  }
+  above[0] = 0;
+  for (const auto& level : m.levels) {
+    if (m.options.recursive) {
+      for (size_t i = 0; i < level.size(); ++i)
+        here[i] = gain[level[i].gain] * (above[level[i].parent] + heads[level[i].alpha]);
+    } else {
+      for (size_t i = 0; i < level.size(); ++i) here[i] = gain[level[i].gain] + above[level[i].parent];
+    }
+    std::swap(above, here);
+  }
+  for (size_t i = 0; i < m.chain_of_leaf.size(); ++i) {
+    rewards[static_cast<size_t>(m.chain_of_leaf[i])] = m.scale * above[i] + m.offset;
+  }
+}
+
+double RewardModel::predict_slowly(std::span<const float> features, int chain) const {
+  const Impl& m = *impl_;
+  std::vector<double> z{1};
+  for (size_t i = 0; i < features.size(); ++i) {
+    z.push_back(std::clamp((static_cast<double>(features[i]) - static_cast<double>(m.mean[i])) *
+                               static_cast<double>(m.inverse_sd[i]),
+                           -5.0, 5.0));
+  }
+  for (int h = 0; h < m.options.hidden; ++h) {
+    double sum = 0;
+    for (int i = 0; i <= m.n_features; ++i)
+      sum += static_cast<double>(m.mix[static_cast<size_t>(h * (m.n_features + 1) + i)]) *
+             z[static_cast<size_t>(i)];
+    z.push_back(std::max(sum, 0.0));
+  }
+  const auto head = [&](int p) {
+    double sum = 0;
+    for (size_t i = 0; i < z.size(); ++i)
+      sum += z[i] *
+             static_cast<double>(m.weights[i * static_cast<size_t>(m.padded_heads) + static_cast<size_t>(p)]);
+    return m.options.monotone ? softplus(sum) : sum;
+  };
+  double state = 0;
+  for (size_t k = 0; k < static_cast<size_t>(m.n_stages); ++k) {
+    const Impl::Gain& gain = m.gains[static_cast<size_t>(m.chain_gains[static_cast<size_t>(chain)][k])];
+    double s = 0;
+    for (int b = 0; b < kBases; ++b)
+      s += head(gain.head + b) * static_cast<double>(gain.phi[static_cast<size_t>(b)]);
+    state =
+        m.options.recursive ? s * (state + head(m.chain_alphas[static_cast<size_t>(chain)][k])) : state + s;
+  }
+  return static_cast<double>(m.scale) * state + static_cast<double>(m.offset);
+}
+
+RewardModel::RewardModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+RewardModel::RewardModel(RewardModel&&) noexcept = default;
+RewardModel& RewardModel::operator=(RewardModel&&) noexcept = default;
+RewardModel::~RewardModel() = default;
+int RewardModel::n_features() const { return impl_->n_features; }
+int RewardModel::n_chains() const { return impl_->n_chains; }
+int RewardModel::n_parameters() const { return impl_->n_parameters(); }
+
+double RewardModel::flops() const {
+  const Impl& m = *impl_;
+  size_t nodes = 0;
+  for (const auto& level : m.levels) nodes += level.size();
+  constexpr double kSoftplusFlops = 34;
+  return 2.0 * (1 + m.n_features) * m.options.hidden + 2.0 * m.z_dim() * m.padded_heads +
+         (m.options.monotone ? kSoftplusFlops * m.padded_heads : 0) +
+         2.0 * kBases * static_cast<double>(m.gains.size()) + 2.0 * static_cast<double>(nodes) +
+         2.0 * m.n_chains;
+}
+
+// --- Files: docs/formats/reward.md
+// ---------------------------------------------------------------------------
+
+namespace {
+
+constexpr char kMagic[8] = {'F', 'R', 'G', 'L', 'R', 'W', 'D', '\n'};
+constexpr uint32_t kVersion = 1;
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t flags;  // 1 recursive, 2 multi-basis, 4 monotone
+  uint64_t spec_hash;
+  uint32_t n_features, hidden, padded_heads, reserved;
+  float scale, offset;
+  uint64_t checksum;  // of this header with 0 here, and of the arrays that follow
+};
+static_assert(sizeof(Header) == 56);
+
+uint64_t checksum_of(Header header, std::span<const float> arrays) {
+  header.checksum = 0;
+  return fnv1a(std::as_bytes(arrays), fnv1a(std::as_bytes(std::span(&header, 1))));
+}
+
+}  // namespace
+
+Status RewardModel::save(const std::string& path) const {
+  const Impl& m = *impl_;
+  std::vector<float> arrays;
+  for (const auto* array : {&m.mean, &m.inverse_sd, &m.mix, &m.weights})
+    arrays.insert(arrays.end(), array->begin(), array->end());
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.version = kVersion;
+  header.flags =
+      (m.options.recursive ? 1u : 0u) | (m.options.multi_basis ? 2u : 0u) | (m.options.monotone ? 4u : 0u);
+  header.spec_hash = m.spec_hash;
+  header.n_features = static_cast<uint32_t>(m.n_features);
+  header.hidden = static_cast<uint32_t>(m.options.hidden);
+  header.padded_heads = static_cast<uint32_t>(m.padded_heads);
+  header.scale = m.scale;
+  header.offset = m.offset;
+  header.checksum = checksum_of(header, arrays);
+  std::string bytes(sizeof header + arrays.size() * sizeof(float), '\0');
+  std::memcpy(bytes.data(), &header, sizeof header);
+  std::memcpy(bytes.data() + sizeof header, arrays.data(), arrays.size() * sizeof(float));
+  return write_file_atomically(path, bytes);
+}
+
+Result<RewardModel> RewardModel::load(const std::string& path, const CascadeSpec& spec) {
+  FRUGAL_TRY_STATUS(check_cascade(spec));
+  FRUGAL_TRY(const std::string bytes, read_file(path, size_t{256} << 20));
+  const auto corrupt = [&](const char* what) { return Error{ErrorCode::kCorrupt, path + ": " + what}; };
+  Header header;
+  if (bytes.size() < sizeof header) return corrupt("too short for a reward model");
+  std::memcpy(&header, bytes.data(), sizeof header);
+  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
+    return corrupt("not a reward model (wrong magic)");
+  if (header.version != kVersion)
+    return Error{ErrorCode::kUnsupported,
+                 strf("%s: version %u, this build reads %u", path.c_str(), header.version, kVersion)};
+  if (header.hidden > 32) return corrupt("more hidden units than there can be");
+  RewardOptions options{(header.flags & 1) != 0, (header.flags & 2) != 0, (header.flags & 4) != 0,
+                        static_cast<int>(header.hidden)};
+  auto impl = Impl::lay_out(spec, options);
+  if (header.spec_hash != impl->spec_hash || header.n_features != static_cast<uint32_t>(impl->n_features) ||
+      header.padded_heads != static_cast<uint32_t>(impl->padded_heads)) {
+    return corrupt(
+        "trained for another cascade (other stages, chains or features): train it again for this one");
+  }
+  const auto d = static_cast<size_t>(impl->n_features), z_dim = static_cast<size_t>(impl->z_dim());
+  const size_t sizes[] = {d, d, static_cast<size_t>(options.hidden) * (1 + d),
+                          z_dim * static_cast<size_t>(impl->padded_heads)};
+  const size_t n = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+  if (bytes.size() != sizeof header + n * sizeof(float))
+    return corrupt("its size is not what its header says: truncated?");
+  std::vector<float> arrays(n);
+  std::memcpy(arrays.data(), bytes.data() + sizeof header, n * sizeof(float));
+  if (checksum_of(header, arrays) != header.checksum) return corrupt("checksum does not match: damaged");
+  for (const float value : arrays) {
+    if (!std::isfinite(value)) return corrupt("a parameter is not finite");
+  }
+  if (!std::isfinite(header.scale) || header.scale < 0 || !std::isfinite(header.offset))
+    return corrupt("its calibration is not finite");
+  size_t at = 0;
+  std::vector<float>* targets[] = {&impl->mean, &impl->inverse_sd, &impl->mix, &impl->weights};
+  for (size_t i = 0; i < 4; ++i) {
+    targets[i]->assign(arrays.begin() + static_cast<std::ptrdiff_t>(at),
+                       arrays.begin() + static_cast<std::ptrdiff_t>(at + sizes[i]));
+    at += sizes[i];
+  }
+  impl->scale = header.scale;
+  impl->offset = header.offset;
+  return RewardModel(std::move(impl));
+}
+
+}  // namespace frugal::cascade

@@ -1,0 +1,363 @@
+// Training of the reward model from logged chains: Adam on the weighted squared error, then calibration.
+#include <algorithm>
+#include <numeric>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "base/text.h"
+#include "cascade/reward_impl.h"
+
+namespace frugal::cascade {
+namespace {
+
+using Impl = RewardModel::Impl;
+
+struct Adam {
+  explicit Adam(size_t n) : m(n, 0), v(n, 0) {}
+  std::vector<double> m, v;
+  int t = 0;
+
+  void step(std::vector<float>& parameters, std::vector<double>& gradient, double rate, double l2) {
+    ++t;
+    const double c1 = 1 - std::pow(0.9, t), c2 = 1 - std::pow(0.999, t);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const double g = gradient[i] + l2 * static_cast<double>(parameters[i]);
+      m[i] = 0.9 * m[i] + 0.1 * g;
+      v[i] = 0.999 * v[i] + 0.001 * g * g;
+      parameters[i] -= static_cast<float>(rate * (m[i] / c1) / (std::sqrt(v[i] / c2) + 1e-8));
+      gradient[i] = 0;
+    }
+  }
+};
+
+// Forward and backward for one row; gradients are added up.
+class Trainer {
+ public:
+  explicit Trainer(Impl& model)
+      : m_(model),
+        z_(static_cast<size_t>(model.z_dim())),
+        dz_(z_.size()),
+        g_weights_(model.weights.size(), 0.0),
+        g_mix_(model.mix.size(), 0.0),
+        weights_(model.weights.size()),
+        mix_(model.mix.size()) {}
+
+  // Unscaled prediction h_K.
+  double forward(std::span<const float> x, int chain) {
+    m_.embed(x, z_.data());
+    const auto n = static_cast<size_t>(m_.n_stages);
+    stages_.resize(n);
+    double state = 0;
+    for (size_t k = 0; k < n; ++k) {
+      StageState& s = stages_[k];
+      const Impl::Gain& gain = m_.gains[static_cast<size_t>(m_.chain_gains[static_cast<size_t>(chain)][k])];
+      s.gain = &gain;
+      s.before = state;
+      s.sum = 0;
+      for (int b = 0; b <= kBases; ++b) {
+        s.logit[static_cast<size_t>(b)] = logit(gain.head + b);
+        s.active[static_cast<size_t>(b)] =
+            m_.options.monotone ? softplus(s.logit[static_cast<size_t>(b)]) : s.logit[static_cast<size_t>(b)];
+        if (b < kBases)
+          s.sum += s.active[static_cast<size_t>(b)] * static_cast<double>(gain.phi[static_cast<size_t>(b)]);
+      }
+      state = m_.options.recursive ? s.sum * (state + s.active[kBases]) : state + s.sum;
+    }
+    return state;
+  }
+
+  // `gradient`: of the loss by h_K, for the row just run forward.
+  void backward(double gradient) {
+    std::fill(dz_.begin(), dz_.end(), 0.0);
+    for (size_t k = stages_.size(); k-- > 0;) {
+      const StageState& s = stages_[k];
+      const double d_sum = m_.options.recursive ? gradient * (s.before + s.active[kBases]) : gradient;
+      const double d_alpha = m_.options.recursive ? gradient * s.sum : 0;
+      for (int b = 0; b <= kBases; ++b) {
+        const auto bi = static_cast<size_t>(b);
+        const double d_active = b < kBases ? d_sum * static_cast<double>(s.gain->phi[bi]) : d_alpha;
+        const double slope = m_.options.monotone ? 1 / (1 + std::exp(-s.logit[bi])) : 1;
+        const double d_logit = d_active * slope;
+        if (d_logit == 0) continue;
+        const auto head = static_cast<size_t>(s.gain->head + b),
+                   stride = static_cast<size_t>(m_.padded_heads);
+        for (size_t i = 0; i < z_.size(); ++i) {
+          g_weights_[i * stride + head] += d_logit * static_cast<double>(z_[i]);
+          dz_[i] += d_logit * static_cast<double>(m_.weights[i * stride + head]);
+        }
+      }
+      if (m_.options.recursive) gradient *= s.sum;
+    }
+    const auto d = static_cast<size_t>(m_.n_features);
+    for (size_t h = 0; h < static_cast<size_t>(m_.options.hidden); ++h) {
+      if (z_[1 + d + h] <= 0) continue;
+      for (size_t i = 0; i < 1 + d; ++i)
+        g_mix_[h * (1 + d) + i] += dz_[1 + d + h] * static_cast<double>(z_[i]);
+    }
+  }
+
+  void step(double rate, double l2) {
+    weights_.step(m_.weights, g_weights_, rate, l2);
+    mix_.step(m_.mix, g_mix_, rate, l2);
+  }
+
+ private:
+  struct StageState {
+    const Impl::Gain* gain;
+    double before, sum;
+    std::array<double, kBases + 1> logit, active;
+  };
+  double logit(int head) const {
+    double sum = 0;
+    for (size_t i = 0; i < z_.size(); ++i) {
+      sum += static_cast<double>(z_[i]) *
+             static_cast<double>(
+                 m_.weights[i * static_cast<size_t>(m_.padded_heads) + static_cast<size_t>(head)]);
+    }
+    return sum;
+  }
+
+  Impl& m_;
+  std::vector<float> z_;
+  std::vector<double> dz_, g_weights_, g_mix_;
+  std::vector<StageState> stages_;
+  Adam weights_, mix_;
+};
+
+Status check_logs(const CascadeSpec& spec, const LoggedChains& logs) {
+  const auto bad = [](std::string message) {
+    return Status(ErrorCode::kInvalidArgument, std::move(message));
+  };
+  const auto n = static_cast<size_t>(std::max(logs.n, 0));
+  if (logs.n < 100) return bad(strf("%d logged requests are too few to train on (at least 100)", logs.n));
+  if (logs.n_features != spec.n_features() ||
+      logs.features.size() != n * static_cast<size_t>(logs.n_features) || logs.chains.size() != n ||
+      logs.propensity.size() != n || logs.rewards.size() != n) {
+    return bad("the logged arrays do not have the sizes that their counts say");
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (logs.chains[i] < 0 || logs.chains[i] >= spec.n_chains())
+      return bad(strf("log row %zu: there is no chain %d", i, logs.chains[i]));
+    if (!(logs.propensity[i] > 0) || logs.propensity[i] > 1)
+      return bad(
+          strf("log row %zu: propensity %g is not in (0, 1]", i, static_cast<double>(logs.propensity[i])));
+    if (!std::isfinite(logs.rewards[i])) return bad(strf("log row %zu: its reward is not finite", i));
+  }
+  for (size_t i = 0; i < logs.features.size(); ++i) {
+    if (!std::isfinite(logs.features[i])) {
+      return bad(strf("log row %zu: feature '%s' is not finite", i / static_cast<size_t>(logs.n_features),
+                      spec.features[i % static_cast<size_t>(logs.n_features)].c_str()));
+    }
+  }
+  return {};
+}
+
+void standardise(Impl& m, const LoggedChains& logs) {
+  const auto d = static_cast<size_t>(logs.n_features);
+  m.mean.assign(d, 0);
+  m.inverse_sd.assign(d, 0);
+  for (size_t f = 0; f < d; ++f) {
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i)
+      sum += static_cast<double>(logs.features[i * d + f]);
+    const double mean = sum / logs.n;
+    for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i)
+      squares += std::pow(static_cast<double>(logs.features[i * d + f]) - mean, 2);
+    const double sd = std::sqrt(squares / logs.n);
+    m.mean[f] = static_cast<float>(mean);
+    m.inverse_sd[f] = sd > 1e-9 ? static_cast<float>(1 / sd) : 0;  // a constant feature says nothing
+  }
+}
+
+void initialise(Impl& m, uint64_t seed) {
+  Rng rng(seed, 77);
+  m.mix.resize(static_cast<size_t>(m.options.hidden * (1 + m.n_features)));
+  for (float& a : m.mix) a = static_cast<float>(rng.normal() * std::sqrt(1.0 / (1 + m.n_features)));
+  m.weights.assign(static_cast<size_t>(m.z_dim() * m.padded_heads), 0);
+  for (int i = 0; i < m.z_dim(); ++i) {
+    for (int p = 0; p < m.n_heads; ++p) {
+      // Gains start small and alike (softplus(-1.5) = 0.2, five of them make one), personal parts near
+      // nothing.
+      const double start =
+          i == 0 ? (p % (kBases + 1) == kBases ? 0.0 : (m.options.monotone ? -1.5 : 0.2)) : 0.0;
+      m.weights[static_cast<size_t>(i * m.padded_heads + p)] =
+          static_cast<float>(start + 0.02 * rng.normal());
+    }
+  }
+  m.scale = 1;
+  m.offset = 0;
+}
+
+}  // namespace
+
+Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeSpec& spec,
+                                         const LoggedChains& logs, const TrainOptions& options) {
+  FRUGAL_TRY_STATUS(check_cascade(spec));
+  FRUGAL_TRY_STATUS(check_logs(spec, logs));
+  auto fresh = Impl::lay_out(spec, from.impl_->options);
+  if (fresh->spec_hash != from.impl_->spec_hash)
+    return {ErrorCode::kInvalidArgument, "the model to go on from is of another cascade"};
+  if (options.epochs < 1 || options.batch < 1 || !(options.rate > 0) || !(options.clip >= 1) ||
+      !(options.holdout >= 0 && options.holdout < 0.9)) {
+    return {ErrorCode::kInvalidArgument,
+            "training: epochs and batch are at least 1, rate positive, clip at least 1, holdout in [0, 0.9)"};
+  }
+  auto impl = std::make_unique<Impl>(*from.impl_);
+  const auto d = static_cast<size_t>(logs.n_features), n = static_cast<size_t>(logs.n);
+  Rng rng(options.seed);
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = n; i > 1; --i) std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
+  const size_t n_fit = n - static_cast<size_t>(options.holdout * static_cast<double>(n));
+  // 1 / propensity, relative to its mean, clipped: self-normalised inverse propensity weights.
+  std::vector<double> weight(n, 1.0);
+  if (options.off_policy) {
+    double sum = 0;
+    for (size_t i = 0; i < n; ++i) sum += weight[i] = 1 / static_cast<double>(logs.propensity[i]);
+    for (double& w : weight) w = std::min(w * static_cast<double>(n) / sum, options.clip);
+  }
+  const auto row = [&](size_t i) { return std::span(logs.features).subspan(i * d, d); };
+  Trainer trainer(*impl);
+  std::vector<size_t> fit(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n_fit));
+  const double scale = static_cast<double>(impl->scale) > 0 ? static_cast<double>(impl->scale) : 1;
+  const double offset = static_cast<double>(impl->offset);
+  for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    for (size_t i = n_fit; i > 1; --i) std::swap(fit[i - 1], fit[rng.below(static_cast<uint32_t>(i))]);
+    const double rate = options.rate * (1 - 0.9 * epoch / options.epochs);  // down to a tenth
+    for (size_t start = 0; start < n_fit; start += static_cast<size_t>(options.batch)) {
+      const size_t end = std::min(n_fit, start + static_cast<size_t>(options.batch));
+      for (size_t at = start; at < end; ++at) {
+        const size_t i = fit[at];
+        const double predicted = trainer.forward(row(i), logs.chains[i]);
+        const double target = (static_cast<double>(logs.rewards[i]) - offset) / scale;  // in units of h_K
+        trainer.backward(weight[i] * (predicted - target) / static_cast<double>(end - start));
+      }
+      trainer.step(rate, options.l2);
+    }
+  }
+  // Calibration on requests that were held out: reward = scale h + offset by weighted least squares, the
+  // scale kept positive so that the order of chains stays. Holding out too little to tell leaves things as
+  // they are.
+  if (n - n_fit >= 50) {
+    double sw = 0, sh = 0, sy = 0, shh = 0, shy = 0;
+    for (size_t at = n_fit; at < n; ++at) {
+      const size_t i = order[at];
+      const double h = trainer.forward(row(i), logs.chains[i]), y = static_cast<double>(logs.rewards[i]),
+                   w = weight[i];
+      sw += w, sh += w * h, sy += w * y, shh += w * h * h, shy += w * h * y;
+    }
+    const double variance = shh - sh * sh / sw;
+    const double slope = variance > 1e-12 ? (shy - sh * sy / sw) / variance : 0;
+    if (slope > 0.2 * scale && slope < 5 * scale) {
+      impl->scale = static_cast<float>(slope);
+      impl->offset = static_cast<float>((sy - slope * sh) / sw);
+    }
+  }
+  for (const float value : impl->weights) {
+    if (!std::isfinite(value)) return {ErrorCode::kInvalidArgument, "training diverged: use a smaller rate"};
+  }
+  return RewardModel(std::move(impl));
+}
+
+Result<RewardModel> RewardModel::train(const CascadeSpec& spec, const LoggedChains& logs,
+                                       const TrainOptions& options) {
+  FRUGAL_TRY_STATUS(check_cascade(spec));
+  FRUGAL_TRY_STATUS(check_logs(spec, logs));
+  if (options.model.hidden < 0 || options.model.hidden > 32)
+    return {ErrorCode::kInvalidArgument, "hidden lies in [0, 32]"};
+  auto impl = Impl::lay_out(spec, options.model);
+  standardise(*impl, logs);
+  initialise(*impl, options.seed);
+  // The first guess is the mean reward: scale makes up for whatever the initial gains multiply to.
+  const auto d = static_cast<size_t>(logs.n_features);
+  Trainer trainer(*impl);
+  double guess = 0, mean = 0;
+  for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i) {
+    guess += trainer.forward(std::span(logs.features).subspan(i * d, d), logs.chains[i]);
+    mean += static_cast<double>(logs.rewards[i]);
+  }
+  impl->scale = guess > 0 && mean > 0 ? static_cast<float>(mean / guess) : 1.0f;
+  return retrain(RewardModel(std::move(impl)), spec, logs, options);
+}
+
+namespace {
+
+// Ranks with ties averaged, then the correlation of ranks.
+double spearman(std::span<const double> a, std::span<const double> b) {
+  const auto ranks = [](std::span<const double> values) {
+    std::vector<size_t> order(values.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::sort(order.begin(), order.end(), [&](size_t x, size_t y) { return values[x] < values[y]; });
+    std::vector<double> rank(values.size());
+    for (size_t i = 0; i < order.size();) {
+      size_t j = i;
+      while (j < order.size() && values[order[j]] == values[order[i]]) ++j;
+      for (size_t k = i; k < j; ++k) rank[order[k]] = 0.5 * static_cast<double>(i + j - 1);
+      i = j;
+    }
+    return rank;
+  };
+  const auto ra = ranks(a), rb = ranks(b);
+  const double mean = 0.5 * (static_cast<double>(a.size()) - 1);
+  double xy = 0, xx = 0, yy = 0;
+  for (size_t i = 0; i < ra.size(); ++i) {
+    xy += (ra[i] - mean) * (rb[i] - mean);
+    xx += (ra[i] - mean) * (ra[i] - mean);
+    yy += (rb[i] - mean) * (rb[i] - mean);
+  }
+  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0;
+}
+
+}  // namespace
+
+Quality judge(const RewardModel& model, std::span<const float> features, std::span<const float> truth,
+              int n) {
+  const auto d = static_cast<size_t>(model.n_features()), m = static_cast<size_t>(model.n_chains());
+  FRUGAL_CHECK(features.size() == static_cast<size_t>(n) * d && truth.size() == static_cast<size_t>(n) * m);
+  std::vector<float> predicted(m);
+  std::vector<double> all_predicted, all_truth, row_predicted(m), row_truth(m);
+  Quality quality;
+  double sum_predicted = 0, sum_truth = 0, squares = 0, truth_squares = 0;
+  int ranked = 0;
+  for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+    model.predict(features.subspan(i * d, d), predicted);
+    for (size_t j = 0; j < m; ++j) {
+      row_predicted[j] = static_cast<double>(predicted[j]);
+      row_truth[j] = static_cast<double>(truth[i * m + j]);
+      sum_predicted += row_predicted[j];
+      sum_truth += row_truth[j];
+      squares += (row_predicted[j] - row_truth[j]) * (row_predicted[j] - row_truth[j]);
+      truth_squares += row_truth[j] * row_truth[j];
+    }
+    all_predicted.insert(all_predicted.end(), row_predicted.begin(), row_predicted.end());
+    all_truth.insert(all_truth.end(), row_truth.begin(), row_truth.end());
+    const auto [low, high] = std::minmax_element(row_truth.begin(), row_truth.end());
+    if (*high > *low) {
+      quality.within_spearman += spearman(row_predicted, row_truth);
+      ++ranked;
+    }
+  }
+  if (ranked > 0) quality.within_spearman /= ranked;
+  if (all_truth.empty() || sum_truth == 0) return quality;
+  quality.rmse = std::sqrt(squares / truth_squares);
+  quality.spearman = spearman(all_predicted, all_truth);
+  quality.bias = sum_predicted / sum_truth - 1;
+  std::vector<size_t> order(all_truth.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return all_predicted[a] < all_predicted[b]; });
+  constexpr size_t kDeciles = 10;
+  double off = 0;
+  for (size_t decile = 0; decile < kDeciles; ++decile) {
+    double p = 0, t = 0;
+    for (size_t i = decile * order.size() / kDeciles; i < (decile + 1) * order.size() / kDeciles; ++i) {
+      p += all_predicted[order[i]];
+      t += all_truth[order[i]];
+    }
+    off += std::fabs(p - t);
+  }
+  quality.calibration = off / sum_truth;
+  return quality;
+}
+
+}  // namespace frugal::cascade
