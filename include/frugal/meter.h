@@ -128,4 +128,50 @@ class PowerMeter {
   virtual std::vector<PowerSample> samples(const Snapshot& from) = 0;
 };
 
+// A line of the ledger: one run, request or job, and what it cost.
+struct LedgerEntry {
+  int64_t id = 0;     // given by the ledger
+  double unix_s = 0;  // end of the work
+  std::string kind;   // "run", "dnn", "cascade", "command", "job"
+  std::string name;   // the command line, the request's id
+  std::string project;
+  std::string model;
+  std::string unit;  // of `units`: "token", "request"; the functional unit of the SCI
+  double units = 0;
+  Usage usage;
+  Estimate cpu_j, memory_j, gpu_j;
+  std::string source;  // source_kind_name of the meter
+  std::string region;  // empty: unknown
+  Estimate g_per_kwh;
+  int exit_code = 0;
+  double average_watts = 0, peak_watts = 0;  // of the run; 0: not sampled
+};
+
+struct LedgerFilter {
+  double since_unix_s = 0;
+  double until_unix_s = 1e18;
+  std::string kind, project, model;  // empty: any
+  int64_t newest = 1000000;          // at most this many, the newest
+};
+
+struct LedgerOptions {
+  int64_t max_entries = 1000000;  // the oldest go when there are more; at least 1,000
+};
+
+// Usage of everything that ran, in one SQLite file (docs/formats/ledger.md). Any number of processes may
+// write and read at once; an entry that append() acknowledged survives a crash. One thread at a time for each
+// object.
+class Ledger {
+ public:
+  // Makes the file and its folder when missing. kCorrupt: damaged or of another program; kUnsupported: newer
+  // version; kPermission, kIo.
+  static Result<std::unique_ptr<Ledger>> open(const std::string& path, const LedgerOptions& options = {});
+  virtual ~Ledger() = default;
+
+  // Returns the entry's id. A full disk is kIo, and the ledger stays as it was.
+  virtual Result<int64_t> append(const LedgerEntry& entry) = 0;
+  // Oldest first.
+  virtual Result<std::vector<LedgerEntry>> read(const LedgerFilter& filter = {}) = 0;
+};
+
 }  // namespace frugal::meter

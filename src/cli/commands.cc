@@ -13,6 +13,7 @@ std::span<const Command> commands() {
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
+      {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},
   };
   return kCommands;
 }

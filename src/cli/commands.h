@@ -46,5 +46,6 @@ Action add_cascade_train(CLI::App& app);
 Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);
+Action add_meter_run(CLI::App& app);
 
 }  // namespace frugal::cli

@@ -60,6 +60,33 @@ std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app) {
   return setup;
 }
 
+std::shared_ptr<LedgerSetup> add_ledger_options(CLI::App& app) {
+  auto setup = std::make_shared<LedgerSetup>();
+  app.add_option("--ledger", setup->path, "file that keeps what every run cost (default: the user's own)")
+      ->group("Meter");
+  app.add_flag("--no-ledger", setup->off, "write nothing to the ledger")->group("Meter");
+  app.add_option("--project", setup->project, "name that the ledger files this under")->group("Meter");
+  return setup;
+}
+
+std::string ledger_path() {
+  if (const char* path = std::getenv("FRUGAL_LEDGER"); path != nullptr && *path != '\0') return path;
+  return user_folder("XDG_STATE_HOME", ".local/state") + "/frugal/ledger.db";
+}
+
+Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter, meter::LedgerEntry entry) {
+  if (setup.off) return {};
+  FRUGAL_TRY(auto ledger, meter::Ledger::open(setup.path.empty() ? ledger_path() : setup.path));
+  if (entry.unix_s == 0) entry.unix_s = clock_seconds(CLOCK_REALTIME);
+  entry.project = setup.project;
+  entry.source = meter::source_kind_name(meter.source().kind);
+  entry.region = meter.options().intensity.region;
+  entry.g_per_kwh = meter.options().intensity.g_per_kwh;
+  FRUGAL_TRY(const int64_t id, ledger->append(entry));
+  static_cast<void>(id);
+  return {};
+}
+
 std::string calibration_path() { return user_folder("XDG_CONFIG_HOME", ".config") + "/frugal/meter.json"; }
 
 std::string package_data(const std::string& name) {

@@ -28,6 +28,21 @@ struct MeterSetup {
   double water_l_per_kwh = 0;
 };
 
+// Which ledger, and what its entries are filed under.
+struct LedgerSetup {
+  std::string path;  // empty: ledger_path()
+  bool off = false;
+  std::string project;
+};
+std::shared_ptr<LedgerSetup> add_ledger_options(CLI::App& app);
+
+// $FRUGAL_LEDGER, else $XDG_STATE_HOME/frugal/ledger.db.
+std::string ledger_path();
+
+// Writes one entry, unless the ledger is off. The place (region, intensity, source) is filled in from the
+// meter.
+Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter, meter::LedgerEntry entry);
+
 std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app);
 
 // Resolves tables and calibration in the user's folders, and opens the meter.

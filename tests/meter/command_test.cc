@@ -1,0 +1,39 @@
+#include "meter/command.h"
+
+#include <gtest/gtest.h>
+
+namespace frugal::meter {
+namespace {
+
+TEST(Command, ExitCodesPassThrough) {
+  EXPECT_EQ(run_command({"sh", "-c", "exit 7"})->exit_code, 7);
+  EXPECT_EQ(run_command({"sh", "-c", "kill -9 $$"})->exit_code, 128 + 9);
+  const auto missing = run_command({"/no/such/command"});
+  EXPECT_FALSE(missing->started);
+  EXPECT_EQ(missing->exit_code, 127);
+  EXPECT_NE(missing->failure.find("/no/such/command"), std::string::npos);
+  EXPECT_EQ(run_command({"/"})->exit_code, 126);
+  EXPECT_FALSE(run_command({}).ok());
+}
+
+TEST(Command, ChildrenAreCounted) {
+  const char* loop = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done";
+  const auto alone = run_command({"sh", "-c", loop});
+  const std::string three = std::string("(") + loop + ") & (" + loop + ") & " + loop + "; wait";
+  const auto children = run_command({"sh", "-c", three});
+  ASSERT_TRUE(alone.ok() && children.ok());
+  EXPECT_GT(alone->usage.cpu_seconds, 0);
+  EXPECT_GT(children->usage.cpu_seconds, 1.5 * alone->usage.cpu_seconds);
+  EXPECT_GT(children->usage.bytes_held, 1e5);
+}
+
+TEST(Command, OrphansThatLiveOnAreCountedAndNamed) {
+  // The grandchild outlives the command by a moment; its parent is gone.
+  const auto result = run_command({"sh", "-c", "(sleep 0.3 &) ; exit 0"});
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->exit_code, 0);
+  EXPECT_EQ(result->orphans_left, 1);
+}
+
+}  // namespace
+}  // namespace frugal::meter
