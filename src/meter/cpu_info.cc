@@ -59,10 +59,8 @@ std::string normalised_cpu_name(std::string_view name) {
   std::string text(name);
   for (char& c : text) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
   for (const char* mark : {"(r)", "(tm)"}) {
-    for (size_t at; (at = text.find(mark)) != std::string::npos;) {
-      text.erase(at, std::string_view(mark).size() - 1);
-      text[at] = ' ';
-    }
+    for (size_t at; (at = text.find(mark)) != std::string::npos;)
+      text.replace(at, std::string_view(mark).size(), " ");
   }
   text = text.substr(0, text.find('@'));
   text = text.substr(0, text.find(" with "));  // "... with Radeon Graphics"

@@ -134,7 +134,9 @@ TEST(Ledger, KilledWritersLoseNothingAcknowledged) {
   std::set<std::string> found;
   auto ledger = Ledger::open(path);
   ASSERT_TRUE(ledger.ok()) << ledger.error().message;
-  for (const LedgerEntry& entry : *(*ledger)->read()) found.insert(entry.name);
+  const auto rows = (*ledger)->read();
+  ASSERT_TRUE(rows.ok());
+  for (const LedgerEntry& entry : *rows) found.insert(entry.name);
   size_t lost = 0;
   for (const std::string& name : expected) lost += found.contains(name) ? 0 : 1;
   EXPECT_EQ(lost, 0u) << "of " << expected.size();
