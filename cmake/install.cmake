@@ -53,7 +53,7 @@ if(linked MATCHES "openvino")
   if(FRUGAL_OPENVINO_TRAVELS)
     string(APPEND FRUGAL_DEPENDENCIES
       "find_dependency(OpenVINO COMPONENTS Runtime PATHS "
-      "\"\${PACKAGE_PREFIX_DIR}/${CMAKE_INSTALL_LIBDIR}/frugal/openvino/cmake\" NO_DEFAULT_PATH)\n")
+      "\"\${FRUGAL_PREFIX_DIR}/${CMAKE_INSTALL_LIBDIR}/frugal/openvino/cmake\" NO_DEFAULT_PATH)\n")
   else()
     string(APPEND FRUGAL_DEPENDENCIES "find_dependency(OpenVINO COMPONENTS Runtime)\n")
   endif()
@@ -61,7 +61,7 @@ endif()
 if(linked MATCHES "(^|;)llama(;|$)|ggml")
   if(FRUGAL_LLAMA_TRAVELS)
     string(APPEND FRUGAL_DEPENDENCIES
-      "find_dependency(llama PATHS \"\${PACKAGE_PREFIX_DIR}/${FRUGAL_INSTALL_LLAMA}\" NO_DEFAULT_PATH)\n")
+      "find_dependency(llama PATHS \"\${FRUGAL_PREFIX_DIR}/${FRUGAL_INSTALL_LLAMA}\" NO_DEFAULT_PATH)\n")
   else()
     string(APPEND FRUGAL_DEPENDENCIES "find_dependency(llama)\n")
   endif()
