@@ -29,7 +29,9 @@ class Loader {
                                                  file_.label().c_str(), printable_name(name).c_str(),
                                                  tensor_type_label(tensor->type).c_str())};
     }
-    FRUGAL_TRY(target, allocate_matrix(*type, n_rows, k));
+    target.type = *type;
+    target.n_rows = n_rows;
+    target.k = k;
     jobs_.push_back({&target, tensor});
     return {};
   }
@@ -67,7 +69,17 @@ class Loader {
     return file_.find_tensor(name) == nullptr ? Status{} : vector(target, name, n);
   }
 
-  Status run(int n_threads, const std::function<bool(double)>& progress) {
+  // One allocation for all matrices, in huge pages where the host has them: fewer faults at load, fewer walks
+  // after.
+  Status run(Buffer& arena, int n_threads, const std::function<bool(double)>& progress) {
+    size_t total = 0;
+    for (const Job& job : jobs_) total += padded(job.matrix->bytes());
+    FRUGAL_TRY(arena, Buffer::allocate(total));
+    std::byte* next_panels = arena.data();
+    for (const Job& job : jobs_) {
+      job.matrix->panels = next_panels;
+      next_panels += padded(job.matrix->bytes());
+    }
     // Pieces of about a megabyte: small enough to share evenly and to cancel, large enough to cost nothing.
     struct Piece {
       const Job* job;
@@ -110,6 +122,8 @@ class Loader {
     Matrix* matrix;
     const GgufTensor* tensor;
   };
+
+  static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
   Error missing(const std::string& name) const {
     return {
@@ -194,7 +208,7 @@ Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& confi
       FRUGAL_TRY_STATUS(loader.vector(layer.ffn_post_norm, prefix + "post_ffw_norm.weight", n_embd));
     }
   }
-  FRUGAL_TRY_STATUS(loader.run(n_threads, progress));
+  FRUGAL_TRY_STATUS(loader.run(weights.arena, n_threads, progress));
   return weights;
 }
 

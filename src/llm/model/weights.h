@@ -23,6 +23,7 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
+  Buffer arena;                     // the panels of all matrices, one after the other
   Matrix embedding;                 // [n_vocab, n_embd]
   Matrix output;                    // [n_vocab, n_embd]; empty when the embedding serves for it
   std::vector<float> output_norm;   // [n_embd]

@@ -87,23 +87,13 @@ void Matrix::row(size_t row_idx, float* values) const {
   unpack_row(type, panel(row_idx / kPanelRows), static_cast<int>(row_idx % kPanelRows), k, values);
 }
 
-Result<Matrix> allocate_matrix(PanelType type, size_t n_rows, size_t k) {
-  FRUGAL_CHECK(k % static_cast<size_t>(panel_block_size(type)) == 0);
-  Matrix matrix;
-  matrix.type = type;
-  matrix.n_rows = n_rows;
-  matrix.k = k;
-  FRUGAL_TRY(matrix.panels, Buffer::allocate(matrix.bytes()));
-  return matrix;
-}
-
-void pack_panels(Matrix& matrix, const std::byte* rows, size_t first, size_t last) {
+void pack_panels(const Matrix& matrix, const std::byte* rows, size_t first, size_t last) {
   const size_t row_bytes =
       matrix.k / static_cast<size_t>(panel_block_size(matrix.type)) * gguf_block_bytes(matrix.type);
   for (size_t idx = first; idx < last; ++idx) {
     const size_t n_rows = std::min<size_t>(kPanelRows, matrix.n_rows - idx * kPanelRows);
     pack_panel(matrix.type, rows + idx * kPanelRows * row_bytes, row_bytes, static_cast<int>(n_rows),
-               matrix.k, matrix.panels.data() + idx * panel_bytes(matrix.type, matrix.k));
+               matrix.k, matrix.panels + idx * panel_bytes(matrix.type, matrix.k));
   }
 }
 

@@ -17,29 +17,27 @@ namespace frugal::llm {
 // The panel type that holds weights of `type`; nothing when frugal has no kernel for them.
 std::optional<PanelType> panel_type_of(TensorType type);
 
-// y = W x, W [n_rows, k]. Movable; the weights are read-only once packed.
+// y = W x, W [n_rows, k]. The panels lie in memory of the model's (ModelWeights::arena), read-only once
+// packed.
 struct Matrix {
   PanelType type = PanelType::kF32;
   size_t n_rows = 0;
   size_t k = 0;
-  Buffer panels;  // [n_panels][panel_bytes(type, k)]
+  std::byte* panels = nullptr;  // [n_panels][panel_bytes(type, k)], aligned to 64 bytes
 
   size_t n_panels() const { return (n_rows + kPanelRows - 1) / kPanelRows; }
   // Rows with their padding to whole panels: what an output row must have room for.
   size_t padded_rows() const { return n_panels() * kPanelRows; }
   size_t bytes() const { return n_panels() * panel_bytes(type, k); }
-  const std::byte* panel(size_t idx) const { return panels.data() + idx * panel_bytes(type, k); }
+  const std::byte* panel(size_t idx) const { return panels + idx * panel_bytes(type, k); }
   bool empty() const { return n_rows == 0; }
 
   // Row `row` as floats [k]: an embedding.
   void row(size_t row_idx, float* values) const;
 };
 
-// An empty matrix with room for the weights; kNoMemory. `k` must be a multiple of the block size.
-Result<Matrix> allocate_matrix(PanelType type, size_t n_rows, size_t k);
-
 // Packs panels [first, last) from GGUF's row-major data.
-void pack_panels(Matrix& matrix, const std::byte* rows, size_t first, size_t last);
+void pack_panels(const Matrix& matrix, const std::byte* rows, size_t first, size_t last);
 
 // Rows of activations [n_rows, k] and, where a matrix wants them, their quantised forms. Memory is taken
 // once.
