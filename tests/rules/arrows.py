@@ -8,6 +8,7 @@ that plane may include it.
 
 import pathlib
 import re
+import sys
 
 import rule
 
@@ -187,7 +188,7 @@ def check_page(root):
 def check(root, args):
     if args and args.table:
         print("\n".join(table()))
-        return []
+        sys.exit()
     found = check_page(root)
     for room, allowed in ROOMS.items():  # the table itself: no cycle, as every arrow points to an earlier line
         order = list(ROOMS)
