@@ -1,0 +1,152 @@
+// Frames through three tiers in process, with faults: none is lost, none differs.
+#include "dnn/link/coordinator.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "base/rng.h"
+#include "dnn/plan/profile.h"
+
+namespace frugal::dnn {
+namespace {
+
+struct Bench {
+  std::shared_ptr<const Network> network;
+  std::shared_ptr<LocalHop> edge, cloud;
+  std::shared_ptr<TierRunner> device;
+  Cluster cluster;
+
+  explicit Bench(const char* name) {
+    const char* folder = std::getenv("FRUGAL_DNN_MODELS");
+    network = Network::load(std::string(folder == nullptr ? "." : folder) + "/" + name + ".onnx").value();
+    Link fast = named_link("lan").value();
+    fast.latency_seconds = 0;
+    Profile profile = measure_profile(*network, 1, 1).value();
+    const double slowdown[] = {8, 2, 1};
+    cluster = scaled_cluster(profile, slowdown, fast, fast);
+    device = std::make_shared<TierRunner>(network, 0, 1);
+    cloud = std::make_shared<LocalHop>(std::make_shared<TierRunner>(network, 2, 1), nullptr, fast);
+    edge = std::make_shared<LocalHop>(std::make_shared<TierRunner>(network, 1, 1), cloud, fast);
+  }
+  Values input(uint64_t seed) const {
+    const Tensor& tensor = network->graph().tensors[0];
+    HostTensor value{tensor.type, tensor.shape, std::vector<std::byte>(tensor.bytes)};
+    Rng rng(seed);
+    for (size_t i = 0; i < tensor.bytes / 4; ++i) {
+      const auto x = static_cast<float>(rng.uniform() - 0.5);
+      std::memcpy(value.bytes.data() + 4 * i, &x, 4);
+    }
+    return {{0, value}};
+  }
+  Values expected(const Values& in) const {
+    auto whole = network->compile_whole(1).value();
+    std::vector<const HostTensor*> pointers;
+    for (const int t : whole->inputs()) pointers.push_back(&in.at(t));
+    std::vector<HostTensor> outputs;
+    EXPECT_TRUE(whole->run(pointers, outputs).ok());
+    return {{whole->outputs()[0], outputs[0]}};
+  }
+};
+
+bool same(const Values& a, const Values& b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](const auto& x, const auto& y) {
+           return x.first == y.first && x.second.bytes == y.second.bytes;
+         });
+}
+
+TEST(Coordinator, ThreeTiersGiveWhatTheWholeGives) {
+  Bench bench("resnet18");
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, {});
+  const Values input = bench.input(1), expected = bench.expected(input);
+  std::vector<int> tier(bench.network->graph().vertices.size(), 0);
+  for (size_t v = 1; v < tier.size(); ++v) tier[v] = v < 8 ? 0 : v < 16 ? 1 : 2;
+  ASSERT_TRUE(coordinator.set_plan(tier).ok());
+  const auto outputs = coordinator.run_frame(input);
+  ASSERT_TRUE(outputs.ok()) << outputs.error().message;
+  EXPECT_TRUE(same(*outputs, expected));
+  // The bytes that crossed are those of the plan.
+  EXPECT_EQ(coordinator.last_cost().up_bytes[0], coordinator.plan().links[0].up_bytes);
+  EXPECT_EQ(coordinator.last_cost().up_bytes[1], coordinator.plan().links[1].up_bytes);
+  EXPECT_EQ(coordinator.last_cost().down_bytes[0], coordinator.plan().links[0].down_bytes);
+}
+
+TEST(Coordinator, ChaosLosesNothingAndChangesNothing) {
+  Bench bench("resnet18");
+  CoordinatorOptions options;
+  options.retry_seconds = 0.01;
+  options.move_seconds = 0;
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, options);
+  const Values inputs[] = {bench.input(1), bench.input(2), bench.input(3)};
+  std::vector<Values> expected;
+  for (const Values& input : inputs) expected.push_back(bench.expected(input));
+  std::atomic<bool> stop{false};
+  std::thread chaos([&] {
+    Rng rng(5);
+    while (!stop) {
+      (rng.below(2) == 0 ? bench.edge : bench.cloud)->set_up(rng.below(3) > 0);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2 + rng.below(10)));
+    }
+    bench.edge->set_up(true);
+    bench.cloud->set_up(true);
+  });
+  Rng rng(6);
+  int n_failed = 0, n_different = 0;
+  for (int frame = 0; frame < 300; ++frame) {
+    if (frame % 20 == 10) {  // a rate step
+      Cluster cluster = bench.cluster;
+      for (Link& link : cluster.links) link.up_bytes_per_second *= 0.01 + rng.uniform();
+      ASSERT_TRUE(coordinator.update_cluster(cluster).ok());
+    }
+    const size_t which = static_cast<size_t>(frame) % 3;
+    const auto outputs = coordinator.run_frame(inputs[which]);
+    n_failed += !outputs.ok();
+    n_different += outputs.ok() && !same(*outputs, expected[which]);
+  }
+  stop = true;
+  chaos.join();
+  EXPECT_EQ(n_failed, 0);
+  EXPECT_EQ(n_different, 0);
+  EXPECT_GT(coordinator.n_retries(), 0);  // the faults did hit
+}
+
+TEST(Coordinator, DegradesToTheDeviceAloneAndRecovers) {
+  Bench bench("alexnet");
+  CoordinatorOptions options;
+  options.retry_seconds = 0;
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, options);
+  const Values input = bench.input(1), expected = bench.expected(input);
+  bench.edge->set_up(false);
+  auto outputs = coordinator.run_frame(input);
+  ASSERT_TRUE(outputs.ok()) << outputs.error().message;
+  EXPECT_TRUE(same(*outputs, expected));
+  EXPECT_EQ(coordinator.last_cost().up_bytes[0], 0u);
+  bench.edge->set_up(true);
+  outputs = coordinator.run_frame(input);
+  ASSERT_TRUE(outputs.ok());
+  EXPECT_TRUE(same(*outputs, expected));
+  EXPECT_GT(coordinator.last_cost().up_bytes[0], 0u);
+}
+
+TEST(Coordinator, HysteresisKeepsAPlanThatIsNearlyAsGood) {
+  Bench bench("resnet18");
+  CoordinatorOptions options;
+  options.least_gain = 0.2;
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, options);
+  ASSERT_TRUE(coordinator.run_frame(bench.input(1)).ok());
+  const std::vector<int> before = coordinator.plan().tier;
+  Cluster cluster = bench.cluster;
+  cluster.links[0].up_bytes_per_second *= 1.01;
+  EXPECT_FALSE(coordinator.update_cluster(cluster).value());
+  EXPECT_EQ(coordinator.plan().tier, before);
+  cluster.links[0].up_bytes_per_second = 1;  // a link that is as good as gone
+  EXPECT_TRUE(coordinator.update_cluster(cluster).value());
+  for (const int k : coordinator.plan().tier) EXPECT_EQ(k, 0);
+}
+
+}  // namespace
+}  // namespace frugal::dnn
