@@ -35,7 +35,6 @@ except ImportError as missing:
 LENGTH = 20  # items of history that the models see
 SHOWN = 20  # items shown: clicks are counted among these
 HORIZON = 20  # ratings after a request whose clicks it could have earned
-STEP = 8  # ratings between two requests of a user
 RECALL_COUNTS = [50, 100, 200, 400, 800]
 PRERANK_COUNTS = [20, 30, 40, 60, 100, 150, 200]
 
@@ -231,6 +230,8 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6, help="of the ranking stages; recall takes twice as many")
+    parser.add_argument("--stride", type=int, default=1, help="train on every so manieth click only: quicker, worse")
+    parser.add_argument("--step", type=int, default=8, help="ratings between two requests of a user")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -252,11 +253,11 @@ def main():
                 histories.append(padded(history[:t]))
                 positives.append(history[t][1])
         for split, begin, end in (("fit", first, second), ("test", second, len(history))):
-            for t in range(max(begin, 5), end, STEP):
+            for t in range(max(begin, 5), end, args.step):
                 clicked = {i for _, i, r in history[t:min(t + HORIZON, end)] if r >= 4}
                 requests[split].append((user, t, clicked))
-    histories = torch.tensor(histories)
-    positives = torch.tensor(positives)
+    histories = torch.tensor(histories[::args.stride])
+    positives = torch.tensor(positives[::args.stride])
     print(f"{len(positives)} clicks to train on, {len(requests['fit'])} + {len(requests['test'])} requests")
 
     recalls = {"s": Recall(n_items, 8), "l": Recall(n_items, 32)}
