@@ -34,6 +34,8 @@ struct CarbonIntensity {
 struct CalibrationPoint {
   double load = 0;   // share of the host's threads that are busy, in [0, 1]
   double watts = 0;  // of the processor packages
+  // Mean frequency at that load, and the least frequency, over the greatest; 0: not known.
+  double frequency = 0, least_frequency = 0;
 };
 
 struct MeterOptions {

@@ -9,11 +9,13 @@ std::span<const Command> commands() {
       {"cascade serve", "answer over HTTP which chain each request is worth", add_cascade_serve},
       {"cascade simulate", "a day of a recommender under a compute budget", add_cascade_simulate},
       {"cascade train", "fit the reward model of a cascade on logged chains", add_cascade_train},
+      {"bench meter", "measure the power model, the meter's own cost and the job planner", add_bench_meter},
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
       {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},
+      {"report", "sum up the ledger: energy, carbon and SCI by day, project or model", add_report},
   };
   return kCommands;
 }

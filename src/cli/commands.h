@@ -43,9 +43,11 @@ Action add_cascade_report(CLI::App& app);
 Action add_cascade_serve(CLI::App& app);
 Action add_cascade_simulate(CLI::App& app);
 Action add_cascade_train(CLI::App& app);
+Action add_bench_meter(CLI::App& app);
 Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);
 Action add_meter_run(CLI::App& app);
+Action add_report(CLI::App& app);
 
 }  // namespace frugal::cli

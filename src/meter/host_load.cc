@@ -30,22 +30,26 @@ Result<double> read_busy_seconds(const std::string& procfs) {
   return static_cast<double>(fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) / kTicksPerSecond;
 }
 
-std::optional<double> read_frequency_share(const std::string& sysfs, int max_cpus) {
+std::optional<FrequencyShare> read_frequency_share(const std::string& sysfs, int max_cpus) {
   const std::string root = sysfs + "/devices/system/cpu/cpufreq";
   const std::vector<std::string> policies = list_directory(root);
   const size_t step = policies.size() / static_cast<size_t>(std::max(max_cpus, 1)) + 1;
-  double sum = 0;
+  double mean = 0, least = 0;
   int n = 0;
   for (size_t i = 0; i < policies.size(); i += step) {
     const std::string folder = root + "/" + policies[i];
     const auto now = read_number(folder + "/scaling_cur_freq");
     const auto max = read_number(folder + "/cpuinfo_max_freq");
+    const auto min = read_number(folder + "/cpuinfo_min_freq");
     if (!now.ok() || !max.ok() || *max == 0 || *now == 0) continue;
-    sum += std::min(1.0, static_cast<double>(*now) / static_cast<double>(*max));
+    const double share = std::min(1.0, static_cast<double>(*now) / static_cast<double>(*max));
+    mean += share;
+    least += min.ok() && *min > 0 ? std::min(1.0, static_cast<double>(*min) / static_cast<double>(*max))
+                                  : std::min(share, 0.5);
     ++n;
   }
   if (n == 0) return std::nullopt;
-  return sum / n;
+  return FrequencyShare{mean / n, least / n};
 }
 
 }  // namespace frugal::meter

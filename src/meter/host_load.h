@@ -14,9 +14,14 @@ namespace frugal::meter {
 // kNotFound, kCorrupt.
 Result<double> read_busy_seconds(const std::string& procfs);
 
-// Mean over processors of current / greatest frequency, in (0, 1]; nothing when the host does not tell (most
-// virtual machines). `max_cpus` processors are looked at, evenly spread, so that a large host costs no more
-// to sample.
-std::optional<double> read_frequency_share(const std::string& sysfs, int max_cpus = 16);
+// How fast the processors run, over the greatest frequency that they can.
+struct FrequencyShare {
+  double mean = 1;     // over processors, busy or not, in (0, 1]
+  double least = 0.5;  // that they can be set to
+};
+
+// Nothing when the host does not tell (most virtual machines). `max_cpus` processors are looked at, evenly
+// spread, so that a large host costs no more to sample.
+std::optional<FrequencyShare> read_frequency_share(const std::string& sysfs, int max_cpus = 16);
 
 }  // namespace frugal::meter

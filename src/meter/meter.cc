@@ -365,7 +365,7 @@ Result<std::unique_ptr<PowerMeter>> PowerMeter::open(const MeterOptions& options
   } else {
     const WattsPerThread watts = watts_per_thread(cpu);
     model = PowerModel::from_rating(watts.value * cpu.threads,
-                                    {1 - watts.low / watts.value, watts.high / watts.value - 1});
+                                    Band{watts.low / watts.value, watts.high / watts.value});
     rating = strf("load model, %g W per thread of %s", watts.value, watts.family.c_str());
     source.notes.push_back(cpu.virtual_machine && tdp > 0
                                ? strf("TDP %g W is of the whole part and this is a virtual machine: tell how "
@@ -383,7 +383,7 @@ Result<std::unique_ptr<PowerMeter>> PowerMeter::open(const MeterOptions& options
     source.notes.push_back("for intervals that counters lose: " + rating);
   }
   const auto phi = read_frequency_share(options.sysfs);
-  source.max_watts = model->watts(1, phi ? std::optional(1.0) : std::nullopt).value;
+  source.max_watts = model->watts(1, phi ? std::optional(FrequencyShare{1, phi->least}) : std::nullopt).value;
   source.idle_watts = model->watts(0, phi).value;
   return std::unique_ptr<PowerMeter>(
       std::make_unique<HostMeter>(options, std::move(source), std::move(*model), std::move(sensors)));

@@ -7,27 +7,36 @@
 
 namespace frugal::meter {
 
-const CurveParameters kCurve = {0.85, 0.15, 2.0, 1.6, 0.35};
-const CurveParameters kCurveWithoutFrequency = {0.82, 0.12, 0, 0, 0.5};
-const RelativeBand kBandByTdp = {0.40, 0.50};
-const RelativeBand kBandNoFrequency = {0.50, 0.70};
-const RelativeBand kBandCalibrated = {0.20, 0.20};
+const CurveParameters kCurve = {0.82, 0.50, 2.0, 2.0, 2.5};
+const Band kBandByRating = {0.65, 1.55};
+const Band kBandNoFrequency = {0.45, 1.75};
+const Band kBandCalibrated = {0.80, 1.25};
 
-double curve(const CurveParameters& p, double u, std::optional<double> phi) {
+double curve(const CurveParameters& p, double u, std::optional<FrequencyShare> frequency) {
   u = std::clamp(u, 0.0, 1.0);
-  const double f = phi ? std::clamp(*phi, 0.05, 1.0) : 1.0;
-  return p.full * (p.idle * std::pow(f, p.a) + (1 - p.idle) * std::pow(f, p.b) * std::pow(u, p.k));
+  const double least = std::clamp(frequency ? frequency->least : 0.5, 0.05, 1.0);
+  double busy = 1;
+  if (frequency) {
+    // At the lowest loads the quotient is mostly noise, hence the floor under u.
+    busy = std::clamp((frequency->mean - (1 - u) * least) / std::max(u, 0.03), least, 1.0);
+  }
+  const double idle = p.idle * std::pow(least, p.a);
+  const double h = (1 - std::exp(-p.k * u)) / (1 - std::exp(-p.k));
+  return p.full * (idle + (1 - idle) * std::pow(busy, p.b) * h);
 }
 
-PowerModel PowerModel::from_rating(double rated_watts, RelativeBand rated_band) {
+PowerModel PowerModel::from_rating(double rated_watts, Band rating, const CurveParameters& parameters) {
   PowerModel model;
   model.scale_ = rated_watts;
-  model.rated_band_ = rated_band;
+  model.rating_ = rating;
+  model.parameters_ = parameters;
   return model;
 }
 
-Result<PowerModel> PowerModel::from_points(std::span<const CalibrationPoint> points) {
+Result<PowerModel> PowerModel::from_points(std::span<const CalibrationPoint> points,
+                                           const CurveParameters& parameters) {
   PowerModel model;
+  model.parameters_ = parameters;
   model.points_.assign(points.begin(), points.end());
   std::sort(model.points_.begin(), model.points_.end(), [](auto& x, auto& y) { return x.load < y.load; });
   for (const CalibrationPoint& point : model.points_) {
@@ -36,6 +45,7 @@ Result<PowerModel> PowerModel::from_points(std::span<const CalibrationPoint> poi
               strf("calibration point %g:%g: load must be in [0, 1] and watts positive", point.load,
                    point.watts)};
     }
+    if (point.frequency <= 0 || point.least_frequency <= 0) model.points_have_frequency_ = false;
   }
   if (model.points_.size() < 2 || model.points_.back().load - model.points_.front().load < 0.2) {
     return {ErrorCode::kInvalidArgument,
@@ -46,41 +56,39 @@ Result<PowerModel> PowerModel::from_points(std::span<const CalibrationPoint> poi
     return {ErrorCode::kInvalidArgument, strf("calibration: %g W at load %g and less, %g W, at load %g",
                                               low.watts, low.load, high.watts, high.load)};
   }
-  // Frequency at the points is not known: the curve without frequency is scaled through the outer two.
-  const double x0 = curve(kCurveWithoutFrequency, low.load, {}),
-               x1 = curve(kCurveWithoutFrequency, high.load, {});
-  model.scale_ = (high.watts - low.watts) / (x1 - x0);
-  model.offset_ = low.watts - model.scale_ * x0;
-  model.calibrated_ = true;
+  const auto at = [&](const CalibrationPoint& point) {
+    return model.shape(point.load, FrequencyShare{point.frequency, point.least_frequency});
+  };
+  // The curve is flat where a frequency fell as the load rose; then the points give a level and no slope.
+  const double rise = at(high) - at(low);
+  model.scale_ = rise > 1e-3 ? (high.watts - low.watts) / rise : 0;
+  model.offset_ = low.watts - model.scale_ * at(low);
+  for (const CalibrationPoint& point : model.points_) {
+    model.errors_.push_back(point.watts - model.offset_ - model.scale_ * at(point));
+  }
   return model;
 }
 
-Estimate PowerModel::watts(double u, std::optional<double> phi) const {
-  const CurveParameters& parameters = phi && !calibrated_ ? kCurve : kCurveWithoutFrequency;
-  double value = offset_ + scale_ * curve(parameters, u, calibrated_ ? std::nullopt : phi);
-  if (calibrated_ && points_.size() > 2) {
-    // The curve's error at each point is interpolated in between.
-    const auto error = [&](const CalibrationPoint& point) {
-      return point.watts - offset_ - scale_ * curve(kCurveWithoutFrequency, point.load, {});
-    };
-    const auto above =
-        std::upper_bound(points_.begin(), points_.end(), u,
-                         [](double load, const CalibrationPoint& point) { return load < point.load; });
-    if (above == points_.begin()) {
-      value += error(points_.front());
-    } else if (above == points_.end()) {
-      value += error(points_.back());
+double PowerModel::shape(double u, std::optional<FrequencyShare> frequency) const {
+  return curve(parameters_, u, points_have_frequency_ ? frequency : std::nullopt);
+}
+
+Estimate PowerModel::watts(double u, std::optional<FrequencyShare> frequency) const {
+  u = std::clamp(u, 0.0, 1.0);
+  double value = offset_ + scale_ * shape(u, frequency);
+  if (!points_.empty()) {
+    size_t above = 0;
+    while (above < points_.size() && points_[above].load <= u) ++above;
+    if (above == 0 || above == points_.size()) {
+      value += above == 0 ? errors_.front() : errors_.back();
     } else {
-      const auto below = above - 1;
-      const double span = above->load - below->load;
-      const double t = span > 0 ? (u - below->load) / span : 0;
-      value += (1 - t) * error(*below) + t * error(*above);
+      const double t = (u - points_[above - 1].load) / (points_[above].load - points_[above - 1].load);
+      value += (1 - t) * errors_[above - 1] + t * errors_[above];
     }
   }
   value = std::max(value, 0.0);
-  const RelativeBand band = calibrated_ ? kBandCalibrated : phi ? kBandByTdp : kBandNoFrequency;
-  return {value, value * (1 - band.below) * (1 - rated_band_.below),
-          value * (1 + band.above) * (1 + rated_band_.above), Provenance::kModelled};
+  const Band band = !points_.empty() ? kBandCalibrated : frequency ? kBandByRating : kBandNoFrequency;
+  return {value, value * band.low * rating_.low, value * band.high * rating_.high, Provenance::kModelled};
 }
 
 }  // namespace frugal::meter

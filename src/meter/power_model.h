@@ -1,11 +1,13 @@
 // The load model: power of the processor packages from how busy and how fast they are.
 //
-//   P = rated * full * (idle * phi^a + (1 - idle) * phi^b * u^k)
+//   P = rated * full * (I + (1 - I) * phi^b * h(u))      I = idle * least^a,   h(u) = (1 - e^(-k u)) / (1 -
+//   e^-k)
 //
-// u is the share of the host's threads that are busy, phi the share of the greatest frequency at which they
-// run. The curve is concave in u (k < 1): the first busy cores wake the caches and the fabric, the last
-// hardware threads share cores that are busy already, and a full package runs slower for its power limit. The
-// constants are fitted on public sweeps (scripts/fit_power_model.sh); what stands here is its output.
+// u is the share of the host's threads that are busy, `least` the least frequency over the greatest, and phi
+// the frequency of the busy threads, which follows from the mean of all when the idle ones run at `least`. h
+// is concave: the first busy cores wake the caches and the fabric, the last hardware threads share cores that
+// are busy already. Power at a given voltage grows with the frequency, with the voltage as its square, so
+// exponents lie between 1 and 3. The constants are what scripts/fit_power_model.sh prints from public sweeps.
 #pragma once
 
 #include <optional>
@@ -14,50 +16,57 @@
 
 #include "frugal/meter.h"
 #include "frugal/result.h"
+#include "meter/host_load.h"
 
 namespace frugal::meter {
 
 struct CurveParameters {
   double full = 0;  // power at full load and greatest frequency, over the rated power
-  double idle = 0;  // share of that which an idle package at greatest frequency draws
-  double a = 0;     // exponent of frequency for the idle share
-  double b = 0;     // and for the rest
-  double k = 0;     // exponent of load
+  double idle = 0;  // idle share where the least frequency is the greatest
+  double a = 0;     // exponent of the least frequency in the idle share
+  double b = 0;     // exponent of the frequency of busy threads
+  double k = 0;     // curvature in load
 };
 
-// Fitted with the frequency known, and without (phi = 1).
 extern const CurveParameters kCurve;
-extern const CurveParameters kCurveWithoutFrequency;
 
-// Relative 90 % bands around the value: [1 - below, 1 + above].
-struct RelativeBand {
-  double below = 0, above = 0;
+// 90 % bands, as factors on the value.
+struct Band {
+  double low = 1, high = 1;
 };
-extern const RelativeBand kBandByTdp;        // TDP known, not calibrated
-extern const RelativeBand kBandNoFrequency;  // the same without frequency
-extern const RelativeBand kBandCalibrated;   // two points or more
+extern const Band kBandByRating;     // rated power known, not calibrated
+extern const Band kBandNoFrequency;  // the same without frequency
+extern const Band kBandCalibrated;   // two points or more
 
-// The curve over rated power. u and phi are clamped to [0, 1].
-double curve(const CurveParameters& parameters, double u, std::optional<double> phi);
+// The curve over rated power. u is clamped to [0, 1]; without frequency the busy threads run at full speed
+// and the least frequency is taken as half of the greatest.
+double curve(const CurveParameters& parameters, double u, std::optional<FrequencyShare> frequency);
 
 // Immutable.
 class PowerModel {
  public:
-  // From a rated power in watts; `rated_band` is the uncertainty of the rating itself (0 for a known TDP).
-  static PowerModel from_rating(double rated_watts, RelativeBand rated_band);
-  // From points of this host. Two or more with unlike loads and positive watts: kInvalidArgument otherwise.
-  static Result<PowerModel> from_points(std::span<const CalibrationPoint> points);
+  // From a rated power in watts; `rating` is the uncertainty of the rating itself.
+  static PowerModel from_rating(double rated_watts, Band rating = {},
+                                const CurveParameters& parameters = kCurve);
+  // From points of this host: two or more, loads 0.2 or more apart, watts positive and growing with the load.
+  // kInvalidArgument otherwise.
+  static Result<PowerModel> from_points(std::span<const CalibrationPoint> points,
+                                        const CurveParameters& parameters = kCurve);
 
   // Watts of all packages, kModelled.
-  Estimate watts(double u, std::optional<double> phi) const;
-  bool calibrated() const { return calibrated_; }
+  Estimate watts(double u, std::optional<FrequencyShare> frequency) const;
 
  private:
-  // Watts = offset + scale * curve: rating alone has offset 0; calibration fits both.
+  double shape(double u, std::optional<FrequencyShare> frequency) const;
+
+  // Watts = offset + scale * curve. A rating alone has offset 0; calibration sets both through its outer
+  // points.
   double offset_ = 0, scale_ = 0;
-  std::vector<CalibrationPoint> points_;  // sorted by load; three or more correct the curve between them
-  RelativeBand rated_band_;
-  bool calibrated_ = false;
+  CurveParameters parameters_;
+  std::vector<CalibrationPoint> points_;  // sorted by load
+  std::vector<double> errors_;  // watts that the curve misses at each point; interpolated in between
+  Band rating_;
+  bool points_have_frequency_ = true;  // else frequency is left out: the points were taken without
 };
 
 }  // namespace frugal::meter
