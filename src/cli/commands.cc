@@ -5,17 +5,21 @@ namespace frugal::cli {
 std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
       {"bench cascade", "the cascade plane's figures", add_bench_cascade},
+      {"bench llm", "decode, prefill, load time and memory beside llama.cpp", add_bench_llm},
       {"cascade report", "performance, FLOPs, energy and carbon of a cascade, as a page", add_cascade_report},
       {"cascade serve", "answer over HTTP which chain each request is worth", add_cascade_serve},
       {"cascade simulate", "a day of a recommender under a compute budget", add_cascade_simulate},
       {"cascade train", "fit the reward model of a cascade on logged chains", add_cascade_train},
       {"bench meter", "measure the power model, the meter's own cost and the job planner", add_bench_meter},
+      {"chat", "talk with a model at the terminal", add_chat},
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
+      {"eval ppl", "perplexity of a text, and how far a run is from a reference", add_eval_ppl},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
       {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},
       {"report", "sum up the ledger: energy, carbon and SCI by day, project or model", add_report},
+      {"run", "answer one prompt, and say what it cost", add_run},
   };
   return kCommands;
 }

@@ -39,15 +39,19 @@ std::string_view group_summary(std::string_view group);
 
 // One per file, alphabetical.
 Action add_bench_cascade(CLI::App& app);
+Action add_bench_llm(CLI::App& app);
 Action add_cascade_report(CLI::App& app);
 Action add_cascade_serve(CLI::App& app);
 Action add_cascade_simulate(CLI::App& app);
 Action add_cascade_train(CLI::App& app);
 Action add_bench_meter(CLI::App& app);
+Action add_chat(CLI::App& app);
 Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
+Action add_eval_ppl(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);
 Action add_meter_run(CLI::App& app);
 Action add_report(CLI::App& app);
+Action add_run(CLI::App& app);
 
 }  // namespace frugal::cli

@@ -1,0 +1,191 @@
+#include "cli/answer.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/text.h"
+#include "cli/meter_setup.h"
+#include "llm/vocab/tokenizer.h"
+
+namespace frugal::cli {
+
+namespace {
+
+using llm::Token;
+
+// The user's message with the document before it.
+std::string with_document(const Question& question, std::string_view document) {
+  if (document.empty()) return question.text;
+  if (question.text.empty()) return std::string(document);
+  return std::string(document) + "\n\n" + question.text;
+}
+
+Result<std::vector<Token>> encode_question(const llm::Model& model, const Question& question, bool chat,
+                                           std::string_view document) {
+  const llm::Tokenizer& tokenizer = model.tokenizer();
+  const std::string text = with_document(question, document);
+  if (!chat) return tokenizer.encode(text, /*add_special=*/true, /*parse_special=*/false);
+  std::vector<llm::ChatMessage> messages;
+  if (!question.system.empty()) messages.push_back({"system", question.system});
+  for (const Turn& turn : question.history) messages.push_back({turn.role, turn.text});
+  messages.push_back({"user", text});
+  FRUGAL_TRY(const std::string prompt,
+             tokenizer.apply_chat_template(messages, /*add_generation_prompt=*/true));
+  return tokenizer.encode(prompt, /*add_special=*/true, /*parse_special=*/true);
+}
+
+// The longest beginning of the document with which the question fits `limit` tokens: a search by halves,
+// since a longer text has at least nearly as many tokens, checked at the end.
+Result<Prompt> cut_to_fit(const llm::Model& model, const Question& question, bool chat, size_t limit) {
+  Prompt best;
+  best.chat = chat;
+  size_t low = 0, high = question.document.size();
+  while (low < high) {
+    const size_t middle = low + (high - low + 1) / 2;
+    const size_t whole = utf8_complete_prefix(std::string_view(question.document).substr(0, middle));
+    FRUGAL_TRY(std::vector<Token> tokens,
+               encode_question(model, question, chat, std::string_view(question.document).substr(0, whole)));
+    if (tokens.size() <= limit) {
+      low = middle;
+      best.tokens = std::move(tokens);
+    } else {
+      high = middle - 1;
+    }
+  }
+  if (!best.tokens.empty()) {
+    best.note = strf("the document was cut to its first %s of %s, which fit the context",
+                     human_bytes(static_cast<double>(low)).c_str(),
+                     human_bytes(static_cast<double>(question.document.size())).c_str());
+  }
+  return best;
+}
+
+nlohmann::ordered_json estimate_json(const Estimate& estimate) {
+  if (!estimate.known()) return nullptr;
+  return {{"value", estimate.value},
+          {"low", estimate.low},
+          {"high", estimate.high},
+          {"provenance", provenance_name(estimate.provenance)}};
+}
+
+}  // namespace
+
+Result<Prompt> make_prompt(const llm::Model& model, const Question& question, int n_ctx, int room) {
+  const bool has_template = !model.tokenizer().chat_template_kind().empty();
+  if (question.mode == PromptMode::kChat && !has_template) {
+    return Error{
+        ErrorCode::kUnsupported,
+        "this model has no chat form that frugal knows (`frugal inspect` shows its template); use --raw"};
+  }
+  Prompt prompt;
+  prompt.chat = question.mode == PromptMode::kChat || (question.mode == PromptMode::kAuto && has_template);
+  FRUGAL_TRY(prompt.tokens, encode_question(model, question, prompt.chat, question.document));
+  const auto limit = static_cast<size_t>(std::max(0, n_ctx - room));
+  if (prompt.tokens.size() > limit && question.cut_document && !question.document.empty()) {
+    const size_t whole = prompt.tokens.size();
+    FRUGAL_TRY(prompt, cut_to_fit(model, question, prompt.chat, limit));
+    if (prompt.tokens.empty()) {
+      return Error{ErrorCode::kOutOfRange,
+                   strf("question and answer alone exceed the context of %d tokens (%zu with the document)",
+                        n_ctx, whole)};
+    }
+  } else if (prompt.tokens.size() >= static_cast<size_t>(n_ctx)) {
+    return Error{ErrorCode::kOutOfRange,
+                 strf("the prompt has %zu tokens and the context %d; shorten it, raise --ctx (the model was "
+                      "trained for %d)%s",
+                      prompt.tokens.size(), n_ctx, model.info().n_ctx_train,
+                      question.document.empty() ? "" : ", or let --cut-document keep what fits")};
+  }
+  return prompt;
+}
+
+Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId sequence,
+                                      const std::vector<Token>& prompt, const SamplingFlags& flags,
+                                      bool stream) {
+  llm::GenerateOptions options;
+  options.sampler = flags.sampler;
+  options.max_tokens = flags.max_tokens;
+  options.stop = flags.stop;
+  options.ignore_end = flags.ignore_end;
+  options.cancel = &interrupted();
+  ProgressBar bar("reading the prompt", "tokens", stream);
+  options.on_prefill = [&bar](int done, int total) {
+    bar.update(done, total);
+    return true;
+  };
+  if (stream) {
+    options.on_text = [&bar](std::string_view text) {
+      bar.finish();
+      return print(text);
+    };
+  }
+  return llm::generate(engine, sequence, engine.model().tokenizer(), prompt, options);
+}
+
+std::string summary_text(const Summary& summary) {
+  const llm::Generation& answer = summary.answer;
+  const llm::ModelInfo& info = summary.loaded.model->info();
+  const llm::EngineOptions& options = summary.loaded.engine->options();
+  const int fresh = answer.prompt_tokens - answer.reused_tokens;
+  std::string out = strf("\n%s, %s weights, %s cache, %d threads\n",
+                         std::filesystem::path(info.path).filename().string().c_str(),
+                         human_bytes(static_cast<double>(info.weight_bytes)).c_str(),
+                         std::string(llm::kv_format_name(options.kv)).c_str(), options.n_threads);
+  out += strf("load      %s\n", human_seconds(summary.loaded.load_s).c_str());
+  out += strf("prefill   %s for %d tokens (%.1f tokens/s)%s\n", human_seconds(answer.prefill_s).c_str(),
+              fresh, answer.prefill_tokens_per_s(),
+              answer.reused_tokens > 0 ? strf(", %d more from the cache", answer.reused_tokens).c_str() : "");
+  out += strf("decode    %s for %zu tokens (%.1f tokens/s); stopped by %s\n",
+              human_seconds(answer.decode_s).c_str(), answer.tokens.size(), answer.decode_tokens_per_s(),
+              std::string(llm::stop_reason_name(answer.stop)).c_str());
+  out += strf("memory    %s at most; cache %s\n", human_bytes(peak_memory_bytes()).c_str(),
+              human_bytes(static_cast<double>(answer.kv_bytes)).c_str());
+  out += strf("work      %sFLOP, %s moved, %s of CPU time\n", human_count(answer.usage.flops).c_str(),
+              human_bytes(answer.usage.bytes_moved).c_str(), human_seconds(answer.usage.cpu_seconds).c_str());
+  out += strf("energy    %s; %s\n", estimate_text(answer.usage.energy_j, "J").c_str(),
+              summary.power.description.c_str());
+  if (answer.usage.carbon_gco2e.known()) {
+    out += strf("carbon    %s\n", estimate_text(answer.usage.carbon_gco2e, "gCO2e").c_str());
+  }
+  return out;
+}
+
+std::string summary_json(const Summary& summary) {
+  const llm::Generation& answer = summary.answer;
+  const llm::ModelInfo& info = summary.loaded.model->info();
+  const llm::EngineOptions& options = summary.loaded.engine->options();
+  nlohmann::ordered_json out = {
+      {"text", answer.text},
+      {"stop_reason", llm::stop_reason_name(answer.stop)},
+      {"tokens", answer.tokens},
+      {"prompt_tokens", answer.prompt_tokens},
+      {"reused_tokens", answer.reused_tokens},
+      {"answer_tokens", answer.tokens.size()},
+      {"load_s", summary.loaded.load_s},
+      {"prefill_s", answer.prefill_s},
+      {"decode_s", answer.decode_s},
+      {"prefill_tokens_per_s", answer.prefill_tokens_per_s()},
+      {"decode_tokens_per_s", answer.decode_tokens_per_s()},
+      {"peak_memory_bytes", peak_memory_bytes()},
+      {"cache_bytes", answer.kv_bytes},
+      {"flops", answer.usage.flops},
+      {"bytes_moved", answer.usage.bytes_moved},
+      {"cpu_s", answer.usage.cpu_seconds},
+      {"energy_j", estimate_json(answer.usage.energy_j)},
+      {"carbon_gco2e", estimate_json(answer.usage.carbon_gco2e)},
+      {"power_source",
+       {{"kind", meter::source_kind_name(summary.power.kind)}, {"description", summary.power.description}}},
+      {"model",
+       {{"path", info.path},
+        {"architecture", info.architecture},
+        {"weight_bytes", info.weight_bytes},
+        {"hash", strf("%016llx", static_cast<unsigned long long>(info.file_hash))}}},
+      {"threads", options.n_threads},
+      {"kv", llm::kv_format_name(options.kv)},
+      {"context", options.n_ctx}};
+  if (!answer.stop_string.empty()) out["stop_string"] = answer.stop_string;
+  return out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace frugal::cli

@@ -1,0 +1,415 @@
+// frugal bench llm: decode, prefill, load time and memory of our engine and llama.cpp, in turn, in one
+// process.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/team.h"
+#include "base/text.h"
+#include "cli/bench_report.h"
+#include "cli/bench_tools.h"
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/llm_options.h"
+#include "llm/peer/peer.h"
+#include "llm/vocab/tokenizer.h"
+
+namespace frugal::cli {
+
+namespace {
+
+using llm::Token;
+using llm::peer::FlashAttention;
+using llm::peer::Peer;
+
+struct BenchFlags {
+  ModelFlags model;
+  std::vector<int> threads = {0}, depths = {0, 512, 1536}, prefill = {128, 512};
+  int reps = 5, decode_tokens = 24;
+  std::string kv = "f16", llama_bench, out;
+  bool quick = false, json = false;
+};
+
+struct Case {
+  enum Kind { kPrefill, kDecode } kind;
+  int size;  // tokens of the prefill, or depth of the decode
+  std::string name() const {
+    return kind == kPrefill ? strf("prefill of %d tokens", size) : strf("decode at depth %d", size);
+  }
+};
+
+// Tokens of no particular text, the same for both engines: ordinary ones, spread over the vocabulary.
+std::vector<Token> bench_tokens(const llm::Model& model, size_t n) {
+  std::vector<Token> tokens;
+  const int n_vocab = model.info().n_vocab;
+  uint32_t state = 12345;
+  while (tokens.size() < n) {
+    state = state * 1664525u + 1013904223u;
+    const auto token = static_cast<Token>((state >> 8) % static_cast<uint32_t>(n_vocab));
+    if (!model.tokenizer().is_end_of_generation(token)) tokens.push_back(token);
+  }
+  return tokens;
+}
+
+// One engine under test: empties itself, or goes back to a depth, and runs tokens.
+class Runner {
+ public:
+  virtual ~Runner() = default;
+  virtual Status rewind(int n_past) = 0;
+  virtual Status forward(std::span<const Token> tokens) = 0;
+  virtual std::span<const float> logits() const = 0;
+};
+
+class OurRunner final : public Runner {
+ public:
+  OurRunner(llm::Engine& engine, llm::SequenceId sequence) : engine_(engine), sequence_(sequence) {}
+  Status rewind(int n_past) override { return engine_.truncate(sequence_, n_past); }
+  Status forward(std::span<const Token> tokens) override { return engine_.prefill(sequence_, tokens); }
+  std::span<const float> logits() const override { return engine_.logits(0); }
+
+ private:
+  llm::Engine& engine_;
+  llm::SequenceId sequence_;
+};
+
+class PeerRunner final : public Runner {
+ public:
+  PeerRunner(std::unique_ptr<Peer> peer, std::string label)
+      : name(std::move(label)), peer_(std::move(peer)) {}
+  Status rewind(int n_past) override {
+    peer_->truncate(n_past);
+    return {};
+  }
+  Status forward(std::span<const Token> tokens) override { return peer_->forward(tokens); }
+  std::span<const float> logits() const override { return peer_->logits(); }
+  const std::string name;
+
+ private:
+  std::unique_ptr<Peer> peer_;
+};
+
+// Tokens per second of one repetition.
+Result<double> time_case(Runner& runner, const Case& bench, std::span<const Token> tokens,
+                         int decode_tokens) {
+  if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+  const auto size = static_cast<size_t>(bench.size);
+  FRUGAL_TRY_STATUS(runner.rewind(bench.kind == Case::kPrefill ? 0 : bench.size));
+  const double begin = wall_seconds();
+  if (bench.kind == Case::kPrefill) {
+    FRUGAL_TRY_STATUS(runner.forward(tokens.first(size)));
+    return static_cast<double>(size) / (wall_seconds() - begin);
+  }
+  for (size_t i = 0; i < static_cast<size_t>(decode_tokens); ++i) {
+    FRUGAL_TRY_STATUS(runner.forward(tokens.subspan(size + i, 1)));
+  }
+  return decode_tokens / (wall_seconds() - begin);
+}
+
+// Share of positions where both engines hold the same token for the likeliest. Random tokens make flat
+// distributions, so a few near-ties may fall either way; a wrong engine agrees on almost none.
+Result<double> answers_agree(Runner& ours, Runner& peer, std::span<const Token> tokens) {
+  FRUGAL_TRY_STATUS(ours.rewind(0));
+  FRUGAL_TRY_STATUS(peer.rewind(0));
+  constexpr size_t kPositions = 48;
+  size_t same = 0;
+  const size_t n = std::min(kPositions, tokens.size());
+  const auto likeliest = [](std::span<const float> row) {
+    return std::max_element(row.begin(), row.end()) - row.begin();
+  };
+  for (size_t i = 0; i < n; ++i) {
+    FRUGAL_TRY_STATUS(ours.forward(tokens.subspan(i, 1)));
+    FRUGAL_TRY_STATUS(peer.forward(tokens.subspan(i, 1)));
+    same += likeliest(ours.logits()) == likeliest(peer.logits()) ? 1 : 0;
+  }
+  return static_cast<double>(same) / static_cast<double>(n);
+}
+constexpr double kLeastAgreement = 0.9;
+
+struct Session {
+  const BenchFlags& flags;
+  std::string model_path;
+  std::vector<Case> cases;
+  int n_ctx = 0;
+  double bandwidth = 0;  // bytes per second
+};
+
+// The peers: llama.cpp in this process with flash attention off and on. Its default, auto, is one of the two.
+Result<std::vector<std::unique_ptr<PeerRunner>>> open_peers(const Session& session, int n_threads,
+                                                            llm::KvFormat kv) {
+  std::vector<std::unique_ptr<PeerRunner>> peers;
+  for (const FlashAttention flash : {FlashAttention::kOff, FlashAttention::kOn}) {
+    llm::peer::PeerOptions options;
+    options.n_threads = n_threads;
+    options.n_ctx = session.n_ctx;
+    options.flash_attention = flash;
+    options.kv = kv;
+    if (kv == llm::KvFormat::kQ8_0 && flash == FlashAttention::kOff)
+      continue;  // llama.cpp needs it for quantised V
+    FRUGAL_TRY(auto peer, Peer::load(session.model_path, options));
+    peers.push_back(std::make_unique<PeerRunner>(
+        std::move(peer), strf("llama.cpp, flash attention %s", flash == FlashAttention::kOn ? "on" : "off")));
+  }
+  return peers;
+}
+
+// All speed rows of one thread count.
+Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, double* done, double total,
+                   std::vector<BenchRow>* rows) {
+  const BenchFlags& flags = session.flags;
+  EngineFlags engine_flags;
+  engine_flags.threads = n_threads;
+  engine_flags.ctx = session.n_ctx;
+  engine_flags.kv = flags.kv;
+  ModelFlags model_flags{session.model_path};
+  FRUGAL_TRY(LoadedEngine loaded, load_engine(model_flags, engine_flags, false));
+  llm::Engine& engine = *loaded.engine;
+  FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
+  OurRunner ours(engine, sequence);
+  FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, engine.options().kv));
+  const std::vector<Token> tokens = bench_tokens(*loaded.model, static_cast<size_t>(session.n_ctx));
+  for (const auto& peer : peers) {
+    FRUGAL_TRY(const double agreement, answers_agree(ours, *peer, tokens));
+    if (agreement < kLeastAgreement) {
+      return {ErrorCode::kCorrupt,
+              strf("our answers and those of %s agree on %.0f %% of positions only: nothing is timed",
+                   peer->name.c_str(), 100 * agreement)};
+    }
+  }
+  const std::string suffix = flags.threads.size() > 1 ? strf(", %d threads", engine.options().n_threads) : "";
+  for (const Case& bench : session.cases) {
+    if (bench.kind == Case::kDecode) {  // fill both caches up to the depth, once
+      const std::span<const Token> before = std::span(tokens).first(static_cast<size_t>(bench.size));
+      FRUGAL_TRY_STATUS(ours.rewind(0));
+      if (bench.size > 0) FRUGAL_TRY_STATUS(ours.forward(before));
+      for (const auto& peer : peers) {
+        FRUGAL_TRY_STATUS(peer->rewind(0));
+        if (bench.size > 0) FRUGAL_TRY_STATUS(peer->forward(before));
+      }
+    }
+    std::vector<double> our_speeds;
+    std::vector<std::vector<double>> peer_speeds(peers.size());
+    std::vector<double> tool_speeds;
+    double bytes_per_token = 0;
+    for (int rep = -1; rep < flags.reps; ++rep) {  // the first is a warm-up
+      const double bytes_before = engine.usage().bytes_moved;
+      FRUGAL_TRY(const double speed, time_case(ours, bench, tokens, flags.decode_tokens));
+      bytes_per_token = (engine.usage().bytes_moved - bytes_before) / flags.decode_tokens;
+      if (rep >= 0) our_speeds.push_back(speed);
+      for (size_t i = 0; i < peers.size(); ++i) {
+        FRUGAL_TRY(const double theirs, time_case(*peers[i], bench, tokens, flags.decode_tokens));
+        if (rep >= 0) peer_speeds[i].push_back(theirs);
+      }
+      if (rep >= 0 && !flags.llama_bench.empty()) {
+        LlamaBenchCase request;
+        request.command = flags.llama_bench;
+        request.model = session.model_path;
+        request.n_threads = engine.options().n_threads;
+        request.kv = flags.kv;
+        (bench.kind == Case::kPrefill ? request.n_prompt : request.depth) = bench.size;
+        if (bench.kind == Case::kDecode) request.n_generate = flags.decode_tokens;
+        FRUGAL_TRY(const double theirs, run_llama_bench(request));
+        tool_speeds.push_back(theirs);
+      }
+      bar.update(++*done, total);
+    }
+    size_t best = 0;
+    for (size_t i = 1; i < peers.size(); ++i) {
+      if (median(peer_speeds[i]) > median(peer_speeds[best])) best = i;
+    }
+    const bool tool_is_best = !tool_speeds.empty() && median(tool_speeds) > median(peer_speeds[best]);
+    BenchRow row =
+        bench_row(bench.name() + suffix, "tokens/s", Better::kHigher, our_speeds,
+                  tool_is_best ? tool_speeds : peer_speeds[best],
+                  tool_is_best ? "llama-bench (llama.cpp as it builds itself), its better flash attention"
+                               : peers[best]->name);
+    for (size_t i = 0; i < peers.size(); ++i) row.more.emplace_back(peers[i]->name, median(peer_speeds[i]));
+    if (!tool_speeds.empty()) row.more.emplace_back("llama-bench", median(tool_speeds));
+    if (bench.kind == Case::kDecode && bytes_per_token > 0 && session.bandwidth > 0) {
+      row.more.emplace_back("MB/token", bytes_per_token / 1e6);
+      row.more.emplace_back("roofline", session.bandwidth / bytes_per_token);
+    }
+    rows->push_back(std::move(row));
+  }
+  return {};
+}
+
+Status bench_load(const Session& session, int n_threads, std::vector<BenchRow>* rows) {
+  std::vector<double> ours, peer;
+  for (int rep = -1; rep < session.flags.reps; ++rep) {
+    if (interrupted()) return {ErrorCode::kCancelled, "interrupted"};
+    EngineFlags engine_flags;
+    engine_flags.threads = n_threads;
+    engine_flags.ctx = session.n_ctx;
+    engine_flags.kv = session.flags.kv;
+    FRUGAL_TRY(const LoadedEngine loaded, load_engine(ModelFlags{session.model_path}, engine_flags, false));
+    llm::peer::PeerOptions options;
+    options.n_threads = n_threads;
+    options.n_ctx = session.n_ctx;
+    FRUGAL_TRY(options.kv, llm::parse_kv_format(session.flags.kv));
+    FRUGAL_TRY(const auto theirs, Peer::load(session.model_path, options));
+    if (rep < 0) continue;
+    ours.push_back(1e3 * loaded.load_s);
+    peer.push_back(1e3 * theirs->load_seconds());
+  }
+  rows->push_back(bench_row("load model and make context", "ms", Better::kLower, ours, peer, "llama.cpp"));
+  return {};
+}
+
+// Peak resident memory of a process that loads, runs a prompt of the largest depth, and decodes a little.
+Status bench_memory(const Session& session, int n_threads, std::vector<BenchRow>* rows) {
+  const int depth = std::max(1, session.n_ctx - 16);
+  const auto drive = [&](Runner& runner, const std::vector<Token>& tokens) -> Status {
+    FRUGAL_TRY_STATUS(runner.forward(std::span(tokens).first(static_cast<size_t>(depth))));
+    for (int i = 0; i < 8; ++i) {
+      FRUGAL_TRY_STATUS(runner.forward(std::span(tokens).subspan(static_cast<size_t>(depth + i), 1)));
+    }
+    return {};
+  };
+  std::vector<Token> tokens;
+  for (int i = 0; i < session.n_ctx; ++i) tokens.push_back(1000 + i % 7000);
+  FRUGAL_TRY(const double ours, peak_memory_of_child([&]() -> Status {
+               EngineFlags engine_flags;
+               engine_flags.threads = n_threads;
+               engine_flags.ctx = session.n_ctx;
+               engine_flags.kv = session.flags.kv;
+               FRUGAL_TRY(const LoadedEngine loaded,
+                          load_engine(ModelFlags{session.model_path}, engine_flags, false));
+               FRUGAL_TRY(const llm::SequenceId sequence, loaded.engine->open_sequence());
+               OurRunner runner(*loaded.engine, sequence);
+               return drive(runner, tokens);
+             }));
+  FRUGAL_TRY(const double peer, peak_memory_of_child([&]() -> Status {
+               llm::peer::PeerOptions options;
+               options.n_threads = n_threads;
+               options.n_ctx = session.n_ctx;
+               FRUGAL_TRY(options.kv, llm::parse_kv_format(session.flags.kv));
+               FRUGAL_TRY(auto loaded, Peer::load(session.model_path, options));
+               PeerRunner runner(std::move(loaded), "");
+               return drive(runner, tokens);
+             }));
+  std::error_code ignored;
+  const auto file_bytes = static_cast<double>(std::filesystem::file_size(session.model_path, ignored));
+  BenchRow row = bench_row(strf("peak memory, context of %d full", session.n_ctx), "MiB", Better::kLower,
+                           {ours / (1 << 20)}, {peer / (1 << 20)}, "llama.cpp");
+  row.more.emplace_back("model file, MiB", file_bytes / (1 << 20));
+  rows->push_back(std::move(row));
+  return {};
+}
+
+Status check(const BenchFlags& flags) {
+  const auto refuse = [](std::string message) {
+    return Status(ErrorCode::kInvalidArgument, std::move(message));
+  };
+  if (flags.reps < 1) return refuse(strf("--reps is %d, but must be 1 or more", flags.reps));
+  if (flags.decode_tokens < 1)
+    return refuse(strf("--decode-tokens is %d, but must be 1 or more", flags.decode_tokens));
+  if (flags.depths.empty() && flags.prefill.empty())
+    return refuse("nothing to measure: give --depths or --prefill");
+  for (const int depth : flags.depths) {
+    if (depth < 0) return refuse(strf("a depth of %d; depths are 0 or more", depth));
+  }
+  for (const int n : flags.prefill) {
+    if (n < 1) return refuse(strf("a prefill of %d tokens; it takes 1 or more", n));
+  }
+  for (const int n : flags.threads) {
+    if (n < 0 || n > 256) return refuse(strf("%d threads; they are from 1 to 256, or 0 for all", n));
+  }
+  return {};
+}
+
+Result<std::vector<BenchRow>> measure(Session& session) {
+  const BenchFlags& flags = session.flags;
+  std::vector<BenchRow> rows;
+  // Children first: they are forked before any thread runs here.
+  FRUGAL_TRY_STATUS(bench_memory(session, flags.threads[0], &rows));
+  session.bandwidth = read_bandwidth(flags.threads[0] > 0 ? flags.threads[0] : usable_processors());
+  ProgressBar bar("benching", "runs", !flags.json);
+  double done = 0;
+  const double total = static_cast<double>(session.cases.size() * flags.threads.size()) * (flags.reps + 1);
+  for (const int n_threads : flags.threads) {
+    FRUGAL_TRY_STATUS(bench_speed(session, n_threads, bar, &done, total, &rows));
+  }
+  FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
+  BenchRow bandwidth =
+      bench_row("read bandwidth of this machine", "GB/s", Better::kHigher, {session.bandwidth / 1e9});
+  rows.push_back(std::move(bandwidth));
+  return rows;
+}
+
+int run(BenchFlags flags) {
+  install_interrupt_handler();
+  if (flags.quick) {
+    flags.depths = {0, 512};
+    flags.prefill = {128};
+    flags.reps = 3;
+    flags.decode_tokens = 12;
+  }
+  if (const Status status = check(flags); !status.ok()) return fail(status.error());
+  const auto path = resolve_model(flags.model.model);
+  if (!path.ok()) return fail(path.error());
+  Session session{flags, *path, {}, 0, 0};
+  for (const int n : flags.prefill) session.cases.push_back({Case::kPrefill, n});
+  for (const int depth : flags.depths) session.cases.push_back({Case::kDecode, depth});
+  for (const Case& bench : session.cases) {
+    session.n_ctx = std::max(session.n_ctx, bench.size + flags.decode_tokens);
+  }
+  session.n_ctx = std::max((session.n_ctx + 255) / 256 * 256, 256);  // llama.cpp rounds up to this anyway
+  const auto rows = measure(session);
+  if (!rows.ok()) return fail(rows.error());
+
+  BenchContext context;
+  context.bench = "llm";
+  context.threads = flags.threads[0] > 0 ? flags.threads[0] : usable_processors();
+  context.isa = kernel_isa();
+  context.model = std::filesystem::path(*path).filename().string();
+  context.command = this_command_line();
+  context.note =
+      "interleaved repetitions in one process after a warm-up; answers compared before timing; peer: " +
+      llm::peer::description();
+  {
+    const auto model = llm::Model::load(*path);
+    if (model.ok())
+      context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
+  }
+  if (!flags.out.empty()) {
+    if (const Status status = write_bench(flags.out, context, *rows); !status.ok())
+      return fail(status.error());
+  }
+  const std::string out = flags.json ? bench_json(context, *rows) : bench_table(*rows);
+  return print(out) ? kExitOk : fail({ErrorCode::kIo, "the result could not be written to stdout"});
+}
+
+}  // namespace
+
+Action add_bench_llm(CLI::App& app) {
+  auto flags = std::make_shared<BenchFlags>();
+  app.add_option("--depths", flags->depths, "decode after this many tokens")
+      ->capture_default_str()
+      ->delimiter(',');
+  app.add_option("--prefill", flags->prefill, "prompt lengths to run")->capture_default_str()->delimiter(',');
+  app.add_option("-t,--threads", flags->threads, "thread counts; 0 = one for each usable processor")
+      ->capture_default_str()
+      ->delimiter(',');
+  app.add_option("--reps", flags->reps, "repetitions, ours and the peer's in turn")->capture_default_str();
+  app.add_option("--decode-tokens", flags->decode_tokens, "tokens of one decode repetition")
+      ->capture_default_str();
+  app.add_option("--kv", flags->kv, "how keys and values are held: f32, f16, bf16, q8_0")
+      ->capture_default_str();
+  app.add_option("--llama-bench", flags->llama_bench,
+                 "also run this llama-bench in turn; scripts/bootstrap.py --peers builds one")
+      ->type_name("COMMAND");
+  app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
+      ->type_name("FILE");
+  app.add_flag("--quick", flags->quick, "a table in about a minute: few sizes, 3 repetitions");
+  add_model_options(app, flags->model);
+  app.add_flag("--json", flags->json, "the rows as JSON");
+  return [flags] { return run(*flags); };
+}
+
+}  // namespace frugal::cli

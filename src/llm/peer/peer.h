@@ -1,0 +1,51 @@
+// Peer: llama.cpp's own engine in this process, to compare answers and times with. Used by benches,
+// evaluations and tests, never by the product's own path (docs/design/peer.md). llama.cpp ends the process on
+// faults that it holds impossible; load a model with frugal first, which refuses broken files with a message.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "frugal/llm.h"
+#include "frugal/result.h"
+
+namespace frugal::llm::peer {
+
+enum class FlashAttention { kAuto, kOff, kOn };  // auto is llama.cpp's default
+
+struct PeerOptions {
+  int n_threads = 0;  // 0 = one for each usable processor
+  int n_ctx = 2048;
+  FlashAttention flash_attention = FlashAttention::kAuto;
+  KvFormat kv = KvFormat::kF16;
+  bool exact_weights = false;  // true: no repacking of the weights for speed; for comparisons of logits
+};
+
+// One context with one sequence. Not thread-safe.
+class Peer {
+ public:
+  // kCorrupt when llama.cpp cannot load the file, kNoMemory, kInvalidArgument.
+  static Result<std::unique_ptr<Peer>> load(const std::string& path, const PeerOptions& options);
+  virtual ~Peer() = default;
+
+  // Appends tokens to the sequence; afterwards logits() are those of the last one.
+  virtual Status forward(std::span<const Token> tokens) = 0;
+  // The same, handing on the logits of every token: `row(i, logits)`.
+  virtual Status forward_all(std::span<const Token> tokens,
+                             const std::function<void(size_t, std::span<const float>)>& row) = 0;
+  virtual std::span<const float> logits() const = 0;  // [n_vocab], valid until the next forward
+  virtual void truncate(int n_past) = 0;
+  virtual int n_past() const = 0;
+
+  virtual std::vector<Token> encode(const std::string& text, bool add_special) const = 0;
+  virtual int n_vocab() const = 0;
+  virtual double load_seconds() const = 0;  // model and context
+};
+
+// "llama.cpp 0.5.0 (AVX2 = 1 | ...)": what the peer was built from and for.
+std::string description();
+
+}  // namespace frugal::llm::peer
