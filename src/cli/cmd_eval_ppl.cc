@@ -73,7 +73,15 @@ struct Reference {
   std::string name;
   std::optional<LogitFileReader> saved;
   std::unique_ptr<llm::peer::Peer> peer;
+  // llama.cpp once more, with its defaults: how far it is from itself when nothing but the order of its sums
+  // changes.
+  std::unique_ptr<llm::peer::Peer> control;
   uint32_t next_row = 0;
+};
+
+struct Evaluation {
+  LogitMetrics ours;
+  LogitMetrics control;  // of the control against the reference; no positions without one
 };
 
 Result<Reference> open_reference(const EvalFlags& flags, const Plan& plan, const llm::Engine& engine) {
@@ -100,20 +108,25 @@ Result<Reference> open_reference(const EvalFlags& flags, const Plan& plan, const
       return Error{ErrorCode::kInvalidArgument, "llama.cpp sees another vocabulary in this model"};
     }
     reference.name = "llama.cpp, flash attention off";
+    options.flash_attention = llm::peer::FlashAttention::kOn;
+    options.exact_weights = false;
+    FRUGAL_TRY(reference.control, llm::peer::Peer::load(info.path, options));
   }
   return reference;
 }
 
-Result<LogitMetrics> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engine& engine,
-                              Reference& reference, LogitFileWriter* save) {
+Result<Evaluation> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engine& engine,
+                            Reference& reference, LogitFileWriter* save) {
   const auto n_vocab = static_cast<size_t>(engine.model().info().n_vocab);
-  LogitMetrics metrics;
+  Evaluation evaluation;
+  LogitMetrics& metrics = evaluation.ours;
   const auto at_once = static_cast<size_t>(
       std::min({kRowsAtOnce, engine.options().max_rows, engine.options().max_logit_rows}));
   ProgressBar bar("evaluating", "positions", !flags.json);
   std::vector<double> log_p(n_vocab);
   const bool compares = reference.saved || reference.peer;
   std::vector<std::vector<double>> log_reference(compares ? at_once : 0, std::vector<double>(n_vocab));
+  std::vector<std::vector<double>> log_control(reference.control ? at_once : 0, std::vector<double>(n_vocab));
   FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
   for (const std::vector<llm::Token>& window : plan.windows) {
     const auto first = static_cast<size_t>(plan.first_scored);
@@ -121,9 +134,10 @@ Result<LogitMetrics> evaluate(const EvalFlags& flags, const Plan& plan, llm::Eng
     FRUGAL_TRY_STATUS(engine.truncate(sequence, 0));
     FRUGAL_TRY_STATUS(
         engine.prefill(sequence, tokens.first(first - 1), [](int, int) { return !interrupted(); }));
-    if (reference.peer) {
-      reference.peer->truncate(0);
-      FRUGAL_TRY_STATUS(reference.peer->forward(tokens.first(first - 1)));
+    for (llm::peer::Peer* peer : {reference.peer.get(), reference.control.get()}) {
+      if (peer == nullptr) continue;
+      peer->truncate(0);
+      FRUGAL_TRY_STATUS(peer->forward(tokens.first(first - 1)));
     }
     // Row i of these predicts token i + 1 of the window.
     for (size_t begin = first - 1; begin + 1 < window.size(); begin += at_once) {
@@ -136,6 +150,11 @@ Result<LogitMetrics> evaluate(const EvalFlags& flags, const Plan& plan, llm::Eng
             tokens.subspan(begin, n),
             [&](size_t i, std::span<const float> logits) { log_softmax(logits, log_reference[i]); }));
       }
+      if (reference.control) {
+        FRUGAL_TRY_STATUS(reference.control->forward_all(
+            tokens.subspan(begin, n),
+            [&](size_t i, std::span<const float> logits) { log_softmax(logits, log_control[i]); }));
+      }
       for (size_t i = 0; i < n; ++i) {
         log_softmax(engine.logits(static_cast<int>(i)), log_p);
         const auto next = static_cast<size_t>(window[begin + i + 1]);
@@ -145,35 +164,50 @@ Result<LogitMetrics> evaluate(const EvalFlags& flags, const Plan& plan, llm::Eng
         } else {
           metrics.add(log_p, next);
         }
+        if (reference.control) evaluation.control.add_compared(log_control[i], log_reference[i], next);
         if (save != nullptr) FRUGAL_TRY_STATUS(save->add(log_p));
       }
       bar.update(static_cast<double>(metrics.positions()), static_cast<double>(plan.positions));
     }
   }
   engine.close_sequence(sequence);
-  return metrics;
+  return evaluation;
 }
 
-std::vector<BenchRow> rows_of(const LogitMetrics& metrics, const Reference& reference) {
+// Perplexity beside the reference's; distances from the reference beside those of the control from it.
+std::vector<BenchRow> rows_of(const Evaluation& evaluation, const Reference& reference) {
+  const LogitMetrics& metrics = evaluation.ours;
+  const LogitMetrics* control = reference.control ? &evaluation.control : nullptr;
   const auto n = static_cast<int>(metrics.positions());
-  const auto row = [&](const char* name, const char* unit, double ours, std::optional<double> peer = {}) {
+  const auto row = [&](const char* name, const char* unit, double ours, std::optional<double> peer,
+                       const std::string& peer_name, bool less_is_better) {
     BenchRow out;
     out.name = name;
     out.unit = unit;
     out.ours = ours;
     out.peer = peer;
     if (peer) {
-      out.peer_name = reference.name;
-      out.ratio = ours > 0 ? *peer / ours : 0;
+      out.peer_name = peer_name;
+      if (ours > 0 && *peer > 0) out.ratio = less_is_better ? *peer / ours : ours / *peer;
     }
     out.n = n;
     return out;
   };
-  if (reference.name.empty()) return {row("perplexity", "", metrics.perplexity())};
-  return {row("perplexity", "", metrics.perplexity(), metrics.reference_perplexity()),
-          row("KL(reference || ours), mean", "nats", metrics.mean_kl()),
-          row("KL(reference || ours), 99th percentile", "nats", metrics.kl_percentile(0.99)),
-          row("same top-1", "%", 100 * metrics.top1_agreement())};
+  if (reference.name.empty()) return {row("perplexity", "", metrics.perplexity(), {}, "", true)};
+  const auto distance = [&](const char* name, const char* unit, auto figure, bool less_is_better) {
+    std::optional<double> peer;
+    if (control != nullptr) peer = figure(*control);
+    return row(name, unit, figure(metrics), peer, "llama.cpp's own defaults", less_is_better);
+  };
+  return {row("perplexity", "", metrics.perplexity(), metrics.reference_perplexity(), reference.name, true),
+          distance(
+              "KL from the reference, mean", "nats", [](const LogitMetrics& m) { return m.mean_kl(); }, true),
+          distance(
+              "KL from the reference, 99th percentile", "nats",
+              [](const LogitMetrics& m) { return m.kl_percentile(0.99); }, true),
+          distance(
+              "same top-1 as the reference", "%",
+              [](const LogitMetrics& m) { return 100 * m.top1_agreement(); }, false)};
 }
 
 int run(const EvalFlags& flags) {
@@ -213,8 +247,9 @@ int run(const EvalFlags& flags) {
     if (!writer.ok()) return fail(writer.error());
     save.emplace(std::move(writer).value());
   }
-  const auto metrics = evaluate(flags, *plan, *loaded->engine, *reference, save ? &*save : nullptr);
-  if (!metrics.ok()) return fail(metrics.error());
+  const auto evaluation = evaluate(flags, *plan, *loaded->engine, *reference, save ? &*save : nullptr);
+  if (!evaluation.ok()) return fail(evaluation.error());
+  const LogitMetrics* metrics = &evaluation->ours;
   if (save) {
     if (const Status status = save->commit(); !status.ok()) return fail(status.error());
   }
@@ -225,7 +260,7 @@ int run(const EvalFlags& flags) {
   context.model = std::filesystem::path(info.path).filename().string();
   context.model_hash = strf("%016llx", static_cast<unsigned long long>(info.file_hash));
   context.command = this_command_line();
-  const std::vector<BenchRow> rows = rows_of(*metrics, *reference);
+  const std::vector<BenchRow> rows = rows_of(*evaluation, *reference);
   if (!flags.out.empty()) {
     if (const Status status = write_bench(flags.out, context, rows); !status.ok())
       return fail(status.error());
@@ -245,6 +280,12 @@ int run(const EvalFlags& flags) {
                            {"disagreements", metrics->disagreements()},
                            {"worst_disagreement_margin", metrics->worst_disagreement_margin()}};
     }
+    if (reference->control) {
+      json["control"] = {{"name", "llama.cpp with its defaults, against the same reference"},
+                         {"kl_mean", evaluation->control.mean_kl()},
+                         {"kl_p99", evaluation->control.kl_percentile(0.99)},
+                         {"top1_agreement", evaluation->control.top1_agreement()}};
+    }
     out = json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   } else {
     out = strf("%zu positions of %s in windows of %d\nperplexity        %.4f\n", metrics->positions(),
@@ -258,6 +299,14 @@ int run(const EvalFlags& flags) {
           reference->name.c_str(), metrics->reference_perplexity(), metrics->mean_kl(),
           metrics->kl_percentile(0.99), metrics->max_kl(), 100 * metrics->top1_agreement(),
           metrics->disagreements(), metrics->worst_disagreement_margin());
+    }
+    if (reference->control) {
+      out += strf(
+          "control           llama.cpp with its defaults, against the same reference\n  KL mean         %.3g "
+          "nats\n"
+          "  KL 99 %%         %.3g nats\n  same top-1      %.2f %%\n",
+          evaluation->control.mean_kl(), evaluation->control.kl_percentile(0.99),
+          100 * evaluation->control.top1_agreement());
     }
   }
   return print(out) ? kExitOk : fail({ErrorCode::kIo, "the result could not be written to stdout"});

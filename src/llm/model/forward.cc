@@ -116,6 +116,9 @@ class ForwardPass {
   void run() {
     embed();
     for (int layer = 0; layer < config_.n_layers; ++layer) {
+      keys_and_values(layer);
+      if (layer + 1 == config_.n_layers && batch_.logit_rows.empty())
+        return;  // the cache was all that was wanted
       attention_block(layer);
       feed_forward_block(weights_.layers[static_cast<size_t>(layer)]);
     }
@@ -155,8 +158,8 @@ class ForwardPass {
     return 0;
   }
 
-  // residual += wo(attention(norm(residual)))
-  void attention_block(int layer_idx) {
+  // q, k and v of every row from norm(residual); k and v into the cache.
+  void keys_and_values(int layer_idx) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
     const auto n_embd = static_cast<size_t>(config_.n_embd);
     for (size_t row = rows_.begin; row < rows_.end; ++row) {
@@ -170,6 +173,11 @@ class ForwardPass {
     multiply(member_, qkv, s_.x_, n_rows());
     member_.barrier();
     for (size_t row = rows_.begin; row < rows_.end; ++row) place_row(layer_idx, layer, row);
+  }
+
+  // residual += wo(attention(q, cache))
+  void attention_block(int layer_idx) {
+    const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
     member_.barrier();
     attend(layer_idx);
     member_.barrier();
