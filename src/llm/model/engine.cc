@@ -307,19 +307,23 @@ class EngineImpl final : public Engine {
   void account() {
     const ModelWeights& weights = model_->impl().weights;
     const LayerWeights& layer = weights.layers[0];
-    double layer_macs = 0;  // of one row through the matrices of a layer
-    for (const Matrix* m :
-         {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.gate, &layer.up, &layer.down}) {
-      layer_macs += static_cast<double>(m->n_rows) * static_cast<double>(m->k);
-    }
-    const double n_layers = config().n_layers, per_score = 4.0 * config().n_heads * config().head_dim;
-    const double output_macs = static_cast<double>(config().n_vocab) * config().n_embd;
-    usage_.flops += 2 * (static_cast<double>(tokens_.size()) * n_layers * layer_macs +
-                         static_cast<double>(logit_rows_.size()) * output_macs);
+    auto macs = [](std::initializer_list<const Matrix*> matrices) {  // of one row through them
+      double sum = 0;
+      for (const Matrix* m : matrices) sum += static_cast<double>(m->n_rows) * static_cast<double>(m->k);
+      return sum;
+    };
+    const double qkv_macs = macs({&layer.wq, &layer.wk, &layer.wv});
+    const double rest_macs = macs({&layer.wo, &layer.gate, &layer.up, &layer.down});
+    const double per_score = 4.0 * config().n_heads * config().head_dim;
+    // Without logits the last layer stops when its keys and values are stored.
+    const int n_whole_layers = config().n_layers - (logit_rows_.empty() ? 1 : 0);
+    usage_.flops += 2 * static_cast<double>(tokens_.size()) *
+                        (config().n_layers * qkv_macs + n_whole_layers * rest_macs) +
+                    2 * static_cast<double>(logit_rows_.size()) * macs({&weights.output_matrix()});
     double bytes = static_cast<double>(weights.bytes());
     double held = bytes;
     for (const BatchSpan& span : spans_) {
-      for (int layer_idx = 0; layer_idx < config().n_layers; ++layer_idx) {
+      for (int layer_idx = 0; layer_idx < n_whole_layers; ++layer_idx) {
         const int window = config().window_of(layer_idx);
         for (int row = 0; row < span.n_rows; ++row) {
           const int seen = span.first_position + row + 1;

@@ -217,6 +217,13 @@ TEST_F(EngineTest, UsageCountsByFormula) {
   // values 4 * 64 FLOPs for each visible position, 55 of them.
   const double macs = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64);
   EXPECT_DOUBLE_EQ(e->usage().flops, 2 * (10 * macs + 512 * 64) + 2 * 4 * 64 * 55);
+  // Without logits nothing of the last layer but q, k and v is computed.
+  const SequenceId second = e->open_sequence().value();
+  const std::vector<Token> one = tokens(1);
+  const BatchItem item{second, one, LogitRows::kNone};
+  const double before = e->usage().flops;
+  ASSERT_TRUE(e->forward({&item, 1}).ok());
+  EXPECT_DOUBLE_EQ(e->usage().flops - before, 2 * (macs / 2 + 64 * 64 + 2 * 32 * 64) + 4 * 64);
   EXPECT_GT(e->usage().wall_seconds, 0);
   EXPECT_EQ(e->kv_bytes(sequence), 10u * 2 * 2 * 32 * 2);  // tokens x layers x (k, v) x channels x 2 bytes
 }
