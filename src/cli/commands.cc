@@ -15,6 +15,7 @@ std::span<const Command> commands() {
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"eval ppl", "perplexity of a text, and how far a run is from a reference", add_eval_ppl},
+      {"inspect", "say what is in a model file, and whether frugal runs it", add_inspect},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
       {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},

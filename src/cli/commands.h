@@ -49,6 +49,7 @@ Action add_chat(CLI::App& app);
 Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 Action add_eval_ppl(CLI::App& app);
+Action add_inspect(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);
 Action add_meter_run(CLI::App& app);
 Action add_report(CLI::App& app);

@@ -162,10 +162,10 @@ uint64_t ModelWeights::bytes() const {
   return total;
 }
 
-Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config, int n_threads,
-                                  const std::function<bool(double)>& progress) {
-  ModelWeights weights;
-  Loader loader(file);
+namespace {
+
+// Finds and checks every tensor of the network; nothing large is read.
+Status plan_weights(const GgufFile& file, const ModelConfig& config, Loader& loader, ModelWeights& weights) {
   const auto n_embd = static_cast<size_t>(config.n_embd), n_vocab = static_cast<size_t>(config.n_vocab);
   const auto n_ff = static_cast<size_t>(config.n_ff), head_dim = static_cast<size_t>(config.head_dim);
   const size_t n_q = static_cast<size_t>(config.n_heads) * head_dim,
@@ -208,6 +208,22 @@ Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& confi
       FRUGAL_TRY_STATUS(loader.vector(layer.ffn_post_norm, prefix + "post_ffw_norm.weight", n_embd));
     }
   }
+  return {};
+}
+
+}  // namespace
+
+Status check_weights(const GgufFile& file, const ModelConfig& config) {
+  ModelWeights weights;
+  Loader loader(file);
+  return plan_weights(file, config, loader, weights);
+}
+
+Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config, int n_threads,
+                                  const std::function<bool(double)>& progress) {
+  ModelWeights weights;
+  Loader loader(file);
+  FRUGAL_TRY_STATUS(plan_weights(file, config, loader, weights));
   FRUGAL_TRY_STATUS(loader.run(weights.arena, n_threads, progress));
   return weights;
 }

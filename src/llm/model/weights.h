@@ -34,6 +34,10 @@ struct ModelWeights {
   uint64_t bytes() const;
 };
 
+// Whether `file` has every tensor of the network, of the right shape and a type that frugal computes with:
+// what load_weights() would answer, without reading their data. kCorrupt, kUnsupported, kNoMemory.
+Status check_weights(const GgufFile& file, const ModelConfig& config);
+
 // Checks every tensor's type and shape first, then repacks on `n_threads` threads, giving pages of the
 // mapping back as it goes: at no time are two copies of the weights in memory. kCorrupt, kUnsupported,
 // kNoMemory, kCancelled.

@@ -167,17 +167,23 @@ TEST_P(EveryVocabulary, LongMonotonousTextsAreEncoded) {
 }
 
 TEST_P(EveryVocabulary, ChatsEndWithTheOpeningOfAnAnswer) {
-  if (GetParam() == "gemma270m") GTEST_SKIP() << "the base model has no template";
+  const char* name = GetParam() == "gemma270m" ? "gemma" : "";  // a base model, without a template of its own
   const std::vector<ChatMessage> chat = {{"user", "What is a token?"}};
-  const auto open = tokenizer().apply_chat_template(chat, true),
-             closed = tokenizer().apply_chat_template(chat, false);
+  const auto open = tokenizer().apply_chat_template(chat, true, name),
+             closed = tokenizer().apply_chat_template(chat, false, name);
   ASSERT_TRUE(open.ok()) << open.error().message;
   ASSERT_TRUE(closed.ok());
   EXPECT_NE(closed->find("What is a token?"), std::string::npos);
   EXPECT_TRUE(open->starts_with(*closed));
-  // In a rendered chat the markers are tokens: encoded as text they take more.
-  EXPECT_LT(tokenizer().encode(*open, true, true)->size(),
-            tokenizer().encode(*open, true, false)->size() + 1);
+  // Parsed, a marker is one token; as text it is several. Llama 2's markers are text to this vocabulary
+  // anyway.
+  const size_t n_parsed = tokenizer().encode(*open, true, true).value().size();
+  const size_t n_as_text = tokenizer().encode(*open, true, false).value().size();
+  if (GetParam() == "llama") {
+    EXPECT_LE(n_parsed, n_as_text);
+  } else {
+    EXPECT_LT(n_parsed, n_as_text);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Vocabularies, EveryVocabulary,
