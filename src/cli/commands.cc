@@ -12,6 +12,10 @@ std::span<const Command> commands() {
       {"cascade train", "fit the reward model of a cascade on logged chains", add_cascade_train},
       {"bench meter", "measure the power model, the meter's own cost and the job planner", add_bench_meter},
       {"chat", "talk with a model at the terminal", add_chat},
+      {"dnn inspect", "list and draw the parts that a network can be cut into", add_dnn_inspect},
+      {"dnn plan", "say where each part of a network should run, and why", add_dnn_plan},
+      {"dnn profile", "measure what each part of a network costs here", add_dnn_profile},
+      {"dnn run", "run a network over device, edge and cloud", add_dnn_run},
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"eval ppl", "perplexity of a text, and how far a run is from a reference", add_eval_ppl},
@@ -28,6 +32,7 @@ std::span<const Command> commands() {
 std::string_view group_summary(std::string_view group) {
   if (group == "bench") return "measure speed beside a peer";
   if (group == "cascade") return "recommenders that give each request the compute it is worth";
+  if (group == "dnn") return "one network over device, edge and cloud, without loss";
   if (group == "docs") return "parts of the documentation that are generated";
   if (group == "meter") return "what runs cost, and where the figures come from";
   if (group == "eval") return "measure quality beside a reference";

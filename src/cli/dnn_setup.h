@@ -1,0 +1,47 @@
+// What the dnn commands share: the model, the cluster to plan for, values in and out.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dnn/exec/network.h"
+#include "dnn/link/tier.h"
+#include "frugal/dnn.h"
+
+namespace CLI {
+class App;
+}
+
+namespace frugal::cli {
+
+struct DnnModelOptions {
+  std::string model;
+  std::vector<std::string> shapes;  // "1x3x224x224", one for each input
+  int n_threads = 1;
+};
+void add_dnn_model_options(CLI::App& app, DnnModelOptions& options);
+Result<std::shared_ptr<const dnn::Network>> open_network(const DnnModelOptions& options);
+
+struct DnnClusterOptions {
+  std::string profile;                       // file; empty = measure now
+  std::vector<double> slowdown = {8, 2, 1};  // of device, edge and cloud against this host
+  std::string near = "wifi", far = "4g";
+  std::string objective = "latency", algorithm = "exact";
+  bool private_input = false;
+};
+void add_dnn_cluster_options(CLI::App& app, DnnClusterOptions& options);
+
+struct DnnPlanning {
+  dnn::Cluster cluster;
+  dnn::PlanRequest request;
+  dnn::Algorithm algorithm = dnn::Algorithm::kExact;
+};
+Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOptions& model,
+                                  const DnnClusterOptions& options);
+
+// A tensor from a file: .ppm (binary, 8 bits, fitted to the input's size, scaled to [0, 1] and normalised
+// with ImageNet's means) or raw little-endian values of just the right number. Empty path: a fixed pattern.
+Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string& path);
+
+}  // namespace frugal::cli
