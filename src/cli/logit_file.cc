@@ -122,11 +122,16 @@ void LogitFileReader::read(uint32_t idx, std::span<double> log_p) const {
   RowHead row;
   std::memcpy(&row, at, sizeof row);
   at += sizeof row;
+  double sum = 0;
   for (size_t i = 0; i < log_p.size(); ++i) {
     uint16_t code = 0;
     std::memcpy(&code, at + i * sizeof code, sizeof code);
     log_p[i] = static_cast<double>(row.least) + static_cast<double>(row.step) * code;
+    sum += std::exp(log_p[i]);
   }
+  // Rounding leaves a sum that is not quite 1, which would count as a divergence of its own.
+  const double shift = std::log(sum);
+  for (double& value : log_p) value -= shift;
 }
 
 }  // namespace frugal::cli

@@ -111,6 +111,8 @@ Result<Generation> generate(Engine& engine, SequenceId sequence, const Tokenizer
     if (prefilled.error().code != ErrorCode::kCancelled) return prefilled.error();
     return finish(stopped_by_callback ? StopReason::kCallback : StopReason::kCancelled, prefill_end);
   }
+  // A stop that came with the last chunk: the prompt is done, and nothing is to follow.
+  if (stopped_by_callback) return finish(StopReason::kCallback, prefill_end);
 
   // Hands on what is safe to show; false when the callback has had enough.
   const auto emit = [&](std::string_view text) {
