@@ -34,6 +34,10 @@ set(FRUGAL_OPENVINO_TRAVELS OFF)
 if(OpenVINO_DIR MATCHES "^${FRUGAL_OPENVINO_PREFIX}/")
   set(FRUGAL_OPENVINO_TRAVELS ON)
   install(DIRECTORY ${FRUGAL_OPENVINO_PREFIX}/openvino DESTINATION ${CMAKE_INSTALL_LIBDIR}/frugal)
+  if(FRUGAL_DEVELOPER)  # the command finds the libraries that travel with it, wherever the prefix is moved to
+    set_target_properties(frugal_cli PROPERTIES
+      INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}/frugal/openvino/libs")
+  endif()
 endif()
 
 # The packages that our exported targets name, found out from what the rooms link.

@@ -34,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     n_touched += file->require_array<uint32_t>(value.key).ok() + file->require_array<float>(value.key).ok();
     n_touched += file->require_array<std::string_view>(value.key).ok();
   }
-  static volatile size_t sink;
+  [[maybe_unused]] static volatile size_t sink;
   sink = n_touched;
   if (const auto config = parse_model_config(*file); config.ok()) {
     FRUGAL_CHECK(config->n_layers > 0 && config->n_heads % config->n_kv_heads == 0);

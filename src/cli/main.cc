@@ -57,6 +57,8 @@ int run(int argc, char** argv) {
       "frugal");
   root.set_version_flag("--version", std::string("frugal ") + FRUGAL_VERSION);
   root.require_subcommand(1);
+  // An option given twice takes its last value, so that a habit in a shell alias can be overruled.
+  root.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   const std::vector<Leaf> leaves = add_commands(root);
   try {
     root.parse(argc, argv);

@@ -94,8 +94,8 @@ class CommandTest(unittest.TestCase):
         self.refused(2, "not valid UTF-8", "run", "-m", model(), "-p", b"caf\xe9")
 
     def test_prompt_over_the_context(self):
-        self.refused(2, "tokens and the context", "run", "-m", model(), "-f", str(LONG_TEXT), "--raw")
-        self.refused(2, "--cut-document", "run", "-m", model(), "-p", "What is this?", "-d", str(LONG_TEXT))
+        self.refused(2, "tokens and the context", "run", "-m", model(), "-f", str(LONG_TEXT), "--raw", "-c", "4096")
+        self.refused(2, "--cut-document", "run", "-m", model(), "-p", "What is this?", "-d", str(LONG_TEXT), "-c", "4096")
         done = self.answered("run", "-m", model(), "-p", "What is this?", "-d", str(LONG_TEXT), "--cut-document", "-c", "300",
                              "-n", "4", "--json")
         self.assertIn("was cut to its first", done.stderr.decode())
