@@ -161,7 +161,6 @@ class Chat {
       if (prompt.error().code == ErrorCode::kOutOfRange) std::fputs("/reset starts anew.\n", stderr);
       return;
     }
-    interrupted() = false;
     const meter::Snapshot before = meter_.snapshot();
     auto answer = answer_prompt(*loaded_.engine, sequence_, prompt->tokens, flags_.sampling, !flags_.json);
     interrupted() = false;

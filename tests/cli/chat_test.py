@@ -115,14 +115,21 @@ class ChatTest(unittest.TestCase):
     def test_interrupt_stops_the_answer_and_not_the_program(self):
         terminal = self.chat("--ignore-end")
         terminal.send("Tell me a very long story.\n")
+        terminal.expect("story")  # the echo of the question; what comes next is the answer
         terminal.expect("[a-z]{3,} [a-z]{2,} ")
         terminal.send("\x03")
         terminal.expect(r"\[stopped\]")
         terminal.expect("> ")
-        terminal.send("half a line\x03")  # at the prompt it drops the line
+        # At the prompt it drops the line. A signal between the printing of the prompt and the read that waits for the
+        # line waits with it for the next key: faster than a person types, so the test types the line first.
+        terminal.send("half a line")
+        terminal.expect("half a line")
+        time.sleep(0.3)
+        terminal.send("\x03")
         terminal.expect("> ")
         terminal.send("/stats\n")
         self.assertIn("cancelled", terminal.expect("energy"))
+        terminal.expect("> ")
         terminal.send("\x04")  # Ctrl-D
         self.assertEqual(terminal.status(), 0)
 
@@ -137,6 +144,7 @@ class ChatTest(unittest.TestCase):
         terminal = self.chat("-n", "2")
         terminal.send("\x1b[A\x1b[A\n")  # up, up: the line before /exit, from the last conversation
         terminal.expect("/reset")
+        terminal.expect("> ")
         terminal.send("\x04")
         self.assertEqual(terminal.status(), 0)
 
