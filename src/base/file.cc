@@ -1,5 +1,6 @@
 #include "base/file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -81,8 +82,8 @@ void MappedFile::release(size_t offset, size_t size) const {
   // Whole pages inside the range only: its neighbours may still be read.
   const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const size_t begin = (offset + page - 1) / page * page;
-  const size_t end = (offset + size) / page * page;
-  if (data_ != nullptr && end > begin && end <= size_) {
+  const size_t end = std::min(offset + size, size_) / page * page;
+  if (data_ != nullptr && end > begin) {
     ::madvise(static_cast<char*>(data_) + begin, end - begin, MADV_DONTNEED);
   }
 }

@@ -17,6 +17,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/llm_options.h"
+#include "cli/logit_metrics.h"
 #include "llm/peer/peer.h"
 #include "llm/vocab/tokenizer.h"
 
@@ -111,25 +112,26 @@ Result<double> time_case(Runner& runner, const Case& bench, std::span<const Toke
   return decode_tokens / (wall_seconds() - begin);
 }
 
-// Share of positions where both engines hold the same token for the likeliest. Random tokens make flat
-// distributions, so a few near-ties may fall either way; a wrong engine agrees on almost none.
-Result<double> answers_agree(Runner& ours, Runner& peer, std::span<const Token> tokens) {
+// Mean KL divergence (nats) of our next-token distribution from the peer's. Int8 activations keep two right
+// engines about 0.01 apart (docs/design/panels-and-exactness.md), random tokens a little more; a wrong engine
+// is several nats off.
+Result<double> mean_distance(Runner& ours, Runner& peer, std::span<const Token> tokens) {
   FRUGAL_TRY_STATUS(ours.rewind(0));
   FRUGAL_TRY_STATUS(peer.rewind(0));
   constexpr size_t kPositions = 48;
-  size_t same = 0;
   const size_t n = std::min(kPositions, tokens.size());
-  const auto likeliest = [](std::span<const float> row) {
-    return std::max_element(row.begin(), row.end()) - row.begin();
-  };
+  LogitMetrics metrics;
   for (size_t i = 0; i < n; ++i) {
     FRUGAL_TRY_STATUS(ours.forward(tokens.subspan(i, 1)));
     FRUGAL_TRY_STATUS(peer.forward(tokens.subspan(i, 1)));
-    same += likeliest(ours.logits()) == likeliest(peer.logits()) ? 1 : 0;
+    std::vector<double> log_ours(ours.logits().size()), log_peer(log_ours.size());
+    log_softmax(ours.logits(), log_ours);
+    log_softmax(peer.logits(), log_peer);
+    metrics.add_compared(log_ours, log_peer, 0);
   }
-  return static_cast<double>(same) / static_cast<double>(n);
+  return metrics.mean_kl();
 }
-constexpr double kLeastAgreement = 0.9;
+constexpr double kLargestDistance = 0.1;
 
 struct Session {
   const BenchFlags& flags;
@@ -174,11 +176,10 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
   FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, engine.options().kv));
   const std::vector<Token> tokens = bench_tokens(*loaded.model, static_cast<size_t>(session.n_ctx));
   for (const auto& peer : peers) {
-    FRUGAL_TRY(const double agreement, answers_agree(ours, *peer, tokens));
-    if (agreement < kLeastAgreement) {
-      return {ErrorCode::kCorrupt,
-              strf("our answers and those of %s agree on %.0f %% of positions only: nothing is timed",
-                   peer->name.c_str(), 100 * agreement)};
+    FRUGAL_TRY(const double distance, mean_distance(ours, *peer, tokens));
+    if (!(distance < kLargestDistance)) {
+      return {ErrorCode::kCorrupt, strf("our answers are %.3g nats from those of %s: nothing is timed",
+                                        distance, peer->name.c_str())};
     }
   }
   const std::string suffix = flags.threads.size() > 1 ? strf(", %d threads", engine.options().n_threads) : "";
