@@ -14,8 +14,9 @@
 namespace frugal::llm {
 namespace {
 
-// Tells models apart without reading all of them: all metadata and the tensor table, and 64 bytes of every MiB of
-// data, whose pages are given back at once: the kernel maps neighbours along, and they would count as ours.
+// Tells models apart without reading all of them: all metadata and the tensor table, and 64 bytes of every
+// MiB of data, whose pages are given back at once: the kernel maps neighbours along, and they would count as
+// ours.
 uint64_t model_hash(const GgufFile& file) {
   constexpr size_t kStride = size_t{1} << 20;
   const auto bytes = file.bytes();
