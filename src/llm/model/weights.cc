@@ -74,7 +74,7 @@ class Loader {
   Status run(Buffer& arena, int n_threads, const std::function<bool(double)>& progress) {
     size_t total = 0;
     for (const Job& job : jobs_) total += padded(job.matrix->bytes());
-    FRUGAL_TRY(arena, Buffer::allocate(total));
+    FRUGAL_TRY(arena, Buffer::allocate(total, Pages::kHuge));
     std::byte* next_panels = arena.data();
     for (const Job& job : jobs_) {
       job.matrix->panels = next_panels;

@@ -16,10 +16,10 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
-Result<Buffer> Buffer::allocate(size_t bytes) {
+Result<Buffer> Buffer::allocate(size_t bytes, Pages pages) {
   Buffer buffer;
   if (bytes == 0) return buffer;
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 0;
+  const size_t alignment = pages == Pages::kHuge && bytes >= kHugePage ? kHugePage : 0;
   if (bytes > std::numeric_limits<size_t>::max() / 2) {
     return Error{ErrorCode::kNoMemory, "a buffer larger than the address space was asked for"};
   }
@@ -37,6 +37,8 @@ Result<Buffer> Buffer::allocate(size_t bytes) {
   if (alignment != 0) {
     address = (address + alignment - 1) / alignment * alignment;
     ::madvise(reinterpret_cast<void*>(address), bytes, MADV_HUGEPAGE);
+  } else {
+    ::madvise(mapping, buffer.mapping_size_, MADV_NOHUGEPAGE);
   }
   buffer.data_ = reinterpret_cast<std::byte*>(address);
   buffer.size_ = bytes;

@@ -9,11 +9,15 @@
 
 namespace frugal::llm {
 
-// Movable. Aligned to 2 MiB when larger than that (huge pages are asked for), else to a page.
+// Small pages suit what is reserved and used in part (caches, scratch): with huge ones, a touch would cost 2
+// MiB.
+enum class Pages { kSmall, kHuge };
+
+// Movable. Aligned to a page; with huge pages to 2 MiB when larger than that.
 class Buffer {
  public:
   // kNoMemory when the address space or the commit limit refuses.
-  static Result<Buffer> allocate(size_t bytes);
+  static Result<Buffer> allocate(size_t bytes, Pages pages = Pages::kSmall);
 
   Buffer() = default;
   Buffer(Buffer&& other) noexcept;
