@@ -59,7 +59,7 @@ class EngineImpl final : public Engine {
     for (size_t i = 0; i < sequences_.size(); ++i) {
       Sequence& sequence = sequences_[i];
       if (sequence.open) continue;
-      if (sequence.cache == nullptr) {  // closed sequences leave their cache for the next one
+      if (sequence.cache == nullptr) {
         FRUGAL_TRY(sequence.cache, make_kv_cache(options_.kv, shape()));
         sequence.tokens.reserve(static_cast<size_t>(options_.n_ctx));
       }
