@@ -51,6 +51,9 @@ struct ModelOptions {
   int n_threads = 0;  // threads that unpack weights; 0 = one for each usable processor
   // Called with the share done in [0, 1]; returning false cancels the load (kCancelled). May be empty.
   std::function<bool(double)> progress;
+  // Hold quantised weights as 32-bit floats and so round no activation: what exact arithmetic makes of the
+  // same weights. For comparisons; four to eight times the memory.
+  bool widen = false;
 };
 
 class Tokenizer;  // llm/vocab

@@ -23,6 +23,8 @@ namespace frugal::cli {
 
 namespace {
 
+constexpr const char* kLlamaCpp = "llama.cpp";
+constexpr const char* kExact = "exact";
 constexpr int kRowsAtOnce = 64;  // logits held at once: 64 rows of 262,144 floats are 64 MiB
 
 struct EvalFlags {
@@ -68,14 +70,47 @@ Result<Plan> plan_windows(const llm::Model& model, const std::string& text, cons
   return plan;
 }
 
-// What ours is compared with: nothing, a saved run, or llama.cpp.
+// Another engine on the same tokens: llama.cpp, or frugal with widened weights.
+struct Source {
+  std::unique_ptr<llm::peer::Peer> peer;
+  LoadedEngine exact;
+  llm::SequenceId sequence = 0;
+
+  bool there() const { return peer || exact.engine; }
+
+  // Forgets what was read before, and reads the beginning of a window.
+  Status restart(std::span<const llm::Token> tokens) {
+    if (peer) {
+      peer->truncate(0);
+      return peer->forward(tokens);
+    }
+    if (!exact.engine) return {};
+    FRUGAL_TRY_STATUS(exact.engine->truncate(sequence, 0));
+    return exact.engine->prefill(sequence, tokens, [](int, int) { return !interrupted(); });
+  }
+
+  // log_p[i] <- log-probabilities after tokens[i].
+  Status read(std::span<const llm::Token> tokens, std::vector<std::vector<double>>& log_p) {
+    if (peer) {
+      return peer->forward_all(
+          tokens, [&](size_t i, std::span<const float> logits) { log_softmax(logits, log_p[i]); });
+    }
+    if (!exact.engine) return {};
+    const llm::BatchItem item{sequence, tokens, llm::LogitRows::kAll};
+    FRUGAL_TRY_STATUS(exact.engine->forward({&item, 1}));
+    for (size_t i = 0; i < tokens.size(); ++i)
+      log_softmax(exact.engine->logits(static_cast<int>(i)), log_p[i]);
+    return {};
+  }
+};
+
+// What ours is compared with: nothing, a saved run, llama.cpp, or exact arithmetic on the same weights.
 struct Reference {
   std::string name;
   std::optional<LogitFileReader> saved;
-  std::unique_ptr<llm::peer::Peer> peer;
-  // llama.cpp once more, with its defaults: how far it is from itself when nothing but the order of its sums
-  // changes.
-  std::unique_ptr<llm::peer::Peer> control;
+  Source source;
+  // llama.cpp with its defaults, compared with the same reference: how far another good engine is from it.
+  Source control;
   uint32_t next_row = 0;
 };
 
@@ -96,22 +131,33 @@ Result<Reference> open_reference(const EvalFlags& flags, const Plan& plan, const
                    "'" + flags.against + "' was saved for another text, tokenizer, --window or --positions"};
     }
     reference.name = "saved run " + flags.against;
-  } else if (flags.reference == "llama.cpp") {
-    llm::peer::PeerOptions options;
-    options.n_threads = engine.options().n_threads;
-    options.n_ctx = flags.window;
+    return reference;
+  }
+  if (flags.reference.empty()) return reference;
+  llm::peer::PeerOptions options;
+  options.n_threads = engine.options().n_threads;
+  options.n_ctx = flags.window;
+  options.kv = engine.options().kv == llm::KvFormat::kQ8_0 ? llm::KvFormat::kF16 : engine.options().kv;
+  if (flags.reference == kExact) {
+    llm::EngineOptions exact = engine.options();
+    exact.kv = llm::KvFormat::kF32;
+    FRUGAL_TRY(reference.source.exact.model,
+               llm::Model::load(info.path, {.n_threads = exact.n_threads, .progress = {}, .widen = true}));
+    FRUGAL_TRY(reference.source.exact.engine, llm::Engine::create(reference.source.exact.model, exact));
+    FRUGAL_TRY(reference.source.sequence, reference.source.exact.engine->open_sequence());
+    reference.name = "the same weights as 32-bit floats, f32 cache";
+  } else {
     options.flash_attention = llm::peer::FlashAttention::kOff;
-    options.kv = engine.options().kv == llm::KvFormat::kQ8_0 ? llm::KvFormat::kF16 : engine.options().kv;
     options.exact_weights = true;
-    FRUGAL_TRY(reference.peer, llm::peer::Peer::load(info.path, options));
-    if (reference.peer->n_vocab() != info.n_vocab) {
+    FRUGAL_TRY(reference.source.peer, llm::peer::Peer::load(info.path, options));
+    if (reference.source.peer->n_vocab() != info.n_vocab) {
       return Error{ErrorCode::kInvalidArgument, "llama.cpp sees another vocabulary in this model"};
     }
     reference.name = "llama.cpp, flash attention off";
-    options.flash_attention = llm::peer::FlashAttention::kOn;
-    options.exact_weights = false;
-    FRUGAL_TRY(reference.control, llm::peer::Peer::load(info.path, options));
   }
+  options.flash_attention = llm::peer::FlashAttention::kOn;
+  options.exact_weights = false;
+  FRUGAL_TRY(reference.control.peer, llm::peer::Peer::load(info.path, options));
   return reference;
 }
 
@@ -124,9 +170,10 @@ Result<Evaluation> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engin
       std::min({kRowsAtOnce, engine.options().max_rows, engine.options().max_logit_rows}));
   ProgressBar bar("evaluating", "positions", !flags.json);
   std::vector<double> log_p(n_vocab);
-  const bool compares = reference.saved || reference.peer;
+  const bool compares = reference.saved || reference.source.there();
+  const bool has_control = reference.control.there();
   std::vector<std::vector<double>> log_reference(compares ? at_once : 0, std::vector<double>(n_vocab));
-  std::vector<std::vector<double>> log_control(reference.control ? at_once : 0, std::vector<double>(n_vocab));
+  std::vector<std::vector<double>> log_control(has_control ? at_once : 0, std::vector<double>(n_vocab));
   FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
   for (const std::vector<llm::Token>& window : plan.windows) {
     const auto first = static_cast<size_t>(plan.first_scored);
@@ -134,27 +181,16 @@ Result<Evaluation> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engin
     FRUGAL_TRY_STATUS(engine.truncate(sequence, 0));
     FRUGAL_TRY_STATUS(
         engine.prefill(sequence, tokens.first(first - 1), [](int, int) { return !interrupted(); }));
-    for (llm::peer::Peer* peer : {reference.peer.get(), reference.control.get()}) {
-      if (peer == nullptr) continue;
-      peer->truncate(0);
-      FRUGAL_TRY_STATUS(peer->forward(tokens.first(first - 1)));
-    }
+    FRUGAL_TRY_STATUS(reference.source.restart(tokens.first(first - 1)));
+    FRUGAL_TRY_STATUS(reference.control.restart(tokens.first(first - 1)));
     // Row i of these predicts token i + 1 of the window.
     for (size_t begin = first - 1; begin + 1 < window.size(); begin += at_once) {
       if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
       const size_t n = std::min(at_once, window.size() - 1 - begin);
       const llm::BatchItem item{sequence, tokens.subspan(begin, n), llm::LogitRows::kAll};
       FRUGAL_TRY_STATUS(engine.forward({&item, 1}));
-      if (reference.peer) {
-        FRUGAL_TRY_STATUS(reference.peer->forward_all(
-            tokens.subspan(begin, n),
-            [&](size_t i, std::span<const float> logits) { log_softmax(logits, log_reference[i]); }));
-      }
-      if (reference.control) {
-        FRUGAL_TRY_STATUS(reference.control->forward_all(
-            tokens.subspan(begin, n),
-            [&](size_t i, std::span<const float> logits) { log_softmax(logits, log_control[i]); }));
-      }
+      FRUGAL_TRY_STATUS(reference.source.read(tokens.subspan(begin, n), log_reference));
+      FRUGAL_TRY_STATUS(reference.control.read(tokens.subspan(begin, n), log_control));
       for (size_t i = 0; i < n; ++i) {
         log_softmax(engine.logits(static_cast<int>(i)), log_p);
         const auto next = static_cast<size_t>(window[begin + i + 1]);
@@ -164,7 +200,7 @@ Result<Evaluation> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engin
         } else {
           metrics.add(log_p, next);
         }
-        if (reference.control) evaluation.control.add_compared(log_control[i], log_reference[i], next);
+        if (has_control) evaluation.control.add_compared(log_control[i], log_reference[i], next);
         if (save != nullptr) FRUGAL_TRY_STATUS(save->add(log_p));
       }
       bar.update(static_cast<double>(metrics.positions()), static_cast<double>(plan.positions));
@@ -177,9 +213,10 @@ Result<Evaluation> evaluate(const EvalFlags& flags, const Plan& plan, llm::Engin
 // Perplexity beside the reference's; distances from the reference beside those of the control from it.
 std::vector<BenchRow> rows_of(const Evaluation& evaluation, const Reference& reference) {
   const LogitMetrics& metrics = evaluation.ours;
-  const LogitMetrics* control = reference.control ? &evaluation.control : nullptr;
+  const LogitMetrics* control = reference.control.there() ? &evaluation.control : nullptr;
   const auto n = static_cast<int>(metrics.positions());
-  const auto row = [&](const char* name, const char* unit, double ours, std::optional<double> peer,
+  const std::string from = reference.source.exact.engine ? "exact arithmetic" : "the reference";
+  const auto row = [&](const std::string& name, const char* unit, double ours, std::optional<double> peer,
                        const std::string& peer_name, bool less_is_better) {
     BenchRow out;
     out.name = name;
@@ -194,20 +231,20 @@ std::vector<BenchRow> rows_of(const Evaluation& evaluation, const Reference& ref
     return out;
   };
   if (reference.name.empty()) return {row("perplexity", "", metrics.perplexity(), {}, "", true)};
-  const auto distance = [&](const char* name, const char* unit, auto figure, bool less_is_better) {
+  const auto distance = [&](const std::string& name, const char* unit, auto figure, bool less_is_better) {
     std::optional<double> peer;
     if (control != nullptr) peer = figure(*control);
-    return row(name, unit, figure(metrics), peer, "llama.cpp's own defaults", less_is_better);
+    return row(name, unit, figure(metrics), peer, "llama.cpp with its defaults", less_is_better);
   };
   return {row("perplexity", "", metrics.perplexity(), metrics.reference_perplexity(), reference.name, true),
           distance(
-              "KL from the reference, mean", "nats", [](const LogitMetrics& m) { return m.mean_kl(); }, true),
+              "KL from " + from + ", mean", "nats", [](const LogitMetrics& m) { return m.mean_kl(); }, true),
           distance(
-              "KL from the reference, 99th percentile", "nats",
+              "KL from " + from + ", 99th percentile", "nats",
               [](const LogitMetrics& m) { return m.kl_percentile(0.99); }, true),
           distance(
-              "same top-1 as the reference", "%",
-              [](const LogitMetrics& m) { return 100 * m.top1_agreement(); }, false)};
+              "same top-1 as " + from, "%", [](const LogitMetrics& m) { return 100 * m.top1_agreement(); },
+              false)};
 }
 
 int run(const EvalFlags& flags) {
@@ -218,9 +255,9 @@ int run(const EvalFlags& flags) {
   if (flags.file.empty()) return invalid("there is no text to evaluate: give one with -f FILE");
   if (flags.window < 4) return invalid(strf("--window is %d, but must be 4 or more", flags.window));
   if (flags.positions < 1) return invalid(strf("--positions is %d, but must be 1 or more", flags.positions));
-  if (!flags.reference.empty() && flags.reference != "llama.cpp") {
+  if (!flags.reference.empty() && flags.reference != kLlamaCpp && flags.reference != kExact) {
     return invalid("--reference is '" + flags.reference +
-                   "', but only llama.cpp is one; a saved run is given with --against");
+                   "', but llama.cpp and exact are what there is; a saved run is given with --against");
   }
   if (!flags.reference.empty() && !flags.against.empty())
     return invalid("--reference and --against exclude each other");
@@ -280,7 +317,7 @@ int run(const EvalFlags& flags) {
                            {"disagreements", metrics->disagreements()},
                            {"worst_disagreement_margin", metrics->worst_disagreement_margin()}};
     }
-    if (reference->control) {
+    if (reference->control.there()) {
       json["control"] = {{"name", "llama.cpp with its defaults, against the same reference"},
                          {"kl_mean", evaluation->control.mean_kl()},
                          {"kl_p99", evaluation->control.kl_percentile(0.99)},
@@ -300,7 +337,7 @@ int run(const EvalFlags& flags) {
           metrics->kl_percentile(0.99), metrics->max_kl(), 100 * metrics->top1_agreement(),
           metrics->disagreements(), metrics->worst_disagreement_margin());
     }
-    if (reference->control) {
+    if (reference->control.there()) {
       out += strf(
           "control           llama.cpp with its defaults, against the same reference\n  KL mean         %.3g "
           "nats\n"
@@ -317,9 +354,11 @@ int run(const EvalFlags& flags) {
 Action add_eval_ppl(CLI::App& app) {
   auto flags = std::make_shared<EvalFlags>();
   app.add_option("-f,--file", flags->file, "the text")->type_name("FILE");
-  app.add_option("--reference", flags->reference,
-                 "compare with llama.cpp, run in this process on the same tokens")
-      ->type_name("llama.cpp");
+  app.add_option(
+         "--reference", flags->reference,
+         "compare with llama.cpp, run in this process on the same tokens; or with exact arithmetic: frugal "
+         "with the same weights as 32-bit floats, which rounds no activation")
+      ->type_name("llama.cpp|exact");
   app.add_option("--against", flags->against, "compare with a run saved by --save-logits")->type_name("FILE");
   app.add_option("--save-logits", flags->save_logits,
                  "save this run's log-probabilities (2 bytes a token of the vocabulary and position)")

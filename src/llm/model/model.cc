@@ -86,7 +86,9 @@ Result<std::shared_ptr<const Model>> Model::load(const std::string& path, const 
   const int n_threads = std::clamp(options.n_threads > 0 ? options.n_threads : usable_processors(), 1, 256);
   Result<ModelWeights> weights = Error{};
   std::thread packer;
-  auto pack = [&] { weights = load_weights(file, impl->config, n_threads, options.progress); };
+  ModelOptions packing = options;
+  packing.n_threads = n_threads;
+  auto pack = [&] { weights = load_weights(file, impl->config, packing); };
   bool beside = true;
   try {
     packer = std::thread(pack);

@@ -14,7 +14,7 @@ namespace {
 // Collects what has to be loaded, checking as it goes; then loads everything in one parallel sweep.
 class Loader {
  public:
-  explicit Loader(const GgufFile& file) : file_(file) {}
+  explicit Loader(const GgufFile& file, bool widen = false) : file_(file), widen_(widen) {}
 
   // A matrix of n_rows rows of k weights.
   Status matrix(Matrix& target, const std::string& name, size_t n_rows, size_t k) {
@@ -29,10 +29,10 @@ class Loader {
                                                  file_.label().c_str(), printable_name(name).c_str(),
                                                  tensor_type_label(tensor->type).c_str())};
     }
-    target.type = *type;
+    target.type = widen_ ? PanelType::kF32 : *type;
     target.n_rows = n_rows;
     target.k = k;
-    jobs_.push_back({&target, tensor});
+    jobs_.push_back({&target, tensor, *type});
     return {};
   }
 
@@ -102,7 +102,7 @@ class Loader {
         if (idx >= pieces.size()) return;
         const Piece& piece = pieces[idx];
         const GgufTensor& tensor = *piece.job->tensor;
-        pack_panels(*piece.job->matrix, file_.data(tensor).data(), piece.first, piece.last);
+        pack_panels(*piece.job->matrix, piece.job->type, file_.data(tensor).data(), piece.first, piece.last);
         const size_t row_bytes = tensor.bytes / piece.job->matrix->n_rows;
         const size_t begin = piece.first * kPanelRows * row_bytes;
         const size_t end = std::min<size_t>(piece.last * kPanelRows * row_bytes, tensor.bytes);
@@ -121,6 +121,7 @@ class Loader {
   struct Job {
     Matrix* matrix;
     const GgufTensor* tensor;
+    PanelType type;  // the panels that the tensor's own type makes
   };
 
   static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -145,6 +146,7 @@ class Loader {
   }
 
   const GgufFile& file_;
+  bool widen_;
   std::vector<Job> jobs_;
 };
 
@@ -219,12 +221,12 @@ Status check_weights(const GgufFile& file, const ModelConfig& config) {
   return plan_weights(file, config, loader, weights);
 }
 
-Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config, int n_threads,
-                                  const std::function<bool(double)>& progress) {
+Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config,
+                                  const ModelOptions& options) {
   ModelWeights weights;
-  Loader loader(file);
+  Loader loader(file, options.widen);
   FRUGAL_TRY_STATUS(plan_weights(file, config, loader, weights));
-  FRUGAL_TRY_STATUS(loader.run(weights.arena, n_threads, progress));
+  FRUGAL_TRY_STATUS(loader.run(weights.arena, options.n_threads, options.progress));
   return weights;
 }
 

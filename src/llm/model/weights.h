@@ -41,8 +41,8 @@ Status check_weights(const GgufFile& file, const ModelConfig& config);
 // Checks every tensor's type and shape first, then repacks on `n_threads` threads, giving pages of the
 // mapping back as it goes: at no time are two copies of the weights in memory. kCorrupt, kUnsupported,
 // kNoMemory, kCancelled.
-Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config, int n_threads,
-                                  const std::function<bool(double)>& progress);
+Result<ModelWeights> load_weights(const GgufFile& file, const ModelConfig& config,
+                                  const ModelOptions& options);
 
 // Everything behind a Model.
 struct ModelImpl {

@@ -1,6 +1,7 @@
 #include "llm/tensor/matrix.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/text.h"
@@ -87,13 +88,27 @@ void Matrix::row(size_t row_idx, float* values) const {
   unpack_row(type, panel(row_idx / kPanelRows), static_cast<int>(row_idx % kPanelRows), k, values);
 }
 
-void pack_panels(const Matrix& matrix, const std::byte* rows, size_t first, size_t last) {
-  const size_t row_bytes =
-      matrix.k / static_cast<size_t>(panel_block_size(matrix.type)) * gguf_block_bytes(matrix.type);
+void pack_panels(const Matrix& matrix, PanelType from, const std::byte* rows, size_t first, size_t last) {
+  const bool widens = from != matrix.type;
+  FRUGAL_CHECK(!widens || matrix.type == PanelType::kF32);
+  const size_t row_bytes = matrix.k / static_cast<size_t>(panel_block_size(from)) * gguf_block_bytes(from);
+  std::vector<std::byte> narrow(widens ? panel_bytes(from, matrix.k) : 0);
+  std::vector<float> values(widens ? matrix.k : 0);
   for (size_t idx = first; idx < last; ++idx) {
-    const size_t n_rows = std::min<size_t>(kPanelRows, matrix.n_rows - idx * kPanelRows);
-    pack_panel(matrix.type, rows + idx * kPanelRows * row_bytes, row_bytes, static_cast<int>(n_rows),
-               matrix.k, matrix.panels + idx * panel_bytes(matrix.type, matrix.k));
+    const auto n_rows = static_cast<int>(std::min<size_t>(kPanelRows, matrix.n_rows - idx * kPanelRows));
+    const std::byte* in = rows + idx * kPanelRows * row_bytes;
+    std::byte* out = matrix.panels + idx * panel_bytes(matrix.type, matrix.k);
+    if (!widens) {
+      pack_panel(from, in, row_bytes, n_rows, matrix.k, out);
+      continue;
+    }
+    pack_panel(from, in, row_bytes, n_rows, matrix.k, narrow.data());  // rows that are missing become zero
+    for (int row = 0; row < kPanelRows; ++row) {
+      unpack_row(from, narrow.data(), row, matrix.k, values.data());
+      for (size_t i = 0; i < matrix.k; ++i)
+        std::memcpy(out + (i * kPanelRows + static_cast<size_t>(row)) * sizeof(float), &values[i],
+                    sizeof(float));
+    }
   }
 }
 

@@ -36,8 +36,9 @@ struct Matrix {
   void row(size_t row_idx, float* values) const;
 };
 
-// Packs panels [first, last) from GGUF's row-major data.
-void pack_panels(const Matrix& matrix, const std::byte* rows, size_t first, size_t last);
+// Packs panels [first, last) from GGUF's row-major data, whose own panel type is `from`: that of the matrix,
+// or any when the matrix is F32 and the weights are widened.
+void pack_panels(const Matrix& matrix, PanelType from, const std::byte* rows, size_t first, size_t last);
 
 // Rows of activations [n_rows, k] and, where a matrix wants them, their quantised forms. Memory is taken
 // once.

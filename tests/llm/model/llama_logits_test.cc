@@ -85,27 +85,33 @@ Comparison compare(const float* ours, const float* theirs, int n_vocab) {
   return {total.kl / kTokens, total.same_top / kTokens};
 }
 
-void check(const test::TinyModel& tiny, double max_kl, double min_same) {
-  const frugal::test::TempFile file(test::tiny_gguf(tiny));
-  auto model = Model::load(file.path());
-  ASSERT_TRUE(model.ok()) << model.error().message;
+// Logits [kTokens, n_vocab] of frugal.
+std::vector<float> our_logits(const std::string& path, const std::vector<Token>& tokens, bool widen) {
+  ModelOptions model_options;
+  model_options.widen = widen;
+  auto model = Model::load(path, model_options);
+  EXPECT_TRUE(model.ok());
   EngineOptions options;
   options.n_threads = 1;
   options.kv = KvFormat::kF32;
   options.max_logit_rows = kTokens;
   auto engine = Engine::create(*model, options);
-  ASSERT_TRUE(engine.ok()) << engine.error().message;
-  const int n_vocab = (*model)->info().n_vocab;
-  const std::vector<Token> tokens = random_tokens(n_vocab);
-  const SequenceId sequence = (*engine)->open_sequence().value();
-  const BatchItem item{sequence, tokens, LogitRows::kAll};
-  ASSERT_TRUE((*engine)->forward({&item, 1}).ok());
-  std::vector<float> ours;
+  EXPECT_TRUE(engine.ok());
+  const BatchItem item{(*engine)->open_sequence().value(), tokens, LogitRows::kAll};
+  EXPECT_TRUE((*engine)->forward({&item, 1}).ok());
+  std::vector<float> logits;
   for (int i = 0; i < kTokens; ++i)
-    ours.insert(ours.end(), (*engine)->logits(i).begin(), (*engine)->logits(i).end());
-  const std::vector<float> theirs = llama_logits(file.path(), tokens, n_vocab);
+    logits.insert(logits.end(), (*engine)->logits(i).begin(), (*engine)->logits(i).end());
+  return logits;
+}
+
+void check(const test::TinyModel& tiny, double max_kl, double min_same) {
+  const frugal::test::TempFile file(test::tiny_gguf(tiny));
+  const std::vector<Token> tokens = random_tokens(tiny.n_vocab);
+  const std::vector<float> ours = our_logits(file.path(), tokens, /*widen=*/false);
+  const std::vector<float> theirs = llama_logits(file.path(), tokens, tiny.n_vocab);
   ASSERT_EQ(theirs.size(), ours.size());
-  const Comparison comparison = compare(ours.data(), theirs.data(), n_vocab);
+  const Comparison comparison = compare(ours.data(), theirs.data(), tiny.n_vocab);
   EXPECT_LT(comparison.kl, max_kl);
   EXPECT_GE(comparison.same_top, min_same);
 }
@@ -167,6 +173,28 @@ TEST(LlamaLogits, WindowsSoftcapUntiedOutputAndOddSizes) {
   odd.n_ff = 100;
   odd.n_vocab = 333;
   check(odd, 1e-5, 0.97);
+}
+
+// Weights as floats: nothing changes where they were floats already, since both are summed in one order; else
+// what goes is the rounding of activations, which is as small as their distance from llama.cpp's, and no
+// less.
+TEST(LlamaLogits, WidenedWeights) {
+  for (const TensorType type : test::tiny_weight_types()) {
+    SCOPED_TRACE(tensor_type_name(type));
+    test::TinyModel tiny;
+    tiny.weights = type;
+    tiny.n_embd = tiny.n_ff = 256;
+    tiny.head_dim = 64;
+    const frugal::test::TempFile file(test::tiny_gguf(tiny));
+    const std::vector<Token> tokens = random_tokens(tiny.n_vocab);
+    const std::vector<float> exact = our_logits(file.path(), tokens, /*widen=*/true);
+    const std::vector<float> ours = our_logits(file.path(), tokens, /*widen=*/false);
+    EXPECT_EQ(ours == exact, is_float(type));
+    const std::vector<float> theirs = llama_logits(file.path(), tokens, tiny.n_vocab);
+    ASSERT_EQ(theirs.size(), ours.size());
+    EXPECT_LE(compare(ours.data(), exact.data(), tiny.n_vocab).kl,
+              1.5 * compare(theirs.data(), exact.data(), tiny.n_vocab).kl);
+  }
 }
 
 }  // namespace
