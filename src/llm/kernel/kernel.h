@@ -20,21 +20,27 @@ inline constexpr int kPanelRows = 16;
 // A block of quantised activations shares one scale.
 inline constexpr int kActBlock = 32;  // for Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 weights, as ggml's q8_0 and q8_1
 inline constexpr int kActSuperBlock = 256;  // for K-quant weights, as ggml's q8_K
-inline constexpr int kActSubBlock = 16;     // sums are kept for each 16 values of a super-block
+// Sums of a super-block: of its eight 32-blocks, then of its sixteen 16-blocks.
+inline constexpr int kActSuperSums = 24;
 
 // How the weights of a panel are held. Layouts: panel.h.
 enum class PanelType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
 
 // Columns of activations, one after the other.
 struct ActColumns {
-  const int8_t* q = nullptr;      // [n_cols, k], in [-127, 127]
-  const float* scales = nullptr;  // [n_cols, k / block]
-  const int32_t* sums = nullptr;  // [n_cols, k / 32], or [n_cols, k / 16] with super-blocks: sums of q
+  const int8_t* q = nullptr;            // [n_cols, k], in [-127, 127]
+  const float* scales = nullptr;        // [n_cols, k / block]
+  const float* sums = nullptr;          // [n_cols, k / 32]: scale * sum of q, for 32-blocks
+  const int16_t* super_sums = nullptr;  // [n_cols, k / 256, kActSuperSums]: sums of q, for super-blocks
   size_t q_stride = 0, scale_stride = 0, sum_stride = 0;  // from column to column, in elements
 
   ActColumns from(size_t col) const {
-    return {q + col * q_stride, scales + col * scale_stride, sums + col * sum_stride, q_stride, scale_stride,
-            sum_stride};
+    ActColumns x = *this;
+    x.q += col * q_stride;
+    x.scales += col * scale_stride;
+    if (sums != nullptr) x.sums += col * sum_stride;
+    if (super_sums != nullptr) x.super_sums += col * sum_stride;
+    return x;
   }
 };
 
@@ -42,11 +48,22 @@ struct ActColumns {
 using QuantPanelFn = void (*)(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
                               size_t y_stride);
 
-// One panel times n_cols float columns. Element (k, r) stands at w[k * k_stride + r], so that a panel may be
-// a 16-wide slice of a wider matrix. `accumulate`: starts from what y holds instead of from zero.
+// Float panels: element (k, r) of panel p stands at w[p * panel_stride + k * k_stride + r], so that a panel
+// may be a 16-wide slice of a wider matrix.
 template <typename T>
-using FloatPanelFn = void (*)(const T* w, size_t k_stride, size_t k, const float* x, size_t x_stride,
-                              size_t n_cols, float* y, size_t y_stride, bool accumulate);
+struct FloatPanels {
+  const T* w = nullptr;
+  size_t k_stride = kPanelRows;
+  size_t panel_stride = 0;
+  size_t n_panels = 1;
+  size_t k = 0;
+};
+
+// Panels times n_cols float columns: y[c * y_stride + p * 16 + r]. `accumulate`: starts from what y holds
+// instead of from zero.
+template <typename T>
+using FloatPanelFn = void (*)(const FloatPanels<T>& panels, const float* x, size_t x_stride, size_t n_cols,
+                              float* y, size_t y_stride, bool accumulate);
 
 struct Kernels {
   const char* name;  // "avx2"
@@ -57,9 +74,8 @@ struct Kernels {
   QuantPanelFn panel_q8_0, panel_q4_0, panel_q4_1, panel_q5_0, panel_q5_1, panel_q4_k, panel_q5_k, panel_q6_k;
 
   // Quantises one row of k floats. NaN and infinities give unspecified values, never undefined behaviour.
-  void (*quantize_blocks)(const float* x, size_t k, int8_t* q, float* scales, int32_t* sums);  // 32 and 32
-  void (*quantize_super_blocks)(const float* x, size_t k, int8_t* q, float* scales,
-                                int32_t* sums);  // 256 and 16
+  void (*quantize_blocks)(const float* x, size_t k, int8_t* q, float* scales, float* sums);
+  void (*quantize_super_blocks)(const float* x, size_t k, int8_t* q, float* scales, int16_t* sums);
 
   // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps); y may be x.
   void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* y);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
@@ -20,18 +21,26 @@ struct KernelSet {
   using Vb = typename S::Vb;
   using Acc = typename S::Acc;
 
-  // Calls body<n>() for tiles of at most kTile columns until all n_cols are done.
+  // f<0>(), f<1>(), ... f<n - 1>(): indices that the compiler knows from the start, so that arrays of vectors
+  // live in registers.
+  template <int n, typename F>
+  static void each(F f) {
+    [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) { (f.template operator()<kIndex>(), ...); }
+    (std::make_integer_sequence<int, n>{});
+  }
+
+  // Calls body<n>(first) for tiles of at most kTile until all `total` are done.
   template <int kTile, typename Body>
-  static void for_column_tiles(size_t n_cols, Body body) {
-    size_t col = 0;
-    for (; col + kTile <= n_cols; col += kTile) body.template operator()<kTile>(col);
-    tail_tile<kTile - 1>(col, n_cols, body);
+  static void for_tiles(size_t total, Body body) {
+    size_t first = 0;
+    for (; first + kTile <= total; first += kTile) body.template operator()<kTile>(first);
+    tail_tile<kTile - 1>(first, total, body);
   }
   template <int kTile, typename Body>
-  static void tail_tile(size_t col, size_t n_cols, Body& body) {
+  static void tail_tile(size_t first, size_t total, Body& body) {
     if constexpr (kTile > 0) {
-      if (n_cols - col == kTile) return body.template operator()<kTile>(col);
-      tail_tile<kTile - 1>(col, n_cols, body);
+      if (total - first == kTile) return body.template operator()<kTile>(first);
+      tail_tile<kTile - 1>(first, total, body);
     }
   }
 
@@ -48,23 +57,44 @@ struct KernelSet {
   static Vf load_as_float(const Half* p) { return S::load_f16(&p->bits); }
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
+  template <int kPanels, int kCols, typename T>
+  [[gnu::flatten]] static void float_tile(const T* w, size_t k_stride, size_t panel_stride, size_t k,
+                                          const float* x, size_t x_stride, float* y, size_t y_stride,
+                                          bool accumulate) {
+    Vf sum[kPanels * kCols];
+    each<kCols>([&]<int c>() {
+      each<kPanels>(
+          [&]<int p>() { sum[p * kCols + c] = accumulate ? S::load(y + c * y_stride + p * 16) : S::zero(); });
+    });
+    for (size_t i = 0; i < k; ++i, w += k_stride, ++x) {
+      each<kPanels>([&]<int p>() {
+        const Vf weights = load_as_float(w + p * panel_stride);
+        each<kCols>([&]<int c>() {
+          sum[p * kCols + c] = S::fma(weights, S::splat(x[c * x_stride]), sum[p * kCols + c]);
+        });
+      });
+    }
+    each<kCols>([&]<int c>() {
+      each<kPanels>([&]<int p>() { S::store(y + c * y_stride + p * 16, sum[p * kCols + c]); });
+    });
+  }
+
+  // Few columns take several panels at once: enough sums must be under way to hide the latency of an
+  // addition.
   template <typename T, typename Given>
-  static void float_panel(const Given* given, size_t k_stride, size_t k, const float* x, size_t x_stride,
-                          size_t n_cols, float* y, size_t y_stride, bool accumulate) {
-    const T* w = reinterpret_cast<const T*>(given);
-    for_column_tiles<S::kFloatTile>(n_cols, [&]<int kCols>(size_t col) {
-      const float* xs = x + col * x_stride;
-      float* ys = y + col * y_stride;
-      Vf sum[kCols];
-      for (int c = 0; c < kCols; ++c)
-        sum[c] = accumulate ? S::load(ys + static_cast<size_t>(c) * y_stride) : S::zero();
-      for (size_t i = 0; i < k; ++i) {
-        const Vf weights = load_as_float(w + i * k_stride);
-#pragma GCC unroll 8
-        for (int c = 0; c < kCols; ++c)
-          sum[c] = S::fma(weights, S::splat(xs[static_cast<size_t>(c) * x_stride + i]), sum[c]);
-      }
-      for (int c = 0; c < kCols; ++c) S::store(ys + static_cast<size_t>(c) * y_stride, sum[c]);
+  static void float_panels(const FloatPanels<Given>& panels, const float* x, size_t x_stride, size_t n_cols,
+                           float* y, size_t y_stride, bool accumulate) {
+    const T* w = reinterpret_cast<const T*>(panels.w);
+    for_tiles<S::kFloatTile>(n_cols, [&]<int kCols>(size_t col) {
+      constexpr int kPanels = std::clamp(S::kFloatTile / kCols, 1, 4);
+      auto run = [&]<int kCount>(size_t panel) {
+        float_tile<kCount, kCols>(w + panel * panels.panel_stride, panels.k_stride, panels.panel_stride,
+                                  panels.k, x + col * x_stride, x_stride, y + col * y_stride + panel * 16,
+                                  y_stride, accumulate);
+      };
+      size_t panel = 0;
+      for (; panel + kPanels <= panels.n_panels; panel += kPanels) run.template operator()<kPanels>(panel);
+      for (; panel < panels.n_panels; ++panel) run.template operator()<1>(panel);
     });
   }
 
@@ -79,206 +109,215 @@ struct KernelSet {
     return type == PanelType::kQ5_0 || type == PanelType::kQ5_1 || type == PanelType::kQ5_K;
   }
 
-  // Integer products of the 32 values of a block of 4- or 5-bit weights with kCols columns: dots[c] gets the
-  // sum. `high` holds the fifth bits, and is not read for 4 bits.
-  template <int kCols, bool kFive>
+  // Integer products of the 32 values of a block of 4- or 5-bit weights with kCols columns. `high` holds the
+  // fifth bits, and is not read for 4 bits. `take<c>(acc)` receives the sums of column c: once for 4 bits,
+  // twice (two halves of the block) for 5, where four additions fill an accumulator.
+  template <int kCols, bool kFive, typename Take>
   static void dot_block(const std::byte* nibbles, const std::byte* high, const int8_t* x, size_t x_stride,
-                        Vi* dots) {
-    Vb high_bits{};
-    if constexpr (kFive) high_bits = S::load_bytes(high);
+                        Take take) {
     Acc acc[kCols];
-    for (int c = 0; c < kCols; ++c) acc[c] = S::acc_zero();
-    auto step = [&]<int kVector>() {
+    each<kCols>([&]<int c>() { acc[c] = S::acc_zero(); });
+    each<4>([&]<int kVector>() {
       const Vb both = S::load_bytes(nibbles + kVector * 64);
-      Vb low = S::low_nibbles(both), upper = S::high_nibbles(both);
-      if constexpr (kFive) {
-        low = S::template with_fifth_bit<kVector>(low, high_bits);
-        upper = S::template with_fifth_bit<kVector + 4>(upper, high_bits);
+      Vb low = S::low_nibbles(both);
+      if constexpr (kFive) low = S::template with_fifth_bit<kVector>(low, S::load_bytes(high));
+      each<kCols>([&]<int c>() { acc[c] = S::acc_dot(acc[c], low, x + c * x_stride + 4 * kVector); });
+      Vb upper = S::high_nibbles(both);
+      if constexpr (kFive) upper = S::template with_fifth_bit<kVector + 4>(upper, S::load_bytes(high));
+      each<kCols>([&]<int c>() { acc[c] = S::acc_dot(acc[c], upper, x + c * x_stride + 4 * (kVector + 4)); });
+      if constexpr (kFive && kVector == 1) {
+        each<kCols>([&]<int c>() {
+          take.template operator()<c>(acc[c]);
+          acc[c] = S::acc_zero();
+        });
       }
-#pragma GCC unroll 8
-      for (int c = 0; c < kCols; ++c)
-        acc[c] = S::acc_dot(acc[c], low, x + static_cast<size_t>(c) * x_stride + 4 * kVector);
-#pragma GCC unroll 8
-      for (int c = 0; c < kCols; ++c)
-        acc[c] = S::acc_dot(acc[c], upper, x + static_cast<size_t>(c) * x_stride + 4 * (kVector + 4));
-    };
-    step.template operator()<0>();
-    step.template operator()<1>();
-    if constexpr (kFive) {  // four additions of five-bit products fill an accumulator
-      for (int c = 0; c < kCols; ++c) {
-        dots[c] = S::widen(acc[c]);
-        acc[c] = S::acc_zero();
-      }
+    });
+    each<kCols>([&]<int c>() { take.template operator()<c>(acc[c]); });
+  }
+
+  // sum += d * scale * dots + m * (scale * sum of q): the second product is a block's minimum, or its offset.
+  template <PanelType kType, int kCols>
+  [[gnu::flatten]] static void block_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs,
+                                          float* y, size_t y_stride) {
+    constexpr bool kFive = five_bits(kType), kMin = has_min(kType);
+    constexpr size_t kHead = kMin ? 64 : 32, kBytes = kHead + 256 + (kFive ? 64 : 0);
+    const int8_t* q = xs.q;
+    const float* scales = xs.scales;
+    const float* x_sums = xs.sums;
+    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
+    Vf sum[kCols];
+    each<kCols>([&]<int c>() { sum[c] = S::zero(); });
+    for (size_t block = 0; block < n_blocks; ++block, at += kBytes, q += 32, ++scales, ++x_sums) {
+      Vi dots[kCols];
+      if constexpr (kFive) each<kCols>([&]<int c>() { dots[c] = S::splat_int(0); });
+      dot_block<kCols, kFive>(at + kHead, at + kHead + 256, q, q_stride, [&]<int c>(Acc acc) {
+        dots[c] = kFive ? S::add_int(dots[c], S::widen(acc)) : S::widen(acc);
+      });
+      const Vf d = load_halves(at);
+      const Vf m = kMin ? load_halves(at + 32) : S::mul(d, S::splat(kFive ? -16.0f : -8.0f));
+      each<kCols>([&]<int c>() {
+        sum[c] = S::fma(S::to_float(dots[c]), S::mul(d, S::splat(scales[c * scale_stride])), sum[c]);
+        sum[c] = S::fma(m, S::splat(x_sums[c * sum_stride]), sum[c]);
+      });
     }
-    step.template operator()<2>();
-    step.template operator()<3>();
-    for (int c = 0; c < kCols; ++c)
-      dots[c] = kFive ? S::add_int(dots[c], S::widen(acc[c])) : S::widen(acc[c]);
+    each<kCols>([&]<int c>() { S::store(y + c * y_stride, sum[c]); });
   }
 
   template <PanelType kType>
   static void block_panel(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
                           size_t y_stride) {
-    const size_t n_blocks = k / 32, block_bytes = panel_block_bytes(kType);
-    constexpr bool kFive = five_bits(kType), kMin = has_min(kType);
-    constexpr int kOffset = kMin ? 0 : kFive ? 16 : 8;
-    for_column_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
-      const ActColumns xs = x.from(col);
-      Vf sum[kCols];
-      for (int c = 0; c < kCols; ++c) sum[c] = S::zero();
-      for (size_t block = 0; block < n_blocks; ++block) {
-        const std::byte* at = panel + block * block_bytes;
-        const std::byte* nibbles = at + (kMin ? 64 : 32);
-        Vi dots[kCols];
-        dot_block<kCols, kFive>(nibbles, nibbles + 256, xs.q + block * 32, xs.q_stride, dots);
-        const Vf d = load_halves(at);
-        for (int c = 0; c < kCols; ++c) {
-          const float scale = xs.scales[static_cast<size_t>(c) * xs.scale_stride + block];
-          const int32_t x_sum = xs.sums[static_cast<size_t>(c) * xs.sum_stride + block];
-          if constexpr (!kMin) dots[c] = S::sub_int(dots[c], S::splat_int(kOffset * x_sum));
-          sum[c] = S::fma(S::to_float(dots[c]), S::mul(d, S::splat(scale)), sum[c]);
-          if constexpr (kMin)
-            sum[c] = S::fma(load_halves(at + 32), S::splat(scale * static_cast<float>(x_sum)), sum[c]);
-        }
-      }
-      for (int c = 0; c < kCols; ++c) S::store(y + (col + static_cast<size_t>(c)) * y_stride, sum[c]);
+    for_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
+      block_tile<kType, kCols>(panel, k / 32, x.from(col), y + col * y_stride, y_stride);
     });
+  }
+
+  template <int kCols>
+  [[gnu::flatten]] static void q8_0_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                         size_t y_stride) {
+    const int8_t* q = xs.q;
+    const float* scales = xs.scales;
+    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride;
+    Vf sum[kCols];
+    each<kCols>([&]<int c>() { sum[c] = S::zero(); });
+    for (size_t block = 0; block < n_blocks; ++block, at += 544, q += 32, ++scales) {
+      Vi dots[kCols];
+      each<kCols>([&]<int c>() { dots[c] = S::splat_int(0); });
+      each<8>([&]<int kGroup>() {
+        const auto weights = S::prepare_signed(S::load_bytes(at + 32 + kGroup * 64));
+        each<kCols>(
+            [&]<int c>() { dots[c] = S::dot_signed(dots[c], weights, q + c * q_stride + 4 * kGroup); });
+      });
+      const Vf d = load_halves(at);
+      each<kCols>([&]<int c>() {
+        sum[c] = S::fma(S::to_float(dots[c]), S::mul(d, S::splat(scales[c * scale_stride])), sum[c]);
+      });
+    }
+    each<kCols>([&]<int c>() { S::store(y + c * y_stride, sum[c]); });
   }
 
   static void q8_0_panel(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
                          size_t y_stride) {
-    const size_t n_blocks = k / 32;
-    for_column_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
-      const ActColumns xs = x.from(col);
-      Vf sum[kCols];
-      for (int c = 0; c < kCols; ++c) sum[c] = S::zero();
-      for (size_t block = 0; block < n_blocks; ++block) {
-        const std::byte* at = panel + block * 544;
-        Vi dots[kCols];
-        for (int c = 0; c < kCols; ++c) dots[c] = S::splat_int(0);
-        for (int group = 0; group < 8; ++group) {
-          const auto weights = S::prepare_signed(S::load_bytes(at + 32 + group * 64));
-#pragma GCC unroll 8
-          for (int c = 0; c < kCols; ++c) {
-            dots[c] = S::dot_signed(
-                dots[c], weights,
-                xs.q + static_cast<size_t>(c) * xs.q_stride + block * 32 + static_cast<size_t>(4 * group));
-          }
-        }
-        const Vf d = load_halves(at);
-        for (int c = 0; c < kCols; ++c) {
-          const float scale = xs.scales[static_cast<size_t>(c) * xs.scale_stride + block];
-          sum[c] = S::fma(S::to_float(dots[c]), S::mul(d, S::splat(scale)), sum[c]);
-        }
-      }
-      for (int c = 0; c < kCols; ++c) S::store(y + (col + static_cast<size_t>(c)) * y_stride, sum[c]);
+    for_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
+      q8_0_tile<kCols>(panel, k / 32, x.from(col), y + col * y_stride, y_stride);
     });
   }
 
   // ---- K-quant panels with 256-blocks: sub-block sums are scaled in integers, one float product a
   // super-block ----
 
+  template <PanelType kType, int kCols>
+  [[gnu::flatten]] static void super_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs,
+                                          float* y, size_t y_stride) {
+    constexpr bool kFive = five_bits(kType);
+    constexpr size_t kBytes = 320 + 8 * 256 + (kFive ? 8 * 64 : 0);
+    const int8_t* q = xs.q;
+    const float* scales = xs.scales;
+    const int16_t* x_sums = xs.super_sums;
+    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
+    Vf sum[kCols];
+    each<kCols>([&]<int c>() { sum[c] = S::zero(); });
+    for (size_t block = 0; block < n_blocks; ++block, at += kBytes, ++scales, x_sums += kActSuperSums) {
+      Vi total[kCols];
+      each<kCols>([&]<int c>() { total[c] = S::splat_int(0); });
+      const std::byte* nibbles = at + 320;
+      const std::byte* high = at + 320 + 2048;
+      for (int sub = 0; sub < 8; ++sub, q += 32, nibbles += 256, high += 64) {
+        const auto scale = S::load_scale_u8(at + 64 + sub * 32);
+        dot_block<kCols, kFive>(nibbles, high, q, q_stride,
+                                [&]<int c>(Acc acc) { total[c] = S::add_scaled_acc(total[c], acc, scale); });
+      }
+      const Vf d = load_halves(at), d_min = load_halves(at + 32);
+      Vi mins[kCols];
+      each<kCols>([&]<int c>() { mins[c] = S::splat_int(0); });
+      each<4>([&]<int kPair>() {
+        const std::byte* two = at + 64 + kPair * 64 + 16;
+        const auto min = S::load_pairs_u8(two, two + 32);
+        each<kCols>(
+            [&]<int c>() { mins[c] = S::dot_pairs(mins[c], min, x_sums + c * sum_stride + 2 * kPair); });
+      });
+      each<kCols>([&]<int c>() {
+        const Vf scale = S::splat(scales[c * scale_stride]);
+        sum[c] = S::fma(S::to_float(total[c]), S::mul(d, scale), sum[c]);
+        sum[c] = S::fma(S::to_float(S::sub_int(S::splat_int(0), mins[c])), S::mul(d_min, scale), sum[c]);
+      });
+    }
+    each<kCols>([&]<int c>() { S::store(y + c * y_stride, sum[c]); });
+  }
+
   template <PanelType kType>
   static void super_panel(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
                           size_t y_stride) {
-    const size_t n_blocks = k / 256, block_bytes = panel_block_bytes(kType);
-    constexpr bool kFive = five_bits(kType);
-    for_column_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
-      const ActColumns xs = x.from(col);
-      Vf sum[kCols];
-      for (int c = 0; c < kCols; ++c) sum[c] = S::zero();
-      for (size_t block = 0; block < n_blocks; ++block) {
-        const std::byte* at = panel + block * block_bytes;
-        const std::byte* nibbles = at + 320;
-        Vi total[kCols], mins[kCols];
-        for (int c = 0; c < kCols; ++c) total[c] = mins[c] = S::splat_int(0);
-        for (size_t sub = 0; sub < 8; ++sub) {
-          Vi dots[kCols];
-          dot_block<kCols, kFive>(nibbles + sub * 256, nibbles + 2048 + sub * 64,
-                                  xs.q + block * 256 + sub * 32, xs.q_stride, dots);
-          const Vi scale = S::load_u8_int(at + 64 + sub * 32), min = S::load_u8_int(at + 64 + sub * 32 + 16);
-          for (int c = 0; c < kCols; ++c) {
-            const int32_t* x_sums = xs.sums + static_cast<size_t>(c) * xs.sum_stride + block * 16 + sub * 2;
-            total[c] = S::add_int(total[c], S::mul_int(scale, dots[c]));
-            mins[c] = S::add_int(mins[c], S::mul_int(min, S::splat_int(x_sums[0] + x_sums[1])));
-          }
-        }
-        const Vf d = load_halves(at), d_min = load_halves(at + 32);
-        for (int c = 0; c < kCols; ++c) {
-          const Vf scale = S::splat(xs.scales[static_cast<size_t>(c) * xs.scale_stride + block]);
-          sum[c] = S::fma(S::to_float(total[c]), S::mul(d, scale), sum[c]);
-          sum[c] = S::fma(S::to_float(S::sub_int(S::splat_int(0), mins[c])), S::mul(d_min, scale), sum[c]);
-        }
-      }
-      for (int c = 0; c < kCols; ++c) S::store(y + (col + static_cast<size_t>(c)) * y_stride, sum[c]);
+    for_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
+      super_tile<kType, kCols>(panel, k / 256, x.from(col), y + col * y_stride, y_stride);
     });
+  }
+
+  // Half of a sub-block: groups 4 kHalf .. 4 kHalf + 3, which share a scale; the low or the high nibbles.
+  template <int kCols, int kHalf>
+  static void q6_k_half(const std::byte* nibbles, const std::byte* high, const std::byte* scales,
+                        const int8_t* q, size_t q_stride, Vi* total) {
+    const auto scale = S::load_scale_s8(scales);
+    const Vb high_bits = S::load_bytes(high);
+    each<2>([&]<int kPair>() {  // two additions of six-bit products fill an accumulator
+      Acc acc[kCols];
+      each<kCols>([&]<int c>() { acc[c] = S::acc_zero(); });
+      each<2>([&]<int kSecond>() {
+        constexpr int kGroup = 2 * kPair + kSecond;
+        const Vb both = S::load_bytes(nibbles + kGroup * 64);
+        const Vb weights = S::template with_high_bits<kGroup>(
+            kHalf == 0 ? S::low_nibbles(both) : S::high_nibbles(both), high_bits);
+        each<kCols>([&]<int c>() {
+          acc[c] = S::acc_dot(acc[c], weights, q + c * q_stride + 4 * (kGroup + 4 * kHalf));
+        });
+      });
+      each<kCols>([&]<int c>() { total[c] = S::add_scaled_acc(total[c], acc[c], scale); });
+    });
+  }
+
+  template <int kCols>
+  [[gnu::flatten]] static void q6_k_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                         size_t y_stride) {
+    const int8_t* q = xs.q;
+    const float* scales = xs.scales;
+    const int16_t* x_sums = xs.super_sums;
+    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
+    Vf sum[kCols];
+    each<kCols>([&]<int c>() { sum[c] = S::zero(); });
+    for (size_t block = 0; block < n_blocks; ++block, at += 3360, ++scales, x_sums += kActSuperSums) {
+      Vi total[kCols], offset[kCols];
+      each<kCols>([&]<int c>() { total[c] = offset[c] = S::splat_int(0); });
+      const std::byte* nibbles = at + 288;
+      const std::byte* high = at + 288 + 2048;
+      const std::byte* sub_scales = at + 32;
+      for (int sub = 0; sub < 8; ++sub, q += 32, nibbles += 256, high += 128, sub_scales += 32) {
+        q6_k_half<kCols, 0>(nibbles, high, sub_scales, q, q_stride, total);
+        q6_k_half<kCols, 1>(nibbles, high + 64, sub_scales + 16, q, q_stride, total);
+      }
+      each<8>([&]<int kPair>() {
+        const auto two = S::load_pairs_s8(at + 32 + kPair * 32, at + 32 + kPair * 32 + 16);
+        each<kCols>([&]<int c>() {
+          offset[c] = S::dot_pairs(offset[c], two, x_sums + c * sum_stride + 8 + 2 * kPair);
+        });
+      });
+      const Vf d = load_halves(at);
+      each<kCols>([&]<int c>() {
+        const Vi value = S::sub_int(total[c], S::template shift_left<5>(offset[c]));  // weights are q - 32
+        sum[c] = S::fma(S::to_float(value), S::mul(d, S::splat(scales[c * scale_stride])), sum[c]);
+      });
+    }
+    each<kCols>([&]<int c>() { S::store(y + c * y_stride, sum[c]); });
   }
 
   static void q6_k_panel(const std::byte* panel, size_t k, const ActColumns& x, size_t n_cols, float* y,
                          size_t y_stride) {
-    const size_t n_blocks = k / 256;
-    // Two columns a tile: both halves of a 32-block have an accumulator of their own.
-    for_column_tiles<std::max(1, S::kQuantTile / 2)>(n_cols, [&]<int kCols>(size_t col) {
-      const ActColumns xs = x.from(col);
-      Vf sum[kCols];
-      for (int c = 0; c < kCols; ++c) sum[c] = S::zero();
-      for (size_t block = 0; block < n_blocks; ++block) {
-        const std::byte* at = panel + block * panel_block_bytes(PanelType::kQ6_K);
-        const std::byte* nibbles = at + 288;
-        const std::byte* highs = nibbles + 2048;
-        Vi total[kCols];
-        for (int c = 0; c < kCols; ++c) total[c] = S::splat_int(0);
-        for (size_t sub = 0; sub < 8; ++sub) {
-          const int8_t* xq = xs.q + block * 256 + sub * 32;
-          const Vb high_low = S::load_bytes(highs + sub * 128),
-                   high_up = S::load_bytes(highs + sub * 128 + 64);
-          Vi dots_low[kCols], dots_up[kCols];
-          for (int c = 0; c < kCols; ++c) dots_low[c] = dots_up[c] = S::splat_int(0);
-          auto pair = [&]<int kFirst>() {  // groups kFirst, kFirst + 1 and those four further: two additions
-                                           // fill an Acc
-            Acc low_acc[kCols], up_acc[kCols];
-            for (int c = 0; c < kCols; ++c) low_acc[c] = up_acc[c] = S::acc_zero();
-            auto step = [&]<int kGroup>() {
-              const Vb both = S::load_bytes(nibbles + sub * 256 + kGroup * 64);
-              const Vb low = S::template with_high_bits<kGroup>(S::low_nibbles(both), high_low);
-              const Vb up = S::template with_high_bits<kGroup>(S::high_nibbles(both), high_up);
-              for (int c = 0; c < kCols; ++c) {
-                const int8_t* xc = xq + static_cast<size_t>(c) * xs.q_stride;
-                low_acc[c] = S::acc_dot(low_acc[c], low, xc + 4 * kGroup);
-                up_acc[c] = S::acc_dot(up_acc[c], up, xc + 4 * (kGroup + 4));
-              }
-            };
-            step.template operator()<kFirst>();
-            step.template operator()<kFirst + 1>();
-            for (int c = 0; c < kCols; ++c) {
-              dots_low[c] = S::add_int(dots_low[c], S::widen(low_acc[c]));
-              dots_up[c] = S::add_int(dots_up[c], S::widen(up_acc[c]));
-            }
-          };
-          pair.template operator()<0>();
-          pair.template operator()<2>();
-          const Vi scale_low = S::load_s8_int(at + 32 + sub * 32),
-                   scale_up = S::load_s8_int(at + 32 + sub * 32 + 16);
-          for (int c = 0; c < kCols; ++c) {
-            const int32_t* x_sums = xs.sums + static_cast<size_t>(c) * xs.sum_stride + block * 16 + sub * 2;
-            const Vi low = S::sub_int(dots_low[c], S::splat_int(32 * x_sums[0]));
-            const Vi up = S::sub_int(dots_up[c], S::splat_int(32 * x_sums[1]));
-            total[c] = S::add_int(total[c], S::add_int(S::mul_int(scale_low, low), S::mul_int(scale_up, up)));
-          }
-        }
-        const Vf d = load_halves(at);
-        for (int c = 0; c < kCols; ++c) {
-          const Vf scale = S::splat(xs.scales[static_cast<size_t>(c) * xs.scale_stride + block]);
-          sum[c] = S::fma(S::to_float(total[c]), S::mul(d, scale), sum[c]);
-        }
-      }
-      for (int c = 0; c < kCols; ++c) S::store(y + (col + static_cast<size_t>(c)) * y_stride, sum[c]);
+    for_tiles<S::kQuantTile>(n_cols, [&]<int kCols>(size_t col) {
+      q6_k_tile<kCols>(panel, k / 256, x.from(col), y + col * y_stride, y_stride);
     });
   }
 
   // ---- activations ----
 
-  static void quantize_blocks(const float* x, size_t k, int8_t* q, float* scales, int32_t* sums) {
+  static void quantize_blocks(const float* x, size_t k, int8_t* q, float* scales, float* sums) {
     for (size_t block = 0; block < k / 32; ++block) {
       const Vf low = S::load(x + block * 32), high = S::load(x + block * 32 + 16);
       const float largest = S::max_lanes(S::max(S::abs(low), S::abs(high)));
@@ -286,21 +325,22 @@ struct KernelSet {
       const Vi q_low = S::round_to_s8(q + block * 32, S::mul(low, inverse));
       const Vi q_high = S::round_to_s8(q + block * 32 + 16, S::mul(high, inverse));
       scales[block] = largest / 127.0f;
-      sums[block] = S::sum_lanes_int(S::add_int(q_low, q_high));
+      sums[block] = scales[block] * static_cast<float>(S::sum_lanes_int(S::add_int(q_low, q_high)));
     }
   }
 
-  static void quantize_super_blocks(const float* x, size_t k, int8_t* q, float* scales, int32_t* sums) {
-    for (size_t block = 0; block < k / 256; ++block) {
+  static void quantize_super_blocks(const float* x, size_t k, int8_t* q, float* scales, int16_t* sums) {
+    for (size_t block = 0; block < k / 256; ++block, sums += kActSuperSums) {
       const float* xs = x + block * 256;
       Vf largest = S::abs(S::load(xs));
       for (size_t i = 16; i < 256; i += 16) largest = S::max(largest, S::abs(S::load(xs + i)));
       const float range = S::max_lanes(largest);
       const Vf inverse = S::splat(range != 0 ? 127.0f / range : 0.0f);
-      for (size_t i = 0; i < 256; i += 16) {
-        sums[block * 16 + i / 16] =
-            S::sum_lanes_int(S::round_to_s8(q + block * 256 + i, S::mul(S::load(xs + i), inverse)));
+      for (size_t i = 0; i < 16; ++i) {
+        sums[8 + i] = static_cast<int16_t>(S::sum_lanes_int(
+            S::round_to_s8(q + block * 256 + i * 16, S::mul(S::load(xs + i * 16), inverse))));
       }
+      for (size_t i = 0; i < 8; ++i) sums[i] = static_cast<int16_t>(sums[8 + 2 * i] + sums[9 + 2 * i]);
       scales[block] = range / 127.0f;
     }
   }
@@ -409,10 +449,10 @@ struct KernelSet {
 
   static constexpr Kernels table() {
     return {S::kName,
-            float_panel<float, float>,
-            float_panel<Half, uint16_t>,
-            float_panel<Brain, uint16_t>,
-            float_panel<int8_t, int8_t>,
+            float_panels<float, float>,
+            float_panels<Half, uint16_t>,
+            float_panels<Brain, uint16_t>,
+            float_panels<int8_t, int8_t>,
             q8_0_panel,
             block_panel<PanelType::kQ4_0>,
             block_panel<PanelType::kQ4_1>,

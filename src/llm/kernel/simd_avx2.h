@@ -108,7 +108,6 @@ struct Simd {
   }
   static Vi add_int(Vi x, Vi y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   static Vi sub_int(Vi x, Vi y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-  static Vi mul_int(Vi x, Vi y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
   static Vf to_float(Vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
   static Vi round_to_s8(int8_t* p, Vf x) {
     const Vi rounded{_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
@@ -157,17 +156,58 @@ struct Simd {
     std::memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
   }
+  // Keeps the compiler from gathering products first and adding them later, for which registers do not
+  // suffice.
+  template <typename V>
+  static V in_order(V v) {
+    asm volatile("" : "+x"(v.a), "+x"(v.b));
+    return v;
+  }
   static Acc acc_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   // A pair of 4-bit weights gives at most 2 * 15 * 127 = 3810 in a 16-bit lane: eight fit in 32767. Five
   // bits: 7874, four; six bits: 16002, two.
   static Acc acc_dot(Acc acc, Vb weights, const int8_t* x) {
     const __m256i four = splat4(x);
-    return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(weights.a, four)),
-            _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(weights.b, four))};
+    return in_order<Acc>({_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(weights.a, four)),
+                          _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(weights.b, four))});
   }
   static Vi widen(Acc acc) {
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(acc.a, ones), _mm256_madd_epi16(acc.b, ones)};
+  }
+  // The same times a factor for each row: widening multiplies by it instead of by one.
+  struct Scale {
+    __m256i a, b;  // 16 bits, twice for each row
+  };
+  static Scale twice(Vi x) {
+    return {_mm256_or_si256(_mm256_slli_epi32(x.a, 16), _mm256_and_si256(x.a, _mm256_set1_epi32(0xffff))),
+            _mm256_or_si256(_mm256_slli_epi32(x.b, 16), _mm256_and_si256(x.b, _mm256_set1_epi32(0xffff)))};
+  }
+  static Scale load_scale_u8(const std::byte* p) { return twice(load_u8_int(p)); }
+  static Scale load_scale_s8(const std::byte* p) { return twice(load_s8_int(p)); }
+  static Vi add_scaled_acc(Vi total, Acc acc, Scale scale) {
+    return {_mm256_add_epi32(total.a, _mm256_madd_epi16(acc.a, scale.a)),
+            _mm256_add_epi32(total.b, _mm256_madd_epi16(acc.b, scale.b))};
+  }
+  // Two factors for each row, and their product with two numbers.
+  static Scale load_pairs_u8(const std::byte* p, const std::byte* q) {
+    const __m128i x = load128(p), y = load128(q);
+    return {_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y)), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y))};
+  }
+  static Scale load_pairs_s8(const std::byte* p, const std::byte* q) {
+    const __m128i x = load128(p), y = load128(q);
+    return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y))};
+  }
+  static Vi dot_pairs(Vi total, Scale pairs, const int16_t* x) {
+    int32_t both;
+    std::memcpy(&both, x, 4);
+    const __m256i two = _mm256_set1_epi32(both);
+    return {_mm256_add_epi32(total.a, _mm256_madd_epi16(pairs.a, two)),
+            _mm256_add_epi32(total.b, _mm256_madd_epi16(pairs.b, two))};
+  }
+  template <int kBits>
+  static Vi shift_left(Vi x) {
+    return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
   }
   // |w| * (x with the sign of w): a pair gives at most 2 * 128 * 127 = 32512, which fits 16 bits.
   struct SignedWeights {
@@ -179,8 +219,8 @@ struct Simd {
     auto dot = [&](__m256i magnitude, __m256i sign) {
       return _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four, sign)), ones);
     };
-    return {_mm256_add_epi32(acc.a, dot(w.magnitude.a, w.bytes.a)),
-            _mm256_add_epi32(acc.b, dot(w.magnitude.b, w.bytes.b))};
+    return in_order<Vi>({_mm256_add_epi32(acc.a, dot(w.magnitude.a, w.bytes.a)),
+                         _mm256_add_epi32(acc.b, dot(w.magnitude.b, w.bytes.b))});
   }
 };
 

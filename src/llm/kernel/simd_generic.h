@@ -128,9 +128,6 @@ struct Simd {
   static Vi sub_int(Vi a, Vi b) {
     return map_int([&](int i) { return a.lane[i] - b.lane[i]; });
   }
-  static Vi mul_int(Vi a, Vi b) {
-    return map_int([&](int i) { return a.lane[i] * b.lane[i]; });
-  }
   static Vf to_float(Vi a) {
     return map([&](int i) { return static_cast<float>(a.lane[i]); });
   }
@@ -189,6 +186,31 @@ struct Simd {
     return acc;
   }
   static Vi widen(Acc acc) { return acc; }
+  // total + acc * scale, row by row. Products of eight 4-bit, four 5-bit or two 6-bit additions fit.
+  using Scale = Vi;
+  static Scale load_scale_u8(const std::byte* p) { return load_u8_int(p); }
+  static Scale load_scale_s8(const std::byte* p) { return load_s8_int(p); }
+  static Vi add_scaled_acc(Vi total, Acc acc, Scale scale) {
+    return map_int([&](int i) { return total.lane[i] + acc.lane[i] * scale.lane[i]; });
+  }
+  // total + first * x[0] + second * x[1], row by row.
+  struct Pairs {
+    Vi first, second;
+  };
+  static Pairs load_pairs_u8(const std::byte* p, const std::byte* q) {
+    return {load_u8_int(p), load_u8_int(q)};
+  }
+  static Pairs load_pairs_s8(const std::byte* p, const std::byte* q) {
+    return {load_s8_int(p), load_s8_int(q)};
+  }
+  static Vi dot_pairs(Vi total, const Pairs& pairs, const int16_t* x) {
+    return map_int(
+        [&](int i) { return total.lane[i] + pairs.first.lane[i] * x[0] + pairs.second.lane[i] * x[1]; });
+  }
+  template <int kBits>
+  static Vi shift_left(Vi a) {
+    return map_int([&](int i) { return a.lane[i] * (1 << kBits); });
+  }
   // The same with signed weights, straight into 32 bits. `weights` as prepared by prepare_signed.
   struct SignedWeights {
     Vb bytes;

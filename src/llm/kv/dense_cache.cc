@@ -52,18 +52,15 @@ class FloatCache final : public KvCache {
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
     const T* panel = keys_at(layer, head) + size_t(block) * kKvBlock * dim();
-    for (int first = 0; first < n_tokens; first += 16, panel += dim() * 16) {
-      product(panel, 16, dim(), queries.q, padded(), queries.n_cols, scores + first, kKvBlock, false);
-    }
+    product({panel, 16, dim() * 16, size_t((n_tokens + 15) / 16), dim()}, queries.q, padded(), queries.n_cols,
+            scores, kKvBlock, false);
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const float* weights, int n_cols, float* out,
                   float*) const override {
     const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
-    for (size_t first = 0; first < padded(); first += 16) {
-      product(rows + first, padded(), size_t(n_tokens), weights, kKvBlock, n_cols, out + first, padded(),
-              true);
-    }
+    product({rows, padded(), 16, padded() / 16, size_t(n_tokens)}, weights, kKvBlock, n_cols, out, padded(),
+            true);
   }
 
   uint64_t bytes_used(int n_tokens) const override {
@@ -121,17 +118,16 @@ class FloatCache final : public KvCache {
       kernels().to_bf16(x, n, y);
     }
   }
-  static void product(const T* w, size_t k_stride, size_t k, const float* x, size_t x_stride, int n_cols,
-                      float* y, size_t y_stride, bool accumulate) {
+  static void product(const FloatPanels<T>& panels, const float* x, size_t x_stride, int n_cols, float* y,
+                      size_t y_stride, bool accumulate) {
     const Kernels& set = kernels();
-    const auto n = size_t(n_cols);
+    FloatPanelFn<T> kernel;
     if constexpr (kNarrow == Narrow::kF32) {
-      set.panel_f32(w, k_stride, k, x, x_stride, n, y, y_stride, accumulate);
-    } else if constexpr (kNarrow == Narrow::kF16) {
-      set.panel_f16(w, k_stride, k, x, x_stride, n, y, y_stride, accumulate);
+      kernel = set.panel_f32;
     } else {
-      set.panel_bf16(w, k_stride, k, x, x_stride, n, y, y_stride, accumulate);
+      kernel = kNarrow == Narrow::kF16 ? set.panel_f16 : set.panel_bf16;
     }
+    kernel(panels, x, x_stride, size_t(n_cols), y, y_stride, accumulate);
   }
 
   Buffer keys_, values_;
@@ -154,7 +150,7 @@ class Q8Cache final : public KvCache {
   void store(int layer, int position, const float* k, const float* v) override {
     int8_t q[kMaxDim];
     float scale[kMaxDim / 32];
-    int32_t sum[kMaxDim / 32];
+    float sum[kMaxDim / 32];
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
       kernels().quantize_blocks(k, dim(), q, scale, sum);
       std::byte* panel = keys_at(layer, head) + size_t(position / 16) * panel_size();
@@ -172,7 +168,7 @@ class Q8Cache final : public KvCache {
 
   // int8 queries, their scales, and the sums that the kernel interface carries.
   size_t query_scratch_bytes(int n_cols) const override {
-    return size_t(n_cols) * (dim() + groups() * (sizeof(float) + sizeof(int32_t)));
+    return size_t(n_cols) * (dim() + groups() * 2 * sizeof(float));
   }
   void prepare(const KvQueries& queries) const override {
     const Quantised x = quantised(queries);
@@ -185,7 +181,7 @@ class Q8Cache final : public KvCache {
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
     const Quantised x = quantised(queries);
-    const ActColumns columns{x.q, x.scales, x.sums, dim(), groups(), groups()};
+    const ActColumns columns{x.q, x.scales, x.sums, nullptr, dim(), groups(), groups()};
     const std::byte* panel = keys_at(layer, head) + size_t(block) * (kKvBlock / 16) * panel_size();
     for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
       kernels().panel_q8_0(panel, dim(), columns, size_t(queries.n_cols), scores + first, kKvBlock);
@@ -205,10 +201,8 @@ class Q8Cache final : public KvCache {
           scratch[col * kKvBlock + t] = weights[col * kKvBlock + t] * scale[t];
         }
       }
-      for (size_t first = group * 32; first < group * 32 + 32; first += 16) {
-        kernels().panel_s8(rows + first, dim(), size_t(n_tokens), scratch, kKvBlock, size_t(n_cols),
-                           out + first, dim(), true);
-      }
+      kernels().panel_s8({rows + group * 32, dim(), 16, 2, size_t(n_tokens)}, scratch, kKvBlock,
+                         size_t(n_cols), out + group * 32, dim(), true);
     }
   }
 
@@ -272,13 +266,12 @@ class Q8Cache final : public KvCache {
   struct Quantised {
     int8_t* q;
     float* scales;
-    int32_t* sums;
+    float* sums;
   };
   Quantised quantised(const KvQueries& queries) const {
     const auto n = size_t(queries.n_cols);
     auto* scales = reinterpret_cast<float*>(queries.scratch + n * dim());
-    return {reinterpret_cast<int8_t*>(queries.scratch), scales,
-            reinterpret_cast<int32_t*>(scales + n * groups())};
+    return {reinterpret_cast<int8_t*>(queries.scratch), scales, scales + n * groups()};
   }
 
   template <typename F>

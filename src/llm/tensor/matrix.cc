@@ -25,7 +25,7 @@ void multiply_panel(const Kernels& set, const Matrix& matrix, size_t panel_idx, 
     kernel(panel, matrix.k, x.columns(matrix.type).from(first_row), n_rows, y, y_stride);
   };
   auto plain = [&](auto kernel, auto* w) {
-    kernel(w, kPanelRows, matrix.k, x.row(first_row), x.stride(), n_rows, y, y_stride, false);
+    kernel({w, kPanelRows, 0, 1, matrix.k}, x.row(first_row), x.stride(), n_rows, y, y_stride, false);
   };
   switch (matrix.type) {
     case PanelType::kF32:
@@ -119,10 +119,10 @@ Result<Activations> Activations::allocate(size_t max_rows, size_t max_k) {
   FRUGAL_TRY(a.x_, Buffer::allocate(n * sizeof(float)));
   FRUGAL_TRY(a.q_blocks_, Buffer::allocate(n));
   FRUGAL_TRY(a.scales_, Buffer::allocate(n / 32 * sizeof(float)));
-  FRUGAL_TRY(a.sums_, Buffer::allocate(n / 32 * sizeof(int32_t)));
+  FRUGAL_TRY(a.sums_, Buffer::allocate(n / 32 * sizeof(float)));
   FRUGAL_TRY(a.q_super_, Buffer::allocate(n));
   FRUGAL_TRY(a.super_scales_, Buffer::allocate(n / 256 * sizeof(float)));
-  FRUGAL_TRY(a.super_sums_, Buffer::allocate(n / 16 * sizeof(int32_t)));
+  FRUGAL_TRY(a.super_sums_, Buffer::allocate(n / 256 * kActSuperSums * sizeof(int16_t)));
   return a;
 }
 
@@ -132,21 +132,20 @@ void Activations::quantize_row(size_t row_idx, size_t k, PanelType type) {
   if (block_size == 256) {
     kernels().quantize_super_blocks(row(row_idx), k, q_super_.as<int8_t>() + row_idx * stride_,
                                     super_scales_.as<float>() + row_idx * (stride_ / 256),
-                                    super_sums_.as<int32_t>() + row_idx * (stride_ / 16));
+                                    super_sums_.as<int16_t>() + row_idx * (stride_ / 256 * kActSuperSums));
   } else {
     kernels().quantize_blocks(row(row_idx), k, q_blocks_.as<int8_t>() + row_idx * stride_,
                               scales_.as<float>() + row_idx * (stride_ / 32),
-                              sums_.as<int32_t>() + row_idx * (stride_ / 32));
+                              sums_.as<float>() + row_idx * (stride_ / 32));
   }
 }
 
 ActColumns Activations::columns(PanelType type) const {
   if (panel_block_size(type) == 256) {
-    return {
-        q_super_.as<int8_t>(), super_scales_.as<float>(), super_sums_.as<int32_t>(), stride_, stride_ / 256,
-        stride_ / 16};
+    return {q_super_.as<int8_t>(), super_scales_.as<float>(),    nullptr, super_sums_.as<int16_t>(), stride_,
+            stride_ / 256,         stride_ / 256 * kActSuperSums};
   }
-  return {q_blocks_.as<int8_t>(), scales_.as<float>(), sums_.as<int32_t>(), stride_,
+  return {q_blocks_.as<int8_t>(), scales_.as<float>(), sums_.as<float>(), nullptr, stride_,
           stride_ / 32,           stride_ / 32};
 }
 

@@ -83,7 +83,8 @@ struct Columns {
   std::vector<float> x;
   std::vector<int8_t> q;
   std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<float> sums;
+  std::vector<int16_t> super_sums;
   ActColumns view;
 };
 Columns make_columns(const Kernels& set, PanelType type, size_t n_cols, size_t k) {
@@ -92,15 +93,26 @@ Columns make_columns(const Kernels& set, PanelType type, size_t n_cols, size_t k
   columns.x.resize(n_cols * k);
   for (float& v : columns.x) v = static_cast<float>(rng.normal() * 3);
   const bool super = panel_block_size(type) == 256;
-  const size_t n_scales = k / (super ? 256 : 32), n_sums = k / (super ? 16 : 32);
+  const size_t n_scales = k / (super ? 256 : 32), n_sums = super ? k / 256 * kActSuperSums : k / 32;
   columns.q.resize(n_cols * k);
   columns.scales.resize(n_cols * n_scales);
-  columns.sums.resize(n_cols * n_sums);
+  (super ? columns.super_sums.resize(n_cols * n_sums) : columns.sums.resize(n_cols * n_sums));
   for (size_t c = 0; c < n_cols; ++c) {
-    (super ? set.quantize_super_blocks : set.quantize_blocks)(
-        &columns.x[c * k], k, &columns.q[c * k], &columns.scales[c * n_scales], &columns.sums[c * n_sums]);
+    if (super) {
+      set.quantize_super_blocks(&columns.x[c * k], k, &columns.q[c * k], &columns.scales[c * n_scales],
+                                &columns.super_sums[c * n_sums]);
+    } else {
+      set.quantize_blocks(&columns.x[c * k], k, &columns.q[c * k], &columns.scales[c * n_scales],
+                          &columns.sums[c * n_sums]);
+    }
   }
-  columns.view = {columns.q.data(), columns.scales.data(), columns.sums.data(), k, n_scales, n_sums};
+  columns.view = {columns.q.data(),
+                  columns.scales.data(),
+                  super ? nullptr : columns.sums.data(),
+                  super ? columns.super_sums.data() : nullptr,
+                  k,
+                  n_scales,
+                  n_sums};
   return columns;
 }
 
@@ -108,16 +120,16 @@ void run_panel(const Kernels& set, const Case& c, const std::byte* panel, size_t
                size_t first, size_t n_cols, float* y) {
   switch (c.type) {
     case PanelType::kF32:
-      set.panel_f32(reinterpret_cast<const float*>(panel), 16, k, &columns.x[first * k], k, n_cols, y, 16,
-                    false);
+      set.panel_f32({reinterpret_cast<const float*>(panel), 16, 0, 1, k}, &columns.x[first * k], k, n_cols, y,
+                    16, false);
       break;
     case PanelType::kF16:
-      set.panel_f16(reinterpret_cast<const uint16_t*>(panel), 16, k, &columns.x[first * k], k, n_cols, y, 16,
-                    false);
+      set.panel_f16({reinterpret_cast<const uint16_t*>(panel), 16, 0, 1, k}, &columns.x[first * k], k, n_cols,
+                    y, 16, false);
       break;
     case PanelType::kBF16:
-      set.panel_bf16(reinterpret_cast<const uint16_t*>(panel), 16, k, &columns.x[first * k], k, n_cols, y, 16,
-                     false);
+      set.panel_bf16({reinterpret_cast<const uint16_t*>(panel), 16, 0, 1, k}, &columns.x[first * k], k,
+                     n_cols, y, 16, false);
       break;
     default:
       (set.*c.quant)(panel, k, columns.view.from(first), n_cols, y, 16);
@@ -207,10 +219,11 @@ TEST(Panel, ExtremeIntegersDoNotOverflow) {
         pack_panel(c.type, row.data(), 0, 16, k, panel.data());
         for (const int sign : {1, -1}) {
           Columns columns = make_columns(*set, c.type, 1, k);
-          const bool super = panel_block_size(c.type) == 256;
           for (int8_t& q : columns.q) q = static_cast<int8_t>(127 * sign);
           for (float& s : columns.scales) s = 1;
-          for (int32_t& s : columns.sums) s = 127 * sign * (super ? 16 : 32);
+          for (float& s : columns.sums) s = static_cast<float>(127 * sign * 32);
+          for (size_t i = 0; i < columns.super_sums.size(); ++i)
+            columns.super_sums[i] = static_cast<int16_t>(127 * sign * (i % kActSuperSums < 8 ? 32 : 16));
           float y[16];
           (set->*c.quant)(panel.data(), k, columns.view, 1, y, 16);
           std::vector<float> w(k);

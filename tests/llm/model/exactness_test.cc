@@ -203,13 +203,15 @@ TEST(Exactness, OddSizes) {
 TEST(Exactness, AReorderedSumIsNoticed) {
   static const Kernels best = kernels();
   Kernels reordered = best;
-  reordered.panel_f32 = [](const float* w, size_t k_stride, size_t k, const float* x, size_t x_stride,
-                           size_t n_cols, float* y, size_t y_stride, bool accumulate) {
-    if (n_cols < 2) return best.panel_f32(w, k_stride, k, x, x_stride, n_cols, y, y_stride, accumulate);
-    const size_t half = k / 2;
-    best.panel_f32(w + half * k_stride, k_stride, k - half, x + half, x_stride, n_cols, y, y_stride,
-                   accumulate);
-    best.panel_f32(w, k_stride, half, x, x_stride, n_cols, y, y_stride, true);
+  reordered.panel_f32 = [](const FloatPanels<float>& panels, const float* x, size_t x_stride, size_t n_cols,
+                           float* y, size_t y_stride, bool accumulate) {
+    if (n_cols < 2) return best.panel_f32(panels, x, x_stride, n_cols, y, y_stride, accumulate);
+    FloatPanels<float> first = panels, second = panels;
+    first.k = panels.k / 2;
+    second.k -= first.k;
+    second.w += first.k * panels.k_stride;
+    best.panel_f32(second, x + first.k, x_stride, n_cols, y, y_stride, accumulate);
+    best.panel_f32(first, x, x_stride, n_cols, y, y_stride, true);
   };
   const frugal::test::TempFile file(test::tiny_gguf({}));
   auto model = Model::load(file.path());
