@@ -102,9 +102,10 @@ Result<Prompt> make_prompt(const llm::Model& model, const Question& question, in
 
 Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId sequence,
                                       const std::vector<Token>& prompt, const SamplingFlags& flags,
-                                      bool stream) {
+                                      const llm::DecodeOptions& decode, bool stream) {
   llm::GenerateOptions options;
   options.sampler = flags.sampler;
+  options.decode = decode;
   options.max_tokens = flags.max_tokens;
   options.stop = flags.stop;
   options.ignore_end = flags.ignore_end;
@@ -151,6 +152,39 @@ std::string summary_text(const Summary& summary) {
   return out;
 }
 
+std::string stats_text(const llm::Generation& answer) {
+  const llm::DraftStats& drafts = answer.drafts;
+  std::string out =
+      strf("forwards  %d for %zu tokens, %.2f tokens each; %d of %d drafted tokens were right\n",
+           answer.decode_forwards, answer.tokens.size(), answer.tokens_per_forward(), drafts.n_accepted(),
+           drafts.n_drafted());
+  for (size_t i = 0; i < drafts.drafted.size(); ++i) {
+    if (drafts.drafted[i] == 0) continue;
+    out += strf("  %-10s  %d of %d (%.0f %%)\n",
+                std::string(llm::draft_source_name(static_cast<llm::DraftSource>(i))).c_str(),
+                drafts.accepted[i], drafts.drafted[i], 100.0 * drafts.accepted[i] / drafts.drafted[i]);
+  }
+  out += "  forwards by length of draft:";
+  for (size_t i = 0; i < drafts.windows.size(); ++i) {
+    if (drafts.windows[i] > 0) out += strf(" %zu:%d", i, drafts.windows[i]);
+  }
+  return out + "\n";
+}
+
+nlohmann::ordered_json stats_json(const llm::Generation& answer) {
+  nlohmann::ordered_json by_source;
+  for (size_t i = 0; i < answer.drafts.drafted.size(); ++i) {
+    by_source[std::string(llm::draft_source_name(static_cast<llm::DraftSource>(i)))] = {
+        {"drafted", answer.drafts.drafted[i]}, {"accepted", answer.drafts.accepted[i]}};
+  }
+  return {{"forwards", answer.decode_forwards},
+          {"tokens_per_forward", answer.tokens_per_forward()},
+          {"drafted", answer.drafts.n_drafted()},
+          {"accepted", answer.drafts.n_accepted()},
+          {"by_source", by_source},
+          {"forwards_by_draft_length", answer.drafts.windows}};
+}
+
 std::string summary_json(const Summary& summary) {
   const llm::Generation& answer = summary.answer;
   const llm::ModelInfo& info = summary.loaded.model->info();
@@ -167,6 +201,7 @@ std::string summary_json(const Summary& summary) {
       {"decode_s", answer.decode_s},
       {"prefill_tokens_per_s", answer.prefill_tokens_per_s()},
       {"decode_tokens_per_s", answer.decode_tokens_per_s()},
+      {"decoding", stats_json(answer)},
       {"peak_memory_bytes", peak_memory_bytes()},
       {"cache_bytes", answer.kv_bytes},
       {"flops", answer.usage.flops},

@@ -39,7 +39,7 @@ Result<Prompt> make_prompt(const llm::Model& model, const Question& question, in
 // Answers on stdout as text comes if `stream`; stops at Ctrl-C.
 Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId sequence,
                                       const std::vector<llm::Token>& prompt, const SamplingFlags& flags,
-                                      bool stream);
+                                      const llm::DecodeOptions& decode, bool stream);
 
 struct Summary {
   const LoadedEngine& loaded;
@@ -47,6 +47,8 @@ struct Summary {
   const meter::SourceInfo& power;  // where the joules are from
 };
 std::string summary_text(const Summary& summary);
+// Tokens per forward, drafts accepted by source, forwards by length of draft: lines for people.
+std::string stats_text(const llm::Generation& answer);
 std::string summary_json(const Summary& summary);
 
 }  // namespace frugal::cli

@@ -17,6 +17,7 @@
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/decode_options.h"
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
 
@@ -28,6 +29,7 @@ struct ChatFlags {
   ModelFlags model;
   EngineFlags engine;
   SamplingFlags sampling;
+  DecodeFlags decode;
   std::shared_ptr<MeterSetup> meter;
   std::string system, history_file;
   bool json = false;
@@ -93,8 +95,11 @@ class LineReader {
 
 class Chat {
  public:
-  Chat(const ChatFlags& flags, LoadedEngine& loaded, llm::SequenceId sequence, meter::PowerMeter& meter)
-      : flags_(flags), loaded_(loaded), sequence_(sequence), meter_(meter) {}
+  Chat(const ChatFlags& flags, const llm::DecodeOptions& decode, LoadedEngine& loaded,
+       llm::SequenceId sequence, meter::PowerMeter& meter)
+      : flags_(flags), decode_(decode), loaded_(loaded), sequence_(sequence), meter_(meter) {
+    decode_.costs = &costs_;
+  }
 
   // Answers one line. False when the conversation is over.
   bool handle(const std::string& line) {
@@ -162,7 +167,8 @@ class Chat {
       return;
     }
     const meter::Snapshot before = meter_.snapshot();
-    auto answer = answer_prompt(*loaded_.engine, sequence_, prompt->tokens, flags_.sampling, !flags_.json);
+    auto answer =
+        answer_prompt(*loaded_.engine, sequence_, prompt->tokens, flags_.sampling, decode_, !flags_.json);
     interrupted() = false;
     if (!answer.ok()) {
       fail(answer.error());
@@ -170,17 +176,20 @@ class Chat {
     }
     meter_.charge(before, answer->usage);
     const Summary summary{loaded_, *answer, meter_.source()};
-    stats_ = flags_.json ? summary_json(summary) : summary_text(summary);
+    stats_ = flags_.json ? summary_json(summary) : summary_text(summary) + stats_text(*answer);
     if (flags_.json) {
       print(nlohmann::json::parse(stats_).dump() + "\n");  // a line for each answer
     } else {
       print(answer->stop == llm::StopReason::kCancelled ? " [stopped]\n" : "\n");
+      if (flags_.decode.stats) std::fputs(stats_text(*answer).c_str(), stderr);
     }
     turns_.push_back({"user", text});
     turns_.push_back({"assistant", answer->text});
   }
 
   const ChatFlags& flags_;
+  llm::StepCosts costs_;  // learnt over the conversation
+  llm::DecodeOptions decode_;
   LoadedEngine& loaded_;
   llm::SequenceId sequence_;
   meter::PowerMeter& meter_;
@@ -196,6 +205,8 @@ std::string default_history_file() {
 int run(const ChatFlags& flags) {
   install_interrupt_handler();
   if (const Status status = llm::validate(flags.sampling.sampler); !status.ok()) return fail(status.error());
+  const auto decode = decode_options(flags.decode);
+  if (!decode.ok()) return fail(decode.error());
   const auto meter = open_meter(*flags.meter);
   if (!meter.ok()) return fail(meter.error());
   auto loaded = load_engine(flags.model, flags.engine, !flags.json);
@@ -214,7 +225,7 @@ int run(const ChatFlags& flags) {
     std::printf("%s. /help lists the commands.\n",
                 std::filesystem::path(loaded->model->info().path).filename().string().c_str());
   }
-  Chat chat(flags, *loaded, *sequence, **meter);
+  Chat chat(flags, *decode, *loaded, *sequence, **meter);
   LineReader reader(flags.history_file);
   while (true) {
     std::optional<std::string> line = reader.read("> ");
@@ -241,6 +252,7 @@ Action add_chat(CLI::App& app) {
                  "lines typed, kept between conversations (default: ~/.frugal_history)")
       ->type_name("FILE");
   add_sampling_options(app, flags->sampling);
+  add_decode_options(app, flags->decode);
   add_model_options(app, flags->model);
   add_engine_options(app, flags->engine);
   flags->meter = add_meter_options(app);

@@ -9,6 +9,7 @@
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/decode_options.h"
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
 
@@ -20,6 +21,7 @@ struct RunFlags {
   ModelFlags model;
   EngineFlags engine;
   SamplingFlags sampling;
+  DecodeFlags decode;
   std::shared_ptr<MeterSetup> meter;
   std::string prompt, prompt_file, document, system, load_cache, save_cache;
   bool raw = false, chat = false, cut_document = false, json = false, quiet = false;
@@ -72,6 +74,9 @@ int run(const RunFlags& flags) {
   // A bad option is told before the model is loaded.
   if (const Status status = llm::validate(flags.sampling.sampler); !status.ok()) return fail(status.error());
 
+  const auto decode = decode_options(flags.decode);
+  if (!decode.ok()) return fail(decode.error());
+
   const auto meter = open_meter(*flags.meter);
   if (!meter.ok()) return fail(meter.error());
   auto loaded = load_engine(flags.model, flags.engine, !flags.json);
@@ -86,7 +91,7 @@ int run(const RunFlags& flags) {
   if (!prompt->note.empty() && !flags.quiet) std::fprintf(stderr, "frugal: %s\n", prompt->note.c_str());
 
   const meter::Snapshot before = (*meter)->snapshot();
-  auto answer = answer_prompt(engine, *sequence, prompt->tokens, flags.sampling, !flags.json);
+  auto answer = answer_prompt(engine, *sequence, prompt->tokens, flags.sampling, *decode, !flags.json);
   if (!answer.ok()) return fail(answer.error());
   (*meter)->charge(before, answer->usage);
   if (!flags.save_cache.empty()) {
@@ -102,6 +107,7 @@ int run(const RunFlags& flags) {
   } else {
     printed = print("\n");
     if (!flags.quiet) std::fputs(summary_text(summary).c_str(), stderr);
+    if (flags.decode.stats) std::fputs(stats_text(*answer).c_str(), stderr);
   }
   if (!printed)
     return fail({ErrorCode::kIo, "the answer could not be written to stdout: closed, or no room"});
@@ -131,6 +137,7 @@ Action add_run(CLI::App& app) {
                  "keep the keys and values of prompt and answer for --load-cache")
       ->type_name("FILE");
   add_sampling_options(app, flags->sampling);
+  add_decode_options(app, flags->decode);
   add_model_options(app, flags->model);
   add_engine_options(app, flags->engine);
   flags->meter = add_meter_options(app);

@@ -1,11 +1,11 @@
 #include "llm/decode/generate.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "llm/vocab/stream_decoder.h"
-#include "llm/vocab/tokenizer.h"
+#include "llm/decode/decoding.h"
 
 namespace frugal::llm {
 
@@ -21,33 +21,13 @@ Usage difference(const Usage& after, const Usage& before) {
   return part;
 }
 
-Status check_request(const Engine& engine, std::span<const Token> prompt, const GenerateOptions& options) {
-  if (prompt.empty()) {
-    return {ErrorCode::kInvalidArgument, "the prompt is empty: there is nothing to continue"};
-  }
-  const int n_vocab = engine.model().info().n_vocab;
-  for (size_t i = 0; i < prompt.size(); ++i) {
-    if (prompt[i] < 0 || prompt[i] >= n_vocab) {
-      return {
-          ErrorCode::kInvalidArgument,
-          strf("token %zu of the prompt is %d; this model's run from 0 to %d", i, prompt[i], n_vocab - 1)};
-    }
-  }
-  const auto n_ctx = static_cast<size_t>(engine.options().n_ctx);
-  if (prompt.size() >= n_ctx) {
-    return {ErrorCode::kOutOfRange, strf("the prompt has %zu tokens, and with one for the answer the context "
-                                         "of %zu is too short; shorten the "
-                                         "prompt, or raise the context (--ctx; the model was trained for %d)",
-                                         prompt.size(), n_ctx, engine.model().info().n_ctx_train)};
-  }
-  if (options.max_tokens < 0) {
-    return {ErrorCode::kInvalidArgument,
-            strf("max_tokens is %d, but must be 0 (no limit) or more", options.max_tokens)};
-  }
-  return {};
+void add_share(Usage& to, const Usage& step, double share) {
+  to.flops += share * step.flops;
+  to.bytes_moved += share * step.bytes_moved;
+  to.cpu_seconds += share * step.cpu_seconds;
+  to.wall_seconds += share * step.wall_seconds;
+  to.bytes_held = std::max(to.bytes_held, step.bytes_held);
 }
-
-bool cancelled(const GenerateOptions& options) { return options.cancel != nullptr && options.cancel->load(); }
 
 }  // namespace
 
@@ -75,76 +55,112 @@ size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
       std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(n), b.begin()).first - a.begin());
 }
 
+int DraftStats::n_drafted() const { return std::accumulate(drafted.begin(), drafted.end(), 0); }
+int DraftStats::n_accepted() const { return std::accumulate(accepted.begin(), accepted.end(), 0); }
+
 Result<Generation> generate(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer,
                             std::span<const Token> prompt, const GenerateOptions& options) {
-  FRUGAL_TRY_STATUS(check_request(engine, prompt, options));
-  FRUGAL_TRY(Sampler sampler, Sampler::create(options.sampler, engine.model().info().n_vocab));
-  FRUGAL_TRY(StreamDecoder decoder, StreamDecoder::create(tokenizer, options.stop));
-  for (const Token token : prompt) sampler.accept(token);
-
-  const Usage usage_before = engine.usage();
-  const double begin = wall_seconds();
-  Generation out;
-  out.prompt_tokens = static_cast<int>(prompt.size());
-  // The last token is always run: its logits are not kept with the cache.
-  const size_t reused = std::min(common_prefix(engine.tokens(sequence), prompt), prompt.size() - 1);
-  out.reused_tokens = static_cast<int>(reused);
-  FRUGAL_TRY_STATUS(engine.truncate(sequence, out.reused_tokens));
-
-  const auto finish = [&](StopReason reason, double prefill_end) -> Generation {
-    out.stop = reason;
-    out.prefill_s = prefill_end - begin;
-    out.decode_s = wall_seconds() - prefill_end;
-    out.usage = difference(engine.usage(), usage_before);
-    out.kv_bytes = engine.kv_bytes(sequence);
-    return std::move(out);
-  };
-
-  bool stopped_by_callback = false;
-  const Status prefilled = engine.prefill(sequence, prompt.subspan(reused), [&](int done, int total) {
-    if (cancelled(options)) return false;
-    stopped_by_callback = options.on_prefill && !options.on_prefill(done, total);
-    return !stopped_by_callback;
-  });
-  const double prefill_end = wall_seconds();
-  if (!prefilled.ok()) {
-    if (prefilled.error().code != ErrorCode::kCancelled) return prefilled.error();
-    return finish(stopped_by_callback ? StopReason::kCallback : StopReason::kCancelled, prefill_end);
+  const Usage before = engine.usage();
+  FRUGAL_TRY(Decoding decoding, Decoding::create(engine, sequence, tokenizer, prompt, options));
+  FRUGAL_TRY_STATUS(decoding.prefill());
+  StepCosts own_costs;
+  StepCosts& costs = options.decode.costs != nullptr ? *options.decode.costs : own_costs;
+  while (!decoding.done()) {
+    decoding.cancel_if_asked();
+    if (decoding.done()) break;
+    const DraftLine line = decoding.propose();
+    int length = static_cast<int>(line.size());
+    if (!options.decode.fixed) choose_lengths(costs, {&line, 1}, length + 1, {&length, 1});
+    const BatchItem window = decoding.window(length);
+    const double begin = wall_seconds();
+    FRUGAL_TRY_STATUS(engine.forward({&window, 1}));
+    costs.add(length + 1, wall_seconds() - begin);
+    FRUGAL_TRY_STATUS(decoding.consume(0));
+    if (options.on_window) options.on_window(decoding.approximate());
   }
-  // A stop that came with the last chunk: the prompt is done, and nothing is to follow.
-  if (stopped_by_callback) return finish(StopReason::kCallback, prefill_end);
+  Generation out = decoding.finish();
+  out.usage = difference(engine.usage(), before);
+  return out;
+}
 
-  // Hands on what is safe to show; false when the callback has had enough.
-  const auto emit = [&](std::string_view text) {
-    out.text += text;
-    return text.empty() || !options.on_text || options.on_text(text);
-  };
+namespace {
+
+// Lengths for all that still decode: fixed ones as asked, the rest as the costs say.
+void plan(std::span<const GenerateRequest> requests, std::span<const size_t> active,
+          std::span<const DraftLine> lines, const StepCosts& costs, int most_rows, std::span<int> lengths) {
+  bool fixed = false;
+  for (const size_t idx : active) fixed = fixed || requests[idx].options.decode.fixed;
+  if (!fixed) return choose_lengths(costs, lines, most_rows, lengths);
+  int room = most_rows - static_cast<int>(active.size());
+  for (size_t i = 0; i < active.size(); ++i) {
+    lengths[i] = std::min(room, static_cast<int>(lines[i].size()));
+    room -= lengths[i];
+  }
+}
+
+}  // namespace
+
+Result<std::vector<Generation>> generate_batch(Engine& engine, const Tokenizer& tokenizer,
+                                               std::span<const GenerateRequest> requests) {
+  const int most_rows = std::min(engine.options().max_rows, engine.options().max_logit_rows);
+  if (requests.size() > static_cast<size_t>(most_rows)) {
+    return {ErrorCode::kOutOfRange,
+            strf("%zu requests at once, and a forward has %d rows with logits; raise max_logit_rows",
+                 requests.size(), most_rows)};
+  }
+  std::vector<Decoding> decodings;
+  std::vector<Usage> usages(requests.size());
+  decodings.reserve(requests.size());
+  std::vector<size_t> active;
+  StepCosts own_costs;
+  StepCosts* costs = &own_costs;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const GenerateRequest& request = requests[i];
+    const Usage before = engine.usage();
+    FRUGAL_TRY(Decoding made,
+               Decoding::create(engine, request.sequence, tokenizer, request.prompt, request.options));
+    decodings.push_back(std::move(made));
+    FRUGAL_TRY_STATUS(decodings.back().prefill());
+    usages[i] = difference(engine.usage(), before);
+    if (!decodings.back().done()) active.push_back(i);
+    if (request.options.decode.costs != nullptr) costs = request.options.decode.costs;
+  }
+  std::vector<DraftLine> lines;
+  std::vector<BatchItem> items;
+  std::vector<int> lengths;
+  const auto drop_done = [&] { std::erase_if(active, [&](size_t idx) { return decodings[idx].done(); }); };
   while (true) {
-    if (cancelled(options)) return finish(StopReason::kCancelled, prefill_end);
-    FRUGAL_TRY(const Token token, sampler.sample(engine.logits(0)));
-    sampler.accept(token);
-    out.tokens.push_back(token);
-    if (!options.ignore_end && tokenizer.is_end_of_generation(token)) {
-      emit(decoder.finish());
-      return finish(StopReason::kEndOfGeneration, prefill_end);
+    for (const size_t idx : active) decodings[idx].cancel_if_asked();
+    drop_done();
+    if (active.empty()) break;
+    lines.clear();
+    items.clear();
+    for (const size_t idx : active) lines.push_back(decodings[idx].propose());
+    lengths.assign(active.size(), 0);
+    plan(requests, active, lines, *costs, most_rows, lengths);
+    int n_rows = 0;
+    for (size_t i = 0; i < active.size(); ++i) {
+      items.push_back(decodings[active[i]].window(lengths[i]));
+      n_rows += lengths[i] + 1;
     }
-    if (!emit(decoder.push(token))) return finish(StopReason::kCallback, prefill_end);
-    if (decoder.stopped()) {
-      out.stop_string = options.stop[static_cast<size_t>(decoder.stopped_by())];
-      return finish(StopReason::kStopString, prefill_end);
+    const Usage before = engine.usage();
+    const double begin = wall_seconds();
+    FRUGAL_TRY_STATUS(engine.forward(items));
+    costs->add(n_rows, wall_seconds() - begin);
+    const Usage step = difference(engine.usage(), before);
+    int row = 0;
+    for (size_t i = 0; i < active.size(); ++i) {
+      FRUGAL_TRY_STATUS(decodings[active[i]].consume(row));
+      add_share(usages[active[i]], step, (lengths[i] + 1.0) / n_rows);
+      row += lengths[i] + 1;
     }
-    if (options.max_tokens > 0 && static_cast<int>(out.tokens.size()) >= options.max_tokens) {
-      emit(decoder.finish());
-      return finish(StopReason::kMaxTokens, prefill_end);
-    }
-    if (engine.n_past(sequence) >= engine.options().n_ctx) {
-      emit(decoder.finish());
-      return finish(StopReason::kContextFull, prefill_end);
-    }
-    const BatchItem step{sequence, {&token, 1}, LogitRows::kLast};
-    FRUGAL_TRY_STATUS(engine.forward({&step, 1}));
-    ++out.decode_forwards;
   }
+  std::vector<Generation> out;
+  for (size_t i = 0; i < decodings.size(); ++i) {
+    out.push_back(decodings[i].finish());
+    out.back().usage = usages[i];
+  }
+  return out;
 }
 
 }  // namespace frugal::llm

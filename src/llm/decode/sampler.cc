@@ -52,6 +52,11 @@ size_t first_largest(std::span<const float> values) {
 
 }  // namespace
 
+Token likeliest_token(std::span<const float> logits) {
+  const size_t idx = logits.empty() ? 0 : first_largest(logits);
+  return idx < logits.size() ? static_cast<Token>(idx) : -1;
+}
+
 Status validate(const SamplerOptions& options) {
   if (!within(options.temperature, 0, 100)) {
     return out_of_range("temperature", options.temperature, "from 0 (greedy) to 100");

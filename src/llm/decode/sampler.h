@@ -93,6 +93,9 @@ class Sampler {
   size_t window_next_ = 0, window_size_ = 0;
 };
 
+// The token of the largest logit, the first of equals; -1 when the row holds a NaN.
+Token likeliest_token(std::span<const float> logits);
+
 // e^x for x <= 0, the same bits wherever IEEE doubles are; relative error below 1e-15. 0 below -708.
 double portable_exp(double x);
 

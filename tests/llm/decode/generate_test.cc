@@ -106,6 +106,7 @@ GenerateOptions at_most(int max_tokens) {
   GenerateOptions options;
   options.max_tokens = max_tokens;
   options.ignore_end = true;
+  options.decode.max_draft = 0;  // exact_decoding_test is about drafts
   return options;
 }
 
