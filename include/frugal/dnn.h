@@ -75,6 +75,11 @@ struct Tier {
   double idle_watts = 0;               // while it waits for the others; counted for tier 0 only
   double gco2e_per_kwh = 0;
   uint64_t memory_bytes = 0;  // limit on weights; 0 = none
+  // Workers that can share the tiles of a feature map (VSM): their speeds, against vertex_seconds. Frames
+  // arrive at the first, which hands tiles to the others. Fewer than two: nothing is tiled.
+  std::vector<double> worker_speeds;
+  double peer_bytes_per_second = 117.5e6;  // from the first to each other worker, and back
+  double peer_latency_seconds = 0.0003;    // one way, with the cost of a message
 };
 
 struct Link {
@@ -117,10 +122,25 @@ struct PlanRequest {
   bool keep_input_private = false;
 };
 
+// A rectangle of a feature map: rows [row_begin, row_end), columns [column_begin, column_end), all channels.
+struct TileBounds {
+  int64_t row_begin = 0, row_end = 0, column_begin = 0, column_end = 0;
+  bool operator==(const TileBounds&) const = default;
+};
+
+// Vertices of one tier whose output is computed tile by tile, tile i by worker i.
+struct TiledRun {
+  int tier = 0;
+  std::vector<int> vertices;      // ascending; one tensor enters and one leaves
+  std::vector<TileBounds> tiles;  // of the output; together all of it
+  double seconds = 0;             // predicted, from the first tile sent to the last one back
+  double work_seconds = 0;        // predicted, of all workers together: halos are computed more than once
+};
+
 // Shares of one tier in a plan.
 struct TierShare {
   int n_vertices = 0;
-  double seconds = 0;  // computing
+  double seconds = 0;  // computing; of all workers together
   double joules = 0;
   double gco2e = 0;
   uint64_t weight_bytes = 0;
@@ -138,8 +158,9 @@ struct LinkShare {
 
 struct Plan {
   std::string algorithm;
-  std::vector<int> tier;   // [n_vertices]
-  double objective = 0;    // weighted sum
+  std::vector<int> tier;             // [n_vertices]
+  std::vector<TiledRun> tiled_runs;  // none unless a tier has several workers
+  double objective = 0;              // weighted sum
   double lower_bound = 0;  // no allowed plan costs less; equal to `objective` when the plan is proven best
   double seconds = 0;
   double device_joules = 0;
@@ -168,7 +189,8 @@ std::span<const Algorithm> all_algorithms();
 // kInvalidArgument: cluster and graph do not fit, or a figure is negative or not finite. kOutOfRange: no plan
 // keeps the pins or the memory limits. kUnsupported: the algorithm makes no sense here (edge-only with one
 // tier). With memory limits kExact is a Lagrangian search: the plan keeps the limits and lower_bound tells
-// the gap.
+// the gap. Where a tier has several workers, kExact and kHpa also tile (VSM): the cut is then no longer
+// proven best, and lower_bound is minus infinity.
 Result<Plan> make_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
                        Algorithm algorithm = Algorithm::kExact);
 
@@ -177,9 +199,10 @@ Result<Plan> make_plan(const Graph& graph, const Cluster& cluster, const PlanReq
 Result<Plan> adjust_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
                          const Plan& current, std::span<const int> affected);
 
-// A plan given by its tiers, priced for this cluster. kInvalidArgument when it breaks order, pins or limits.
+// A plan given by its tiers and tiled runs, priced for this cluster. kInvalidArgument when it breaks order,
+// pins or limits.
 Result<Plan> price_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
-                        std::vector<int> tier);
+                        std::vector<int> tier, std::vector<TiledRun> tiled_runs = {});
 
 // The plan in sentences: each tier's and link's share, and for every group of vertices what moving it to a
 // neighbouring tier would cost.

@@ -1,4 +1,4 @@
-// frugal dnn run: a model over device, edge and cloud; all three in this process, behind emulated links.
+// frugal dnn run: a model over device, edge and cloud: in this process behind emulated links, or over NATS.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstring>
@@ -11,8 +11,11 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/dnn_nats.h"
 #include "cli/dnn_setup.h"
 #include "dnn/link/coordinator.h"
+#include "dnn/link/remote.h"
+#include "dnn/plan/profile.h"
 
 namespace frugal::cli {
 namespace {
@@ -20,10 +23,12 @@ namespace {
 struct Options {
   DnnModelOptions model;
   DnnClusterOptions cluster;
+  dnn::BusOptions bus;
+  std::vector<std::string> tiers = {"edge", "cloud"};
   std::vector<std::string> inputs;
   std::string labels, out;
-  int frames = 1;
-  bool verify = false, json = false;
+  int frames = 1, window = 0;
+  bool verify = false, json = false, adapt = false, local = false;
 };
 
 // The five largest values of an output and their names.
@@ -44,6 +49,132 @@ std::string top_five(const dnn::HostTensor& tensor, const std::vector<std::strin
   return text;
 }
 
+// The cluster that frames run over: its way in, what planning needs, and what keeps both alive.
+struct Way {
+  std::shared_ptr<dnn::Mailbox> mailbox;  // NATS only
+  std::shared_ptr<dnn::Hop> edge;
+  DnnPlanning planning;
+};
+
+Result<Way> way_in_process(const Options& options, const std::shared_ptr<const dnn::Network>& network) {
+  Way way;
+  FRUGAL_TRY(way.planning, open_planning(*network, options.model, options.cluster));
+  const dnn::Cluster& cluster = way.planning.cluster;
+  const auto runner = [&](int k) {
+    return std::make_shared<dnn::TierRunner>(network, k, options.model.n_threads,
+                                             options.cluster.slowdown[static_cast<size_t>(k)]);
+  };
+  const auto edge = runner(1);
+  std::vector<std::shared_ptr<dnn::TierRunner>> peers;
+  for (int i = 1; i < options.cluster.n_edge_workers; ++i) peers.push_back(runner(1));
+  edge->set_peers(std::make_shared<dnn::LocalPeers>(peers, cluster.tiers[1].peer_latency_seconds,
+                                                    cluster.tiers[1].peer_bytes_per_second));
+  const auto cloud = std::make_shared<dnn::LocalHop>(runner(2), nullptr, cluster.links[1]);
+  way.edge = std::make_shared<dnn::LocalHop>(edge, cloud, cluster.links[0]);
+  return way;
+}
+
+Result<Way> way_over_nats(const Options& options, const dnn::Network& network) {
+  Way way;
+  dnn::BusOptions bus_options = options.bus;
+  bus_options.name = "frugal dnn run";
+  FRUGAL_TRY(std::shared_ptr<dnn::Bus> bus, dnn::Bus::connect(bus_options));
+  way.mailbox = std::make_shared<dnn::Mailbox>(std::move(bus));
+  FRUGAL_TRY_STATUS(way.mailbox->open(nullptr));
+  std::vector<std::vector<int64_t>> shapes;
+  if (!options.model.shapes.empty()) {
+    for (const dnn::Vertex& vertex : network.graph().vertices) {
+      if (vertex.kind == "Input")
+        shapes.push_back(network.graph().tensors[static_cast<size_t>(vertex.outputs[0])].shape);
+    }
+  }
+  FRUGAL_TRY(const dnn::ModelSource source, dnn::model_source(options.model.model, network, shapes));
+  auto bar = std::make_shared<ProgressBar>("sending the model", "B", !options.json);
+  const auto edge = std::make_shared<dnn::RemoteHop>(
+      way.mailbox, source, 1, options.tiers, [bar](double done, double total) { bar->update(done, total); });
+  FRUGAL_TRY(way.planning.cluster,
+             survey_cluster(network, options.model.n_threads, options.cluster.slowdown[0], 3, *edge));
+  bar->finish();
+  FRUGAL_TRY(way.planning.request.objective, dnn::parse_objective(options.cluster.objective));
+  FRUGAL_TRY(way.planning.algorithm, dnn::parse_algorithm(options.cluster.algorithm));
+  way.planning.request.keep_input_private = options.cluster.private_input;
+  way.edge = edge;
+  return way;
+}
+
+Result<dnn::Values> read_inputs(const Options& options, const dnn::Graph& graph) {
+  dnn::Values inputs;
+  size_t n_inputs = 0;
+  for (const dnn::Vertex& vertex : graph.vertices) {
+    if (vertex.kind != "Input") continue;
+    const std::string path = n_inputs < options.inputs.size() ? options.inputs[n_inputs] : "";
+    ++n_inputs;
+    for (const int t : vertex.outputs) {
+      FRUGAL_TRY(inputs[t], read_input(graph.tensors[static_cast<size_t>(t)], path));
+    }
+  }
+  if (options.inputs.size() > n_inputs) {
+    return Error{ErrorCode::kInvalidArgument,
+                 strf("%zu inputs given, the model has %zu", options.inputs.size(), n_inputs)};
+  }
+  return inputs;
+}
+
+Result<bool> equal_to_whole(const dnn::Network& network, int n_threads, const dnn::Values& inputs,
+                            const dnn::Values& outputs) {
+  FRUGAL_TRY(const std::unique_ptr<dnn::Part> whole, network.compile_whole(n_threads));
+  std::vector<const dnn::HostTensor*> pointers;
+  for (const int t : whole->inputs()) pointers.push_back(&inputs.at(t));
+  std::vector<dnn::HostTensor> expected;
+  FRUGAL_TRY_STATUS(whole->run(pointers, expected));
+  bool equal = true;
+  for (size_t i = 0; i < expected.size(); ++i)
+    equal &= outputs.at(whole->outputs()[i]).bytes == expected[i].bytes;
+  return equal;
+}
+
+// What all frames together gave.
+struct Outcome {
+  dnn::Values outputs;
+  std::vector<double> seconds;  // of each, from input to output
+  double wall_seconds = 0;
+  int n_different = 0;
+};
+
+// The first frame also compiles; it is run but not timed.
+Result<Outcome> run_frames(const Options& options, dnn::Coordinator& coordinator, const dnn::Values& inputs) {
+  Outcome outcome;
+  FRUGAL_TRY(outcome.outputs, coordinator.run_frame(inputs));
+  Status fault;
+  const auto take = [&](Result<dnn::Values> outputs, double seconds) {
+    if (!outputs.ok()) {
+      fault = outputs.error();
+      return;
+    }
+    outcome.seconds.push_back(seconds);
+    for (const auto& [t, tensor] : *outputs)
+      outcome.n_different += tensor.bytes != outcome.outputs.at(t).bytes;
+  };
+  const double start = wall_seconds();
+  if (options.window > 0) {
+    dnn::FrameStream stream(
+        coordinator, options.window,
+        [&](size_t, Result<dnn::Values> outputs, double seconds) { take(std::move(outputs), seconds); });
+    for (int frame = 0; frame < options.frames && !interrupted(); ++frame) stream.push(inputs);
+    stream.finish();
+  } else {
+    for (int frame = 0; frame < options.frames && !interrupted() && fault.ok(); ++frame) {
+      const double begin = wall_seconds();
+      Result<dnn::Values> outputs = coordinator.run_frame(inputs);
+      take(std::move(outputs), wall_seconds() - begin);
+    }
+  }
+  outcome.wall_seconds = wall_seconds() - start;
+  if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+  FRUGAL_TRY_STATUS(fault);
+  return outcome;
+}
+
 int run(const Options& options) {
   const auto network = open_network(options.model);
   if (!network.ok()) return fail(network.error());
@@ -54,81 +185,64 @@ int run(const Options& options) {
     if (!text.ok()) return fail(text.error());
     labels = split(*text, '\n');
   }
-  dnn::Values inputs;
-  size_t n_inputs = 0;
-  for (const dnn::Vertex& vertex : graph.vertices) {
-    if (vertex.kind != "Input") continue;
-    const std::string path = n_inputs < options.inputs.size() ? options.inputs[n_inputs] : "";
-    ++n_inputs;
-    for (const int t : vertex.outputs) {
-      auto value = read_input(graph.tensors[static_cast<size_t>(t)], path);
-      if (!value.ok()) return fail(value.error());
-      inputs[t] = *std::move(value);
-    }
-  }
-  if (options.inputs.size() > n_inputs) {
-    return fail({ErrorCode::kInvalidArgument,
-                 strf("%zu inputs given, the model has %zu", options.inputs.size(), n_inputs)});
-  }
-  const auto planning = open_planning(**network, options.model, options.cluster);
-  if (!planning.ok()) return fail(planning.error());
-  const auto plan = dnn::make_plan(graph, planning->cluster, planning->request, planning->algorithm);
+  const auto inputs = read_inputs(options, graph);
+  if (!inputs.ok()) return fail(inputs.error());
+  auto way = options.bus.url.empty() ? way_in_process(options, *network) : way_over_nats(options, **network);
+  if (!way.ok()) return fail(way.error());
+  const DnnPlanning& planning = way->planning;
+  const auto plan = dnn::make_plan(graph, planning.cluster, planning.request, planning.algorithm);
   if (!plan.ok()) return fail(plan.error());
-  const auto runner = [&](int k) {
-    return std::make_shared<dnn::TierRunner>(*network, k, options.model.n_threads,
-                                             options.cluster.slowdown[static_cast<size_t>(k)]);
-  };
-  const auto cloud = std::make_shared<dnn::LocalHop>(runner(2), nullptr, planning->cluster.links[1]);
-  const auto edge = std::make_shared<dnn::LocalHop>(runner(1), cloud, planning->cluster.links[0]);
-  dnn::CoordinatorOptions coordinator_options;
-  coordinator_options.request = planning->request;
-  dnn::Coordinator coordinator(runner(0), edge, planning->cluster, coordinator_options);
-  if (const Status status = coordinator.set_plan(plan->tier); !status.ok()) return fail(status.error());
-  dnn::Values outputs;
-  std::vector<double> seconds;
-  install_interrupt_handler();
-  // The first frame also compiles; it is run but not timed.
-  for (int frame = 0; frame <= options.frames; ++frame) {
-    if (interrupted()) return kExitInterrupted;
-    const double start = wall_seconds();
-    auto result = coordinator.run_frame(inputs);
-    if (!result.ok()) return fail(result.error());
-    if (frame > 0) seconds.push_back(wall_seconds() - start);
-    outputs = *std::move(result);
+  if (way->mailbox) {
+    const std::string key = strf("plan.%016lx", graph.model_hash);
+    (void)way->mailbox->bus().put(key,
+                                  dnn::plan_to_json(graph, planning.cluster, *plan));  // for others to see
   }
-  std::sort(seconds.begin(), seconds.end());
-  bool equal = true;
+  dnn::CoordinatorOptions coordinator_options;
+  coordinator_options.request = planning.request;
+  coordinator_options.algorithm = planning.algorithm;
+  coordinator_options.adapt = options.adapt;
+  const auto device =
+      std::make_shared<dnn::TierRunner>(*network, 0, options.model.n_threads, options.cluster.slowdown[0]);
+  dnn::Coordinator coordinator(device, way->edge, planning.cluster, coordinator_options);
+  if (const Status status = coordinator.set_plan(plan->tier, plan->tiled_runs); !status.ok())
+    return fail(status.error());
+  install_interrupt_handler();
+  auto outcome = run_frames(options, coordinator, *inputs);
+  if (!outcome.ok()) return fail(outcome.error());
+  bool equal = outcome->n_different == 0;
   if (options.verify) {
-    auto whole = (*network)->compile_whole(options.model.n_threads);
-    if (!whole.ok()) return fail(whole.error());
-    std::vector<const dnn::HostTensor*> pointers;
-    for (const int t : (*whole)->inputs()) pointers.push_back(&inputs.at(t));
-    std::vector<dnn::HostTensor> expected;
-    if (const Status status = (*whole)->run(pointers, expected); !status.ok()) return fail(status.error());
-    for (size_t i = 0; i < expected.size(); ++i)
-      equal &= outputs.at((*whole)->outputs()[i]).bytes == expected[i].bytes;
+    const auto same = equal_to_whole(**network, options.model.n_threads, *inputs, outcome->outputs);
+    if (!same.ok()) return fail(same.error());
+    equal = equal && *same;
   }
   if (!options.out.empty()) {
     std::string data;
-    for (const auto& [t, tensor] : outputs) {
+    for (const auto& [t, tensor] : outcome->outputs) {
       data.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
     }
     if (const Status status = write_file_atomically(options.out, data); !status.ok())
       return fail(status.error());
   }
+  std::vector<double>& seconds = outcome->seconds;
+  std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   std::string text;
   if (options.json) {
-    nlohmann::ordered_json root = {{"model", graph.name},
-                                   {"frames", options.frames},
-                                   {"seconds_predicted", plan->seconds},
-                                   {"seconds_median", median},
-                                   {"up_bytes", coordinator.last_cost().up_bytes},
-                                   {"tier_seconds", coordinator.last_cost().tier_seconds}};
+    nlohmann::ordered_json root = {
+        {"model", graph.name},
+        {"frames", options.frames},
+        {"seconds_predicted", plan->seconds},
+        {"seconds_median", median},
+        {"frames_per_second", static_cast<double>(options.frames) / outcome->wall_seconds},
+        {"tiers_answering", coordinator.n_live_tiers()},
+        {"replans", coordinator.n_replans()},
+        {"retries", coordinator.n_retries()},
+        {"up_bytes", coordinator.last_cost().up_bytes},
+        {"tier_seconds", coordinator.last_cost().tier_seconds}};
     if (options.verify) root["equal_to_whole"] = equal;
     text = root.dump(1) + "\n";
   } else {
-    for (const auto& [t, tensor] : outputs) {
+    for (const auto& [t, tensor] : outcome->outputs) {
       text += strf("%s\n%s", graph.tensors[static_cast<size_t>(t)].name.c_str(),
                    top_five(tensor, labels).c_str());
     }
@@ -137,6 +251,14 @@ int run(const Options& options) {
                  !options.verify ? ""
                  : equal         ? ", every bit as the uncut model gives"
                                  : ", NOT equal to the uncut model");
+    if (options.window > 0) {
+      text += strf("%.2f frames a second, up to %d on their way\n",
+                   static_cast<double>(options.frames) / outcome->wall_seconds, options.window);
+    }
+    if (coordinator.n_live_tiers() < planning.cluster.tiers.size()) {
+      text += strf("only %zu of %zu tiers answer now\n", coordinator.n_live_tiers(),
+                   planning.cluster.tiers.size());
+    }
   }
   if (!print(text)) return kExitNoResource;
   return equal ? kExitOk : kExitFailure;
@@ -148,15 +270,30 @@ Action add_dnn_run(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_dnn_model_options(app, options->model);
   add_dnn_cluster_options(app, options->cluster);
+  add_dnn_nats_options(app, options->bus, "run over workers that have joined this NATS server");
+  auto* local =
+      app.add_flag("--local", options->local, "all tiers in this process, links emulated (the default)");
+  app.get_option("--nats")->excludes(local);
+  app.add_option("--tiers", options->tiers, "tiers to use over NATS, nearest first")
+      ->delimiter(',')
+      ->capture_default_str();
   app.add_option("-i,--input", options->inputs,
-                 "a .ppm image or raw values for each input; without it, a fixed pattern");
+                 "a JPEG, PNG or PPM picture, or raw values, for each input; without it, a fixed pattern");
   app.add_option("--labels", options->labels, "names of the classes, one a line");
   app.add_option("-o,--out", options->out, "write the raw values of all outputs here");
   app.add_option("--frames", options->frames, "frames to run and time")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
+  app.add_option("--window", options->window, "throughput mode: so many frames on their way at a time")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_flag("--adapt", options->adapt, "learn bandwidth and load from the frames, and plan again by that");
   app.add_flag("--verify", options->verify, "compare with the uncut model, bit for bit");
   app.add_flag("--json", options->json, "print figures as JSON");
+  app.footer(
+      "Examples:\n  frugal dnn run resnet18.onnx --input photo.jpg --labels labels.txt\n"
+      "  frugal dnn run vgg16.onnx --edge-workers 4 --near wifi --far 4g --verify\n"
+      "  frugal dnn run resnet18.onnx --input photo.jpg --nats nats://10.0.0.2:4222 --frames 100 --window 4");
   return [options] { return run(*options); };
 }
 

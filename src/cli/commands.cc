@@ -16,6 +16,8 @@ std::span<const Command> commands() {
       {"dnn plan", "say where each part of a network should run, and why", add_dnn_plan},
       {"dnn profile", "measure what each part of a network costs here", add_dnn_profile},
       {"dnn run", "run a network over device, edge and cloud", add_dnn_run},
+      {"dnn testbed", "measure plans over emulated hosts and links, with faults", add_dnn_testbed},
+      {"dnn worker", "join a tier and compute what plans give it", add_dnn_worker},
       {"docs options", "print the options of every command as Markdown", add_docs_options},
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"eval ppl", "perplexity of a text, and how far a run is from a reference", add_eval_ppl},

@@ -50,6 +50,8 @@ Action add_dnn_inspect(CLI::App& app);
 Action add_dnn_plan(CLI::App& app);
 Action add_dnn_profile(CLI::App& app);
 Action add_dnn_run(CLI::App& app);
+Action add_dnn_testbed(CLI::App& app);
+Action add_dnn_worker(CLI::App& app);
 Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 Action add_eval_ppl(CLI::App& app);

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "cli/image_file.h"
 #include "dnn/plan/profile.h"
 
 namespace frugal::cli {
@@ -23,44 +24,6 @@ Result<std::vector<int64_t>> parse_shape(const std::string& text) {
     shape.push_back(size);
   }
   return shape;
-}
-
-struct Image {
-  int width = 0, height = 0;
-  std::string pixels;  // [height, width, 3]
-};
-
-Result<Image> parse_ppm(const std::string& data, const std::string& path) {
-  const auto corrupt = [&](const char* what) {
-    return Error{ErrorCode::kCorrupt,
-                 strf("%s: %s; a binary PPM (P6, 8 bits) is wanted", path.c_str(), what)};
-  };
-  if (data.substr(0, 2) != "P6") return corrupt("does not start with P6");
-  size_t at = 2;
-  int values[3];
-  for (int& value : values) {
-    while (at < data.size() && (std::isspace(static_cast<unsigned char>(data[at])) || data[at] == '#')) {
-      if (data[at] == '#')
-        at = std::min(data.find('\n', at), data.size());
-      else
-        ++at;
-    }
-    long number = -1;
-    while (at < data.size() && std::isdigit(static_cast<unsigned char>(data[at])) && number < 1000000) {
-      number = std::max(0L, number) * 10 + (data[at++] - '0');
-    }
-    if (number < 0) return corrupt("its header is cut short");
-    value = static_cast<int>(number);
-  }
-  ++at;
-  Image image{values[0], values[1], {}};
-  if (image.width < 1 || image.height < 1 || image.width > 32768 || image.height > 32768)
-    return corrupt("has no sound size");
-  if (values[2] != 255) return corrupt("has another depth than 8 bits");
-  const size_t n = static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3;
-  if (at + n > data.size()) return corrupt("is cut short");
-  image.pixels = data.substr(at, n);
-  return image;
 }
 
 }  // namespace
@@ -87,6 +50,10 @@ Result<std::shared_ptr<const dnn::Network>> open_network(const DnnModelOptions& 
 void add_dnn_cluster_options(CLI::App& app, DnnClusterOptions& options) {
   app.add_option("--profile", options.profile,
                  "times measured by frugal dnn profile; without it they are measured now");
+  app.add_option("--edge-workers", options.n_edge_workers,
+                 "edge workers that share feature maps tile by tile")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   app.add_option("--slowdown", options.slowdown,
                  "how many times slower than this host device, edge and cloud are")
       ->expected(3)
@@ -123,6 +90,8 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
     profile = *std::move(parsed);
   }
   planning.cluster = dnn::scaled_cluster(profile, options.slowdown, near, far);
+  if (options.n_edge_workers > 1)
+    planning.cluster.tiers[1].worker_speeds.assign(static_cast<size_t>(options.n_edge_workers), 1);
   return planning;
 }
 
@@ -137,16 +106,16 @@ Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string&
     return value;
   }
   FRUGAL_TRY(const std::string data, read_file(path, size_t{1} << 30));
-  if (path.size() < 4 || path.substr(path.size() - 4) != ".ppm") {
+  if (!is_image(data)) {
     if (data.size() != tensor.bytes) {
       return Error{ErrorCode::kInvalidArgument,
-                   strf("%s has %zu bytes; input '%s' takes %lu of %s", path.c_str(), data.size(),
-                        tensor.name.c_str(), tensor.bytes, tensor.type.c_str())};
+                   strf("%s is no JPEG, PNG or PPM and has %zu bytes; input '%s' takes %lu of %s",
+                        path.c_str(), data.size(), tensor.name.c_str(), tensor.bytes, tensor.type.c_str())};
     }
     std::memcpy(value.bytes.data(), data.data(), data.size());
     return value;
   }
-  FRUGAL_TRY(const Image image, parse_ppm(data, path));
+  FRUGAL_TRY(const Image image, parse_image(data, path));
   if (tensor.type != "f32" || tensor.shape.size() != 4 || tensor.shape[0] != 1 || tensor.shape[1] != 3) {
     return Error{ErrorCode::kUnsupported,
                  strf("input '%s' is no colour image [1, 3, rows, columns] of f32", tensor.name.c_str())};

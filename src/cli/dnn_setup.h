@@ -28,6 +28,7 @@ struct DnnClusterOptions {
   std::vector<double> slowdown = {8, 2, 1};  // of device, edge and cloud against this host
   std::string near = "wifi", far = "4g";
   std::string objective = "latency", algorithm = "exact";
+  int n_edge_workers = 1;
   bool private_input = false;
 };
 void add_dnn_cluster_options(CLI::App& app, DnnClusterOptions& options);
@@ -40,8 +41,9 @@ struct DnnPlanning {
 Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOptions& model,
                                   const DnnClusterOptions& options);
 
-// A tensor from a file: .ppm (binary, 8 bits, fitted to the input's size, scaled to [0, 1] and normalised
-// with ImageNet's means) or raw little-endian values of just the right number. Empty path: a fixed pattern.
+// A tensor from a file: a picture (JPEG, PNG, PPM; fitted to the input's size, scaled to [0, 1] and
+// normalised with ImageNet's means) or raw little-endian values of just the right number. Empty path: a fixed
+// pattern.
 Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string& path);
 
 }  // namespace frugal::cli

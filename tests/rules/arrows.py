@@ -47,13 +47,14 @@ THIRD_PARTY = [
     (r"httplib\.h", ["server", "cascade/serve", "tests/cascade/serve"]),
     (r"CLI/.*", ["cli"]),
     (r"editline/.*|histedit\.h", ["cli"]),
+    (r"jpeglib\.h|png\.h", ["cli"]),
     # Values of JSON are at home wherever a file or an answer is JSON, but never in a public header.
     (r"nlohmann/.*", list(ROOMS) + ["tests", "bench", "fuzz"]),
     (r"gtest/.*|gmock/.*", ["tests"]),
     (r"benchmark/.*", ["bench"]),
 ]
 SHOWN = {r"(llama|ggml|gguf)[\w-]*\.h": "llama.cpp, ggml", r"openvino/.*": "OpenVINO", r"nats/.*|nats\.h": "NATS",
-         r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit",
+         r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit", r"jpeglib\.h|png\.h": "libjpeg, libpng",
          r"(x86intrin|immintrin|arm_neon|arm_sve)\.h": "compiler intrinsics"}
 STANDARD = set("""algorithm any array atomic barrier bit bitset cassert ccomplex cctype cerrno cfenv cfloat charconv chrono
 cinttypes climits clocale cmath codecvt compare complex concepts condition_variable coroutine csetjmp csignal cstdarg

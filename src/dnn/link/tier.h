@@ -1,5 +1,5 @@
-// Tiers at work: a runner computes its share of a plan, a hop carries tensors to the next tier and brings
-// results back. In process, a hop is a call behind an emulated link; between hosts it is NATS (nats_tier.h).
+// Tiers at work: a runner computes its share of a frame, a hop carries tensors to the next tier and brings
+// results back. In process, a hop is a call behind an emulated link; between hosts it is NATS (remote.h).
 #pragma once
 
 #include <atomic>
@@ -16,51 +16,104 @@ namespace frugal::dnn {
 
 using Values = std::map<int, HostTensor>;  // tensor -> value
 
+// How frames are divided: the part of a plan that running them takes.
+struct Division {
+  std::vector<int> tier;  // [n_vertices]
+  std::vector<TiledRun> runs;
+
+  bool uses_beyond(int k) const;  // any vertex on a tier after k
+};
+Division division_of(const Plan& plan);
+
 // What a frame did on the tiers from some tier on.
 struct FrameCost {
-  std::vector<double> tier_seconds;            // [n_tiers], computing
+  std::vector<double> tier_seconds;            // [n_tiers], from first input to last output, waiting left out
   std::vector<uint64_t> up_bytes, down_bytes;  // [n_links]
+  std::vector<double> link_seconds;            // [n_links], both ways
 
   explicit FrameCost(size_t n_tiers = 0)
-      : tier_seconds(n_tiers, 0), up_bytes(n_tiers > 0 ? n_tiers - 1 : 0, 0), down_bytes(up_bytes) {}
+      : tier_seconds(n_tiers, 0),
+        up_bytes(n_tiers > 0 ? n_tiers - 1 : 0, 0),
+        down_bytes(up_bytes),
+        link_seconds(up_bytes.size(), 0) {}
   FrameCost& operator+=(const FrameCost& other);
 };
 
+// How a message begins when it is not the next tier that does not answer, but one beyond it.
+inline constexpr char kBeyond[] = "beyond this tier: ";
+Error beyond(Error error);
+
 // The way to tier k: takes the tensors that tiers k and beyond need, returns the model outputs made there.
+// All functions are thread-safe.
 class Hop {
  public:
   virtual ~Hop() = default;
-  // kUnavailable: the tier or the link to it is down; the frame may be run again elsewhere. Thread-safe.
-  virtual Result<Values> run(const std::vector<int>& tier, Values inputs, FrameCost& cost) = 0;
+  // kUnavailable: the tier or the link to it is down; the frame may be run again elsewhere.
+  virtual Result<Values> run(const Division& division, Values inputs, FrameCost& cost) = 0;
+  // How many tiers answer from here on, in a row.
+  virtual int reach() = 0;
+  // Compiles what the division needs, there and beyond.
+  virtual Status prepare(const Division& division) = 0;
 };
 
-// Computes one tier's vertices. Compiled parts are kept for the plans used last. Thread-safe: frames take
-// turns.
+// Other workers of a tier, who compute tiles for the one that a frame came to.
+class TilePeers {
+ public:
+  virtual ~TilePeers() = default;
+  // Worker i, from 1. kUnavailable: there is none, or it does not answer; the tile is then computed here.
+  virtual Result<HostTensor> run_tile(size_t worker, const TiledRun& run, size_t tile,
+                                      const HostTensor& input) = 0;
+};
+
+// Computes one tier's vertices. Compiled parts are kept for the divisions used last. Thread-safe: computing
+// takes turns, as on a host with one processor; waiting for peers does not.
 class TierRunner {
  public:
-  // `slowdown` >= 1 stretches computing by sleeping, to stand for a weaker host.
+  // `slowdown` >= 1 stands for a weaker host: what took s processor seconds is made to last slowdown * s.
   TierRunner(std::shared_ptr<const Network> network, int k, int n_threads, double slowdown = 1);
+  void set_peers(std::shared_ptr<TilePeers> peers) { peers_ = std::move(peers); }
 
   // Runs the vertices with tier[v] == k on `values` and adds what they make.
-  Status run(const std::vector<int>& tier, Values& values, FrameCost& cost);
-  // Compiles what `tier` needs without running it.
-  Status prepare(const std::vector<int>& tier);
+  Status run(const Division& division, Values& values, FrameCost& cost);
+  // One tile of a run, from the piece of the input that it needs.
+  Result<HostTensor> run_tile(const TiledRun& run, size_t tile, const HostTensor& input);
+  // Compiles what `division` needs without running it.
+  Status prepare(const Division& division);
   const Network& network() const { return *network_; }
+  const std::shared_ptr<const Network>& network_ptr() const { return network_; }
   int k() const { return k_; }
+  int n_threads() const { return n_threads_; }
+  double slowdown() const { return slowdown_; }
 
  private:
-  Result<std::shared_ptr<Part>> part_for(const std::vector<int>& tier);
+  // Vertices that run at once: a plain part, or a tiled run.
+  struct Stage {
+    std::vector<int> vertices;
+    const TiledRun* run = nullptr;
+  };
+  struct TilePart {
+    Region input;
+    std::shared_ptr<Part> part;
+  };
+  std::vector<Stage> stages_of(const Division& division) const;
+  Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
+  Result<TilePart> tile_for(const TiledRun& run, size_t tile);
+  Status run_part(Part& part, const std::vector<const HostTensor*>& inputs, std::vector<HostTensor>& outputs);
+  Status run_plain(const std::vector<int>& vertices, Values& values);
+  Status run_tiled(const TiledRun& run, Values& values);
 
   std::shared_ptr<const Network> network_;
   int k_, n_threads_;
   double slowdown_;
-  std::mutex mutex_;
+  std::shared_ptr<TilePeers> peers_;
+  std::mutex cache_mutex_, compute_mutex_;
   std::list<std::pair<std::vector<int>, std::shared_ptr<Part>>> parts_;  // by vertices, last used first
+  std::list<std::pair<std::vector<int64_t>, TilePart>> tiles_;           // by vertices and bounds, likewise
 };
 
-// Runs tiers k, k + 1, ... of a plan: this tier's share here, the rest over `next` (may be null for the last
-// tier).
-Result<Values> run_from(TierRunner& here, Hop* next, const std::vector<int>& tier, Values values,
+// Runs tiers k, k + 1, ... of a division: this tier's share here, the rest over `next` (may be null for the
+// last tier).
+Result<Values> run_from(TierRunner& here, Hop* next, const Division& division, Values values,
                         FrameCost& cost);
 
 // A tier in this process behind a link that is emulated by sleeping. The link and the fault can be changed at
@@ -68,18 +121,35 @@ Result<Values> run_from(TierRunner& here, Hop* next, const std::vector<int>& tie
 class LocalHop final : public Hop {
  public:
   LocalHop(std::shared_ptr<TierRunner> runner, std::shared_ptr<Hop> next, const Link& link);
-  Result<Values> run(const std::vector<int>& tier, Values inputs, FrameCost& cost) override;
+  Result<Values> run(const Division& division, Values inputs, FrameCost& cost) override;
+  int reach() override { return !up_ ? 0 : 1 + (next_ ? next_->reach() : 0); }
+  Status prepare(const Division& division) override;
 
   void set_link(const Link& link);
   // Down: every call fails with kUnavailable, also those under way once they would answer.
   void set_up(bool up) { up_ = up; }
 
  private:
+  void cross(double latency, double seconds);
+
   std::shared_ptr<TierRunner> runner_;
   std::shared_ptr<Hop> next_;
-  std::mutex mutex_;
+  std::mutex mutex_, wire_mutex_;
   Link link_;
   std::atomic<bool> up_{true};
+};
+
+// Other workers of a tier in this process, behind a link of so many bytes a second.
+class LocalPeers final : public TilePeers {
+ public:
+  LocalPeers(std::vector<std::shared_ptr<TierRunner>> peers, double latency_seconds, double bytes_per_second);
+  Result<HostTensor> run_tile(size_t worker, const TiledRun& run, size_t tile,
+                              const HostTensor& input) override;
+
+ private:
+  std::vector<std::shared_ptr<TierRunner>> peers_;
+  double latency_seconds_, bytes_per_second_;
+  std::mutex out_mutex_, in_mutex_;  // the link carries one tile at a time each way
 };
 
 // The tensors of `values` that tiers beyond k read.

@@ -113,6 +113,15 @@ Status check_request(const Graph& graph, const Cluster& cluster, const PlanReque
         !sound(tier.gco2e_per_kwh)) {
       return invalid(strf("tier '%s' has a negative or unsound figure", name));
     }
+    for (const double speed : tier.worker_speeds) {
+      if (!sound(speed) || speed <= 0)
+        return invalid(strf("tier '%s' has a worker without a sound speed", name));
+    }
+    if (!tier.worker_speeds.empty() &&
+        (!sound(tier.peer_bytes_per_second) || tier.peer_bytes_per_second <= 0 ||
+         !sound(tier.peer_latency_seconds))) {
+      return invalid(strf("tier '%s' has no sound link between its workers", name));
+    }
   }
   for (const Link& link : cluster.links) {
     if (!sound(link.latency_seconds) || !sound(link.tensor_seconds) || !sound(link.joules_per_byte) ||
@@ -201,7 +210,8 @@ CutProblem make_problem(const Graph& graph, const Cluster& cluster, const Object
   return p;
 }
 
-Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objective, std::vector<int> tier) {
+Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objective, std::vector<int> tier,
+              std::vector<TiledRun> tiled_runs) {
   Plan plan;
   plan.tiers.resize(cluster.tiers.size());
   plan.links.resize(cluster.links.size());
@@ -250,6 +260,18 @@ Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objec
     plan.links[link].seconds += 2 * cluster.links[link].latency_seconds;
     plan.tiers[link + 1].seconds += cluster.tiers[link + 1].call_seconds;
   }
+  // A tiled run takes its own time instead of its vertices' sum, and the work of all its workers.
+  for (const TiledRun& run : tiled_runs) {
+    const auto k = static_cast<size_t>(run.tier);
+    double plain = 0;
+    for (const int v : run.vertices) plain += cluster.tiers[k].vertex_seconds[static_cast<size_t>(v)];
+    const double work = run.work_seconds - plain, wait = run.seconds - run.work_seconds;
+    plan.tiers[k].seconds += work;
+    plan.tiers[k].joules += work * cluster.tiers[k].active_watts;
+    total += compute(cluster, k, work);
+    total += elapsed(cluster, wait);
+  }
+  plan.tiled_runs = std::move(tiled_runs);
   // What tier 0 draws while it waits belongs to it.
   plan.tiers[0].joules += std::max(0.0, total.seconds - plan.tiers[0].seconds) * cluster.tiers[0].idle_watts;
   for (size_t k = 0; k < plan.tiers.size(); ++k)

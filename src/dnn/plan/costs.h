@@ -26,7 +26,9 @@ Result<std::vector<TierRange>> allowed_tiers(const Graph& graph, const Cluster& 
 CutProblem make_problem(const Graph& graph, const Cluster& cluster, const Objective& objective,
                         std::span<const TierRange> allowed);
 
-// Prices `tier` in full: quantities, shares, weighted sum. The labelling has to keep the order.
-Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objective, std::vector<int> tier);
+// Prices `tier` in full: quantities, shares, weighted sum. The labelling has to keep the order, and the runs
+// are priced (vsm.h).
+Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objective, std::vector<int> tier,
+              std::vector<TiledRun> tiled_runs = {});
 
 }  // namespace frugal::dnn

@@ -9,6 +9,7 @@
 #include "dnn/plan/costs.h"
 #include "dnn/plan/heuristics.h"
 #include "dnn/plan/memory_limit.h"
+#include "dnn/plan/vsm.h"
 
 namespace frugal::dnn {
 namespace {
@@ -38,6 +39,57 @@ Error no_plan(const Cluster& cluster) {
   return {ErrorCode::kOutOfRange,
           limited ? "no plan found that keeps all pins and memory limits; loosen one of them"
                   : "no plan keeps all pins: along an edge tiers never decrease"};
+}
+
+// The first tier with workers to tile over; -1 when there is none.
+int tiling_tier(const Cluster& cluster) {
+  for (size_t k = 1; k < cluster.tiers.size(); ++k) {
+    if (cluster.tiers[k].worker_speeds.size() > 1) return static_cast<int>(k);
+  }
+  return -1;
+}
+
+// Cut and tiles together. Tiling makes a vertex's time depend on its neighbours, which no cut can express, so
+// several cuts are tiled and priced: the given one, one that reckons with times as if all were tiled, and
+// every pair of cuts right after segments (before the first tier 0, between the two the tiling one, then the
+// last).
+Plan with_tiles(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
+                const CutProblem& problem, std::span<const TierRange> allowed, const Memory& memory,
+                Plan plan) {
+  const int k = tiling_tier(cluster), last = problem.n_labels - 1;
+  const TilePlanner tiles(graph, cluster.tiers[static_cast<size_t>(k)], k);
+  const auto consider = [&](const std::vector<int>& labels) {
+    if (evaluate(problem, labels) == kNotAllowed || !memory.fits(labels)) return;
+    Plan tiled = describe(graph, cluster, request.objective, labels, tiles.tile(labels));
+    if (tiled.objective < plan.objective) plan = std::move(tiled);
+  };
+  consider(plan.tier);
+  Cluster faster = cluster;
+  faster.tiers[static_cast<size_t>(k)].vertex_seconds = tiles.tiled_vertex_seconds();
+  if (const auto labels = solve_min_cut(make_problem(graph, faster, request.objective, allowed)))
+    consider(*labels);
+  std::vector<int> ends = {0};  // vertices before a cut: its last one
+  for (const Segment& segment : tiles.segments()) ends.push_back(segment.vertices.back());
+  ends.push_back(static_cast<int>(graph.vertices.size()) - 1);
+  // A quick price first: the objective without tiles, less what the tiled times save.
+  const CutProblem quick = make_problem(graph, faster, request.objective, allowed);
+  std::vector<std::pair<double, std::vector<int>>> candidates;
+  for (size_t a = 0; a < ends.size(); ++a) {
+    for (size_t b = a + 1; b < ends.size(); ++b) {
+      std::vector<int> labels(graph.vertices.size(), last);
+      for (int v = 0; v <= ends[b]; ++v) labels[static_cast<size_t>(v)] = v <= ends[a] ? 0 : k;
+      for (size_t v = 0; v < labels.size(); ++v) {
+        if (graph.vertices[v].kind == "Input") labels[v] = 0;
+      }
+      const double cost = evaluate(quick, labels);
+      if (cost != kNotAllowed) candidates.emplace_back(cost, std::move(labels));
+    }
+  }
+  constexpr size_t kTried = 24;
+  const size_t n = std::min(kTried, candidates.size());
+  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<long>(n), candidates.end());
+  for (size_t i = 0; i < n; ++i) consider(candidates[i].second);
+  return plan;
 }
 
 }  // namespace
@@ -117,13 +169,18 @@ Result<Plan> make_plan(const Graph& graph, const Cluster& cluster, const PlanReq
   }
   if (!labels || !memory.fits(*labels)) return no_plan(cluster);
   Plan plan = describe(graph, cluster, request.objective, std::move(*labels));
+  const bool tiles = algorithm == Algorithm::kExact || algorithm == Algorithm::kHpa;
+  if (tiles && tiling_tier(cluster) >= 0) {
+    plan = with_tiles(graph, cluster, request, problem, allowed, memory, std::move(plan));
+    lower_bound = -kNotAllowed;
+  }
   plan.algorithm = algorithm_name(algorithm);
   plan.lower_bound = std::min(lower_bound, plan.objective);
   return plan;
 }
 
 Result<Plan> price_plan(const Graph& graph, const Cluster& cluster, const PlanRequest& request,
-                        std::vector<int> tier) {
+                        std::vector<int> tier, std::vector<TiledRun> tiled_runs) {
   FRUGAL_TRY_STATUS(check_request(graph, cluster, request));
   FRUGAL_TRY(const std::vector<TierRange> allowed, allowed_tiers(graph, cluster, request));
   if (tier.size() != graph.vertices.size()) {
@@ -137,7 +194,19 @@ Result<Plan> price_plan(const Graph& graph, const Cluster& cluster, const PlanRe
   if (!Memory(graph, cluster).fits(tier)) {
     return Error{ErrorCode::kInvalidArgument, "the plan puts more weights on a tier than its memory limit"};
   }
-  Plan plan = describe(graph, cluster, request.objective, std::move(tier));
+  std::vector<char> tiled(tier.size(), 0);
+  for (TiledRun& run : tiled_runs) {
+    if (run.tier < 0 || static_cast<size_t>(run.tier) >= cluster.tiers.size()) {
+      return Error{ErrorCode::kInvalidArgument, strf("there is no tier %d to tile on", run.tier)};
+    }
+    FRUGAL_TRY_STATUS(price_run(graph, cluster.tiers[static_cast<size_t>(run.tier)], run));
+    for (const int v : run.vertices) {
+      if (tier[static_cast<size_t>(v)] != run.tier || tiled[static_cast<size_t>(v)]++) {
+        return Error{ErrorCode::kInvalidArgument, "a tiled run has a vertex of another tier or run"};
+      }
+    }
+  }
+  Plan plan = describe(graph, cluster, request.objective, std::move(tier), std::move(tiled_runs));
   plan.algorithm = "given";
   plan.lower_bound = -kNotAllowed;
   return plan;
@@ -150,14 +219,17 @@ Result<Plan> adjust_plan(const Graph& graph, const Cluster& cluster, const PlanR
       return Error{ErrorCode::kInvalidArgument, strf("there is no vertex %d to adjust", v)};
     }
   }
-  FRUGAL_TRY(Plan kept, price_plan(graph, cluster, request, current.tier));
+  FRUGAL_TRY(Plan kept, price_plan(graph, cluster, request, current.tier, current.tiled_runs));
   FRUGAL_TRY(const std::vector<TierRange> allowed, allowed_tiers(graph, cluster, request));
   const CutProblem problem = make_problem(graph, cluster, request.objective, allowed);
   std::vector<int> labels = current.tier;
   adjust_locally(problem, affected, labels);
   kept.algorithm = "hpa";
   if (!Memory(graph, cluster).fits(labels)) return kept;
-  Plan plan = describe(graph, cluster, request.objective, std::move(labels));
+  std::vector<TiledRun> runs;
+  if (const int k = tiling_tier(cluster); k >= 0)
+    runs = TilePlanner(graph, cluster.tiers[static_cast<size_t>(k)], k).tile(labels);
+  Plan plan = describe(graph, cluster, request.objective, std::move(labels), std::move(runs));
   plan.algorithm = "hpa";
   plan.lower_bound = -kNotAllowed;
   return plan.objective <= kept.objective ? plan : kept;
@@ -174,6 +246,13 @@ std::string explain_plan(const Graph& graph, const Cluster& cluster, const PlanR
     text += strf("  %-8s %3d vertices, %s computing, %s of weights, %.3g J\n", cluster.tiers[k].name.c_str(),
                  share.n_vertices, human_seconds(share.seconds).c_str(),
                  human_bytes(static_cast<double>(share.weight_bytes)).c_str(), share.joules);
+    for (const TiledRun& run : plan.tiled_runs) {
+      if (static_cast<size_t>(run.tier) != k) continue;
+      text += strf("    tiled   '%s' to '%s' in %zu tiles, %s instead of one worker's\n",
+                   graph.vertices[static_cast<size_t>(run.vertices.front())].name.c_str(),
+                   graph.vertices[static_cast<size_t>(run.vertices.back())].name.c_str(), run.tiles.size(),
+                   human_seconds(run.seconds).c_str());
+    }
     if (k >= cluster.links.size() || (plan.links[k].n_tensors == 0 && plan.links[k].down_bytes == 0))
       continue;
     const LinkShare& link = plan.links[k];

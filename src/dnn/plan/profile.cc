@@ -44,10 +44,16 @@ std::string profile_to_json(const Graph& graph, const Profile& profile) {
       bytes += static_cast<double>(graph.tensors[static_cast<size_t>(t)].bytes);
     for (const int t : vertex.outputs)
       bytes += static_cast<double>(graph.tensors[static_cast<size_t>(t)].bytes);
+    const std::vector<int64_t> shape = vertex.outputs.empty()
+                                           ? std::vector<int64_t>()
+                                           : graph.tensors[static_cast<size_t>(vertex.outputs[0])].shape;
     vertices.push_back({{"name", vertex.name},
                         {"kind", vertex.kind},
                         {"flops", vertex.flops},
-                        {"bytes", bytes + static_cast<double>(vertex.weight_bytes)},
+                        {"tensor_bytes", bytes},
+                        {"weight_bytes", vertex.weight_bytes},
+                        {"plane", shape.size() == 4 ? shape[2] * shape[3] : 1},
+                        {"channels", shape.size() > 1 ? shape[1] : 1},
                         {"seconds", profile.measurement.vertex_seconds[v]}});
   }
   return json{{"format", "frugal-dnn-profile"},
@@ -55,6 +61,7 @@ std::string profile_to_json(const Graph& graph, const Profile& profile) {
               {"model", profile.model},
               {"model_hash", strf("%016lx", profile.model_hash)},
               {"threads", profile.n_threads},
+              {"predicted", profile.predicted},
               {"whole_seconds", profile.measurement.whole_seconds},
               {"vertices", vertices}}
              .dump(1, ' ', false, json::error_handler_t::replace) +
@@ -80,6 +87,7 @@ Result<Profile> profile_from_json(const Graph& graph, std::string_view text) {
     profile.model_hash = graph.model_hash;
     profile.model = root.value("model", "");
     profile.n_threads = root.value("threads", 1);
+    profile.predicted = root.value("predicted", false);
     profile.measurement.whole_seconds = root.at("whole_seconds").get<double>();
     for (const json& vertex : vertices) {
       const double seconds = vertex.at("seconds").get<double>();
@@ -121,6 +129,7 @@ Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown,
                        const Link& far) {
   static constexpr const char* kNames[] = {"device", "edge", "cloud"};
   // Assumed round figures: a phone-class board, a small server, a share of a large one; a European mix.
+  constexpr double kCallSeconds = 0.0002;  // waking a thread and starting a part, on this host
   static constexpr double kActive[] = {5, 60, 150}, kIdle[] = {1.5, 0, 0};
   Cluster cluster;
   for (size_t k = 0; k < 3; ++k) {
@@ -128,6 +137,7 @@ Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown,
     tier.name = kNames[k];
     for (const double seconds : profile.measurement.vertex_seconds)
       tier.vertex_seconds.push_back(seconds * slowdown[k]);
+    tier.call_seconds = kCallSeconds * slowdown[k];
     tier.active_watts = kActive[k];
     tier.idle_watts = kIdle[k];
     tier.gco2e_per_kwh = 250;

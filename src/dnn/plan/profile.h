@@ -15,6 +15,7 @@ struct Profile {
   uint64_t model_hash = 0;
   std::string model;
   int n_threads = 1;
+  bool predicted = false;  // from other models' profiles (regression.h), not measured
   Measurement measurement;
 };
 
@@ -36,7 +37,7 @@ Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown,
 // "latency", "energy", "bytes", "carbon", or a weighted sum: "latency=1,energy=0.2".
 Result<Objective> parse_objective(std::string_view text);
 
-// A plan as JSON, and back: docs/formats/dnn-plan.md.
+// A plan as JSON, and back: docs/formats/dnn-profile.md.
 std::string plan_to_json(const Graph& graph, const Cluster& cluster, const Plan& plan);
 
 }  // namespace frugal::dnn

@@ -126,10 +126,77 @@ TEST(Coordinator, DegradesToTheDeviceAloneAndRecovers) {
   EXPECT_TRUE(same(*outputs, expected));
   EXPECT_EQ(coordinator.last_cost().up_bytes[0], 0u);
   bench.edge->set_up(true);
+  for (int i = 0; i < 1000 && coordinator.n_live_tiers() < 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   outputs = coordinator.run_frame(input);
   ASSERT_TRUE(outputs.ok());
   EXPECT_TRUE(same(*outputs, expected));
   EXPECT_GT(coordinator.last_cost().up_bytes[0], 0u);
+}
+
+TEST(Coordinator, TilesOverSeveralWorkersGiveWhatTheWholeGives) {
+  for (const char* name : {"vgg16", "inception_v4"}) {
+    Bench bench(name);
+    Cluster cluster = bench.cluster;
+    cluster.tiers[1].worker_speeds = {1, 1, 0.5};
+    cluster.tiers[1].peer_latency_seconds = 0;
+    cluster.tiers[1].peer_bytes_per_second = 1e12;
+    // Perfect links within the edge, and no better tier: nearly all of it is worth tiling there.
+    for (double& seconds : cluster.tiers[2].vertex_seconds) seconds *= 10;
+    const Plan plan = make_plan(bench.network->graph(), cluster, {}).value();
+    ASSERT_FALSE(plan.tiled_runs.empty());
+    auto edge = std::make_shared<TierRunner>(bench.network, 1, 1);
+    std::vector<std::shared_ptr<TierRunner>> peers = {std::make_shared<TierRunner>(bench.network, 1, 1)};
+    edge->set_peers(std::make_shared<LocalPeers>(peers, 0, 1e9));  // the third worker is missing
+    Coordinator coordinator(
+        bench.device, std::make_shared<LocalHop>(edge, bench.cloud, named_link("lan").value()), cluster, {});
+    ASSERT_TRUE(coordinator.set_plan(plan.tier, plan.tiled_runs).ok());
+    const Values input = bench.input(1);
+    const auto outputs = coordinator.run_frame(input);
+    ASSERT_TRUE(outputs.ok()) << outputs.error().message;
+    EXPECT_TRUE(same(*outputs, bench.expected(input)));
+  }
+}
+
+TEST(FrameStream, AnswersEachFrameOnceAndInOrder) {
+  Bench bench("alexnet");
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, {});
+  const Values inputs[] = {bench.input(1), bench.input(2)};
+  const Values expected[] = {bench.expected(inputs[0]), bench.expected(inputs[1])};
+  std::vector<size_t> order;
+  int n_wrong = 0;
+  {
+    FrameStream stream(coordinator, 3, [&](size_t index, Result<Values> outputs, double) {
+      order.push_back(index);
+      n_wrong += !outputs.ok() || !same(*outputs, expected[index % 2]);
+    });
+    for (size_t i = 0; i < 40; ++i) stream.push(inputs[i % 2]);
+  }
+  ASSERT_EQ(order.size(), 40u);
+  for (size_t i = 0; i < order.size(); ++i) EXPECT_EQ(order[i], i);
+  EXPECT_EQ(n_wrong, 0);
+}
+
+TEST(Coordinator, LearnsThatALinkIsSlowerThanItWasTold) {
+  Bench bench("resnet18");
+  CoordinatorOptions options;
+  options.adapt = true;
+  options.retry_seconds = 0.01;
+  options.move_seconds = 0;
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, options);
+  const Values input = bench.input(1);
+  ASSERT_TRUE(coordinator.run_frame(input).ok());
+  ASSERT_GT(coordinator.last_cost().up_bytes[0], 0u);
+  Link slow = named_link("lan").value();
+  slow.up_bytes_per_second = 1e6;
+  bench.edge->set_link(slow);
+  bool moved = false;
+  for (int i = 0; i < 200 && !moved; ++i) {
+    ASSERT_TRUE(coordinator.run_frame(input).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    moved = coordinator.n_replans() > 1;
+  }
+  EXPECT_TRUE(moved);
 }
 
 TEST(Coordinator, HysteresisKeepsAPlanThatIsNearlyAsGood) {

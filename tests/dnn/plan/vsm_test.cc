@@ -1,0 +1,123 @@
+// Tiled plans: what they cost by hand, that they only ever save time, and that unequal workers get unequal
+// tiles.
+#include "dnn/plan/vsm.h"
+
+#include <gtest/gtest.h>
+
+#include "base/text.h"
+
+namespace frugal::dnn {
+namespace {
+
+// n convolutions of 3x3 with padding on a plane of 56x56, 16 channels.
+Graph conv_chain(int n) {
+  Graph graph;
+  for (int v = 0; v <= n; ++v) {
+    Vertex vertex;
+    vertex.name = strf("v%d", v);
+    vertex.kind = v == 0 ? "Input" : "Convolution";
+    vertex.flops = v == 0 ? 0 : 1e8;
+    Tensor tensor;
+    tensor.name = vertex.name;
+    tensor.type = "f32";
+    tensor.shape = {1, 16, 56, 56};
+    tensor.bytes = 16 * 56 * 56 * 4;
+    tensor.producer = v;
+    tensor.is_output = v == n;
+    if (v > 0) {
+      vertex.inputs = {v - 1};
+      Window window;
+      window.kernel = {3, 3};
+      window.pad_begin = {1, 1};
+      vertex.windows = {window};
+    }
+    if (v < n) tensor.consumers = {v + 1};
+    vertex.outputs = {v};
+    graph.vertices.push_back(vertex);
+    graph.tensors.push_back(tensor);
+  }
+  return graph;
+}
+
+Tier edge_of(const Graph& graph, std::vector<double> speeds, double bytes_per_second) {
+  Tier tier;
+  tier.name = "edge";
+  for (const Vertex& vertex : graph.vertices)
+    tier.vertex_seconds.push_back(vertex.kind == "Input" ? 0 : 0.056);
+  tier.worker_speeds = std::move(speeds);
+  tier.peer_bytes_per_second = bytes_per_second;
+  tier.peer_latency_seconds = 0.001;
+  return tier;
+}
+
+TEST(Vsm, ARunCostsWhatItsPartsCost) {
+  const Graph graph = conv_chain(2);
+  const Tier tier = edge_of(graph, {1, 1}, 1e6);
+  TiledRun run{1, {1, 2}, {{0, 28, 0, 56}, {28, 56, 0, 56}}, 0, 0};
+  ASSERT_TRUE(price_run(graph, tier, run).ok());
+  // A row costs a millisecond; the inner tile of the first convolution has one row of halo, its input two.
+  const double work = 0.028 + 0.029, row_bytes = 16 * 56 * 4;
+  EXPECT_NEAR(run.work_seconds, 2 * work, 1e-12);
+  EXPECT_NEAR(run.seconds, 0.001 + 30 * row_bytes / 1e6 + work + 0.001 + 28 * row_bytes / 1e6, 1e-12);
+}
+
+TEST(Vsm, TilesThatOverlapOrLeaveGapsAreRefused) {
+  const Graph graph = conv_chain(1);
+  const Tier tier = edge_of(graph, {1, 1}, 1e6);
+  TiledRun gap{1, {1}, {{0, 28, 0, 56}, {29, 56, 0, 56}}, 0, 0};
+  TiledRun overlap{1, {1}, {{0, 28, 0, 56}, {27, 55, 0, 56}}, 0, 0};
+  TiledRun outside{1, {1}, {{0, 57, 0, 56}}, 0, 0};
+  for (TiledRun* run : {&gap, &overlap, &outside}) EXPECT_FALSE(price_run(graph, tier, *run).ok());
+}
+
+TEST(Vsm, FastPeersAreUsedAndSlowLinksAreNot) {
+  const Graph graph = conv_chain(8);
+  const std::vector<int> labels(graph.vertices.size(), 1);
+  const double plain = 8 * 0.056;
+  const Tier fast = edge_of(graph, {1, 1, 1, 1}, 1e9);
+  double tiled = plain;
+  const std::vector<TiledRun> runs = TilePlanner(graph, fast, 1).tile(labels);
+  ASSERT_FALSE(runs.empty());
+  for (const TiledRun& run : runs) tiled += run.seconds - 0.056 * static_cast<double>(run.vertices.size());
+  EXPECT_LT(tiled, plain / 2.5);
+  EXPECT_TRUE(TilePlanner(graph, edge_of(graph, {1, 1, 1, 1}, 1e4), 1).tile(labels).empty());
+  EXPECT_TRUE(TilePlanner(graph, edge_of(graph, {1}, 1e9), 1).tile(labels).empty());
+  // On another tier there is nothing to tile.
+  EXPECT_TRUE(TilePlanner(graph, fast, 1).tile(std::vector<int>(graph.vertices.size(), 0)).empty());
+}
+
+TEST(Vsm, UnequalWorkersGetUnequalTiles) {
+  const Graph graph = conv_chain(4);
+  const std::vector<int> labels(graph.vertices.size(), 1);
+  const auto runs = TilePlanner(graph, edge_of(graph, {1, 0.25}, 1e9), 1).tile(labels);
+  ASSERT_FALSE(runs.empty());
+  for (const TiledRun& run : runs) {
+    ASSERT_EQ(run.tiles.size(), 2u);
+    EXPECT_GT(run.tiles[0].row_end - run.tiles[0].row_begin,
+              2 * (run.tiles[1].row_end - run.tiles[1].row_begin));
+  }
+}
+
+TEST(Vsm, PlansWithTilesNeverCostMoreThanWithout) {
+  const Graph graph = conv_chain(8);
+  for (const double rate : {1e5, 1e6, 1e7, 1e8}) {
+    Cluster cluster;
+    cluster.tiers = {edge_of(graph, {}, 1), edge_of(graph, {}, 1), edge_of(graph, {}, 1)};
+    for (double& seconds : cluster.tiers[0].vertex_seconds) seconds *= 4;
+    for (double& seconds : cluster.tiers[2].vertex_seconds) seconds *= 0.25;
+    Link link;
+    link.up_bytes_per_second = link.down_bytes_per_second = rate;
+    cluster.links = {link, link};
+    const Plan without = make_plan(graph, cluster, {}).value();
+    cluster.tiers[1].worker_speeds = {1, 1, 1, 1};
+    cluster.tiers[1].peer_bytes_per_second = 1e8;
+    const Plan with = make_plan(graph, cluster, {}).value();
+    EXPECT_LE(with.seconds, without.seconds * (1 + 1e-12));
+    // What the plan says is what pricing it again says.
+    const Plan again = price_plan(graph, cluster, {}, with.tier, with.tiled_runs).value();
+    EXPECT_NEAR(again.seconds, with.seconds, 1e-12);
+  }
+}
+
+}  // namespace
+}  // namespace frugal::dnn
