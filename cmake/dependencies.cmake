@@ -40,6 +40,12 @@ macro(frugal_find_system package debian)
 endmacro()
 frugal_find_system(nlohmann_json nlohmann-json3-dev)
 frugal_find_system(SQLite3 libsqlite3-dev)
+# Debian's own CMake package of libnats names a static library that it does not ship.
+find_library(FRUGAL_NATS nats)
+if(NOT FRUGAL_NATS)
+  message(FATAL_ERROR "libnats is missing: run `python3 scripts/bootstrap.py` (or `make`), or `apt-get install libnats-dev`, "
+    "then configure again.")
+endif()
 if(FRUGAL_DEVELOPER)
   frugal_find_system(CLI11 libcli11-dev)
   frugal_find_system(GTest libgtest-dev)
