@@ -168,6 +168,8 @@ struct GovernorOptions {
   double max_tick_s = 300;  // a tick that is longer is a clock jump: rates are forgotten, prices stay
   int sample_size = 256;    // recent requests whose rewards are kept, 16 to 65,536
   int sample_every = 8;     // one request of so many is kept, >= 1
+  // Windows end at multiples of window_s, so that allocators on one clock share them.
+  bool align_windows = false;
   bool hard_cap = true;     // once a window's budget is gone, serve the cheapest until it ends
   double alarm =
       0.25;  // a decider asks for an early tick when it has spent its tick's budget and this share more
@@ -256,6 +258,9 @@ class Governor : public std::enable_shared_from_this<Governor> {
   virtual Status set_prices(std::span<const double> prices) = 0;
   // Following: tick() keeps the accounts but leaves the prices to set_prices.
   virtual void follow(bool following) = 0;
+  // What other allocators under the same budgets have spent so far, cumulative, and their deciders: they count
+  // against the budgets from the next tick on.
+  virtual void set_others(const Amounts& spent, double requests, int n_deciders) = 0;
   // What was really spent beside what the table predicted, in resource k: later costs are scaled by the
   // smoothed ratio.
   virtual void report_measured(int k, double predicted, double measured) = 0;

@@ -86,11 +86,15 @@ struct LoggedChains {
 struct TrainOptions {
   RewardOptions model = {};
   int epochs = 15;
-  int batch = 128;
+  int batch = 128;  // requests
   double rate = 0.01;
   double l2 = 1e-5;
   double clip =
       10;  // largest weight of a log row relative to the mean: propensities near zero would drown the rest
+  // Where several chains of one request were logged (rows that follow each other with the same features), the
+  // weight of the error in their differences against the error in their mean. Differences decide between
+  // chains.
+  double contrast = 4;
   double holdout = 0.15;  // share of requests kept for calibration
   bool off_policy =
       true;  // weigh rows by 1 / propensity: the fit is then for chains chosen evenly, whatever the policy

@@ -1,55 +1,29 @@
 // The argmax over chains: the one thing that runs for every request.
-#include <cfloat>
-#include <cstring>
-#include <limits>
-
+#define FRUGAL_ARGMAX argmax_generic
+#include "budget/argmax.inc.h"
 #include "frugal/budget.h"
 
 namespace frugal::budget {
 
-namespace {
-constexpr size_t kLanes = 8;
-using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Ints = int __attribute__((vector_size(kLanes * sizeof(int))));
-}  // namespace
+#ifdef FRUGAL_HAVE_AVX2
+int argmax_avx2(const float* rewards, const float* priced_costs, size_t n);
+#endif
+
+ArgmaxKernel find_argmax_kernel(const char* name) {
+  if (std::strcmp(name, "generic") == 0) return argmax_generic;
+#ifdef FRUGAL_HAVE_AVX2
+  __builtin_cpu_init();
+  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2")) return argmax_avx2;
+#endif
+  return nullptr;
+}
 
 int argmax_net_reward(std::span<const float> rewards, std::span<const float> priced_costs) {
-  const size_t n = rewards.size();
-  float best_score = -std::numeric_limits<float>::infinity();
-  int best = -1;
-  size_t j = 0;
-  if (n >= kLanes) {
-    // Each lane keeps the best of its own column. A NaN fails both comparisons, an infinity the second or the
-    // first.
-    Floats lane_score = best_score - Floats{};
-    Ints lane_best = Ints{} - 1;
-    Ints index = {0, 1, 2, 3, 4, 5, 6, 7};
-    for (; j + kLanes <= n; j += kLanes) {
-      Floats reward, cost;
-      std::memcpy(&reward, rewards.data() + j, sizeof reward);
-      std::memcpy(&cost, priced_costs.data() + j, sizeof cost);
-      const Floats score = reward - cost;
-      const Ints better = (score > lane_score) & (score <= FLT_MAX);
-      lane_score = better ? score : lane_score;
-      lane_best = better ? index : lane_best;
-      index += static_cast<int>(kLanes);
-    }
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const bool tie = lane_score[lane] == best_score && lane_best[lane] >= 0 && lane_best[lane] < best;
-      if (lane_best[lane] >= 0 && (lane_score[lane] > best_score || tie)) {
-        best_score = lane_score[lane];
-        best = lane_best[lane];
-      }
-    }
-  }
-  for (; j < n; ++j) {
-    const float score = rewards[j] - priced_costs[j];
-    if (score > best_score && score <= FLT_MAX) {
-      best_score = score;
-      best = static_cast<int>(j);
-    }
-  }
-  return best;
+  static const ArgmaxKernel kernel = [] {
+    const ArgmaxKernel avx2 = find_argmax_kernel("avx2");
+    return avx2 != nullptr ? avx2 : argmax_generic;
+  }();
+  return kernel(rewards.data(), priced_costs.data(), rewards.size());
 }
 
 std::string_view decision_kind_name(DecisionKind kind) {

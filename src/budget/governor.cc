@@ -58,7 +58,9 @@ struct Totals {
   Amounts spent{};
   double reward = 0;
   std::array<uint64_t, 4> kinds{};
-  uint64_t requests() const { return kinds[0] + kinds[1] + kinds[2] + kinds[3]; }
+  double others = 0;  // requests of other allocators
+  uint64_t own_requests() const { return kinds[0] + kinds[1] + kinds[2] + kinds[3]; }
+  double requests() const { return static_cast<double>(own_requests()) + others; }
 };
 
 }  // namespace
@@ -246,6 +248,12 @@ class GovernorImpl final : public Governor {
     const std::lock_guard lock(shared_->mutex);
     following_ = following;
   }
+  void set_others(const Amounts& spent, double requests, int n_deciders) override {
+    const std::lock_guard lock(shared_->mutex);
+    others_spent_ = spent;
+    others_requests_ = requests;
+    others_deciders_ = n_deciders;
+  }
   void report_measured(int k, double predicted, double measured) override;
   GovernorState state() const override;
   const ChainTable& table() const override { return *shared_->table; }
@@ -267,6 +275,9 @@ class GovernorImpl final : public Governor {
   Totals gone_, at_tick_, at_window_;  // gone_: of deciders that were closed
   Amounts window_budget_{};
   Amounts measured_ratio_{1, 1, 1, 1};
+  Amounts others_spent_{};
+  double others_requests_ = 0, own_share_ = 1;
+  int others_deciders_ = 0;
   uint64_t clock_jumps_ = 0;
 };
 
@@ -297,6 +308,9 @@ Totals GovernorImpl::totals() const {
 
 void GovernorImpl::open_window(double now_s) {
   window_end_s_ = now_s + options_.window_s;
+  if (options_.align_windows) {  // the half a thousandth: a tick just before a boundary opens the next window
+    window_end_s_ = (std::floor(now_s / options_.window_s + 5e-4) + 1) * options_.window_s;
+  }
   for (size_t k = 0; k < n_resources(); ++k) {
     window_budget_[k] = resources_[k].per_request ? 0 : resources_[k].budget.amount(now_s, window_end_s_);
   }
@@ -306,7 +320,7 @@ void GovernorImpl::open_window(double now_s) {
 void GovernorImpl::tick(double now_s) {
   const std::lock_guard lock(shared_->mutex);
   shared_->tick_wanted.store(false, std::memory_order_relaxed);
-  const Totals now = totals();
+  Totals now = totals();
   if (!shared_->closed.empty()) {  // their sums move into gone_, once
     Totals open_only = now;
     for (const auto& counters : shared_->open) {
@@ -321,6 +335,9 @@ void GovernorImpl::tick(double now_s) {
     gone_ = open_only;
     shared_->closed.clear();
   }
+  // From here on `now` is of all who share the budgets.
+  for (size_t k = 0; k < n_resources(); ++k) now.spent[k] += others_spent_[k];
+  now.others = others_requests_;
   const double dt = now_s - last_s_;
   const bool jumped = started_ && !(dt >= 0 && dt <= options_.max_tick_s);  // a NaN is a jump too
   if (!std::isfinite(now_s)) {
@@ -344,7 +361,10 @@ void GovernorImpl::tick(double now_s) {
   TickReport report;
   report.now_s = now_s;
   report.dt_s = dt;
-  report.requests = static_cast<double>(now.requests() - at_tick_.requests());
+  report.requests = std::max(0.0, now.requests() - at_tick_.requests());
+  own_share_ = report.requests > 0
+                   ? static_cast<double>(now.own_requests() - at_tick_.own_requests()) / report.requests
+                   : 1;
   report.table = shared_->table.get();
   unmeetable_ = false;
   for (size_t k = 0; k < n_resources(); ++k) {
@@ -371,8 +391,7 @@ void GovernorImpl::tick(double now_s) {
   for (size_t k = 0; k < n_resources(); ++k) {
     const double used = now.spent[k] - at_window_.spent[k];
     if (resources_[k].per_request) {
-      window_budget_[k] =
-          resources_[k].budget.rate(now_s) * static_cast<double>(now.requests() - at_window_.requests());
+      window_budget_[k] = resources_[k].budget.rate(now_s) * (now.requests() - at_window_.requests());
       // What the window still owes or holds is spread over the requests expected in the rest of it.
       report.window_left[k] = window_budget_[k] - used + report.next_budget[k] * report.window_left_s / dt;
     } else {
@@ -395,6 +414,10 @@ void GovernorImpl::tick(double now_s) {
 void GovernorImpl::publish(double now_s, const Amounts& tick_budget, double requests_s) {
   Terms& terms = shared_->terms;
   const double n_deciders = std::max<double>(1, static_cast<double>(shared_->open.size()));
+  // A decider's share of what is left: among all allocators by their traffic, among one's own evenly. Who had
+  // next to no traffic still gets a quarter of an even share.
+  const double even = n_deciders / (n_deciders + static_cast<double>(others_deciders_));
+  const double mine = (others_deciders_ > 0 ? std::clamp(own_share_, even / 4, 1.0) : 1.0) / n_deciders;
   for (size_t k = 0; k < n_resources(); ++k) {
     const ResourceOptions& resource = resources_[k];
     terms.scale[k] =
@@ -404,8 +427,8 @@ void GovernorImpl::publish(double now_s, const Amounts& tick_budget, double requ
     const double least =
         shared_->table->costs(static_cast<int>(k))[static_cast<size_t>(shared_->table->cheapest())];
     const double reserve = least * terms.scale[k] * requests_s * std::max(0.0, window_end_s_ - now_s);
-    terms.left[k] = capped ? std::max(0.0, window_budget_[k] - used - reserve) / n_deciders : kInfinity;
-    terms.alarm[k] = resource.per_request ? kInfinity : tick_budget[k] * (1 + options_.alarm) / n_deciders;
+    terms.left[k] = capped ? std::max(0.0, window_budget_[k] - used - reserve) * mine : kInfinity;
+    terms.alarm[k] = resource.per_request ? kInfinity : tick_budget[k] * (1 + options_.alarm) * mine;
   }
   ++terms.tick;
   shared_->version.fetch_add(1, std::memory_order_release);
@@ -442,9 +465,10 @@ GovernorState GovernorImpl::state() const {
   GovernorState state;
   state.prices = shared_->terms.prices;
   state.version = shared_->version.load(std::memory_order_relaxed);
-  state.requests = now.requests();
+  state.requests = now.own_requests();
   state.spent = now.spent;
-  for (size_t k = 0; k < n_resources(); ++k) state.window_spent[k] = now.spent[k] - at_window_.spent[k];
+  for (size_t k = 0; k < n_resources(); ++k)
+    state.window_spent[k] = now.spent[k] + others_spent_[k] - at_window_.spent[k];
   state.window_budget = window_budget_;
   state.no_reward = now.kinds[static_cast<size_t>(DecisionKind::kNoReward)];
   state.exhausted = now.kinds[static_cast<size_t>(DecisionKind::kExhausted)];

@@ -2,55 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <filesystem>
+#include <map>
 #include <numeric>
 
 #include "base/check.h"
-#include "base/file.h"
 #include "base/text.h"
+#include "cascade/npy.h"
 
 namespace frugal::cascade {
 namespace {
 
-// The .npy format (NumPy enhancement proposal 1), versions 1 and 2, little-endian float32 in C order, two
-// dimensions.
-Result<std::vector<float>> read_npy(const std::string& path, size_t columns, int& rows) {
-  FRUGAL_TRY(const std::string bytes, read_file(path, size_t{2} << 30));
-  const auto corrupt = [&](const std::string& what) {
-    return Error{ErrorCode::kCorrupt, path + ": " + what};
-  };
-  if (bytes.size() < 12 || std::memcmp(bytes.data(), "\x93NUMPY", 6) != 0) return corrupt("not an .npy file");
-  const auto byte = [&](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(bytes[i])); };
-  const bool wide = byte(6) >= 2;
-  const size_t length =
-      wide ? byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24 : byte(8) | byte(9) << 8;
-  const size_t begin = (wide ? 12 : 10) + length;
-  if (begin > bytes.size()) return corrupt("its header is cut off");
-  const std::string header = bytes.substr(wide ? 12 : 10, length);
-  if (header.find("'<f4'") == std::string::npos || header.find("False") == std::string::npos) {
-    return corrupt("holds something other than float32 in C order");
-  }
-  const size_t open = header.find('(');
-  if (open == std::string::npos) return corrupt("its header has no shape");
-  char* end = nullptr;
-  const unsigned long long n = std::strtoull(header.c_str() + open + 1, &end, 10);
-  const unsigned long long m = *end == ',' ? std::strtoull(end + 1, &end, 10) : 0;
-  if (m != columns) return corrupt(strf("has %llu columns, the cascade needs %zu", m, columns));
-  if (n == 0 || n > (size_t{1} << 28) || bytes.size() - begin != n * m * sizeof(float))
-    return corrupt("its size is not what its shape says: truncated?");
-  std::vector<float> values(static_cast<size_t>(n * m));
-  std::memcpy(values.data(), bytes.data() + begin, values.size() * sizeof(float));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values[i]))
-      return corrupt(strf("row %zu holds a value that is not finite", i / columns));
-  }
-  rows = static_cast<int>(n);
-  return values;
-}
-
 struct Outcome {
   double flops = 0, reward = 0;
   std::vector<float> request_flops, request_reward;  // [n]
+  std::vector<int> request_chain;                    // [n]
 };
 
 // Decides every request by `predicted` [n, n_chains] at a price, counts what it really earns.
@@ -63,6 +29,7 @@ Outcome decide_all(const budget::ChainTable& table, std::span<const float> predi
   for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
     const int best = budget::argmax_net_reward(predicted.subspan(i * n_chains, n_chains), priced);
     const auto j = static_cast<size_t>(best < 0 ? table.cheapest() : best);
+    outcome.request_chain.push_back(static_cast<int>(j));
     outcome.request_flops.push_back(static_cast<float>(table.costs(0)[j]));
     outcome.request_reward.push_back(truth[i * n_chains + j]);
     outcome.flops += table.costs(0)[j];
@@ -73,17 +40,62 @@ Outcome decide_all(const budget::ChainTable& table, std::span<const float> predi
   return outcome;
 }
 
-// The price on the given requests at which `measure` of the outcome falls to `target`.
-template <typename Measure>
-double price_where(const budget::ChainTable& table, std::span<const float> predicted,
-                   std::span<const float> truth, int n, double target, Measure measure) {
-  double low = std::log(1e-14), high = std::log(1e-3);
-  if (measure(decide_all(table, predicted, truth, n, 0)) <= target) return 0;
+constexpr double kLowestPrice = 1e-14, kHighestPrice = 1e-3;  // clicks a FLOP: beyond either nothing changes
+
+// The price on the given requests at which a request takes `flops` in the mean, which falls with the price.
+double price_for_flops(const budget::ChainTable& table, std::span<const float> predicted,
+                       std::span<const float> truth, int n, double flops) {
+  if (decide_all(table, predicted, truth, n, 0).flops <= flops) return 0;
+  double low = std::log(kLowestPrice), high = std::log(kHighestPrice);
   for (int step = 0; step < 36; ++step) {
     const double middle = 0.5 * (low + high);
-    (measure(decide_all(table, predicted, truth, n, std::exp(middle))) > target ? low : high) = middle;
+    (decide_all(table, predicted, truth, n, std::exp(middle)).flops > flops ? low : high) = middle;
   }
-  return std::exp(low);
+  return std::exp(high);
+}
+
+constexpr int kGrid = 160;  // prices that are tried for equal reward
+
+double grid_price(int g) {
+  return g == 0 ? 0 : kLowestPrice * std::pow(kHighestPrice / kLowestPrice, static_cast<double>(g) / kGrid);
+}
+
+// What a request earns in the mean at each price of the grid. [kGrid + 1]
+std::vector<double> rewards_by_price(const budget::ChainTable& table, std::span<const float> predicted,
+                                     std::span<const float> truth, int n) {
+  std::vector<double> rewards;
+  for (int g = 0; g <= kGrid; ++g)
+    rewards.push_back(decide_all(table, predicted, truth, n, grid_price(g)).reward);
+  return rewards;
+}
+
+// The largest price of the grid at which a request still earns `target`; below 0: no price does. What is
+// earned at a price is noisy, so it is first made to fall with the price (isotonic regression by pooling
+// adjacent violators): a lucky point does not set the price.
+double price_for_reward(std::span<const double> rewards, double target) {
+  struct Block {
+    double sum;
+    int n;
+    double mean() const { return sum / n; }
+  };
+  std::vector<Block> blocks;
+  for (const double reward : rewards) {
+    blocks.push_back({reward, 1});
+    while (blocks.size() > 1 && blocks.back().mean() > blocks[blocks.size() - 2].mean()) {
+      const Block last = blocks.back();
+      blocks.pop_back();
+      blocks.back().sum += last.sum;
+      blocks.back().n += last.n;
+    }
+  }
+  double price = -1;
+  int g = 0;
+  for (const Block& block : blocks) {
+    if (block.mean() < target) break;
+    g += block.n;
+    price = grid_price(g - 1);
+  }
+  return price;
 }
 
 std::vector<float> predict_all(const RewardModel& model, const Replayed& requests) {
@@ -114,19 +126,76 @@ void restrict_chains(std::vector<float>& predicted, const CascadeSpec& spec, Pol
   }
 }
 
-Replayed take(const Replayed& from, std::span<const int> rows, size_t d, size_t m) {
-  Replayed some;
-  some.n = static_cast<int>(rows.size());
-  for (const int row : rows) {
-    const auto i = static_cast<std::ptrdiff_t>(row);
-    const auto fd = static_cast<std::ptrdiff_t>(d), fm = static_cast<std::ptrdiff_t>(m);
-    some.features.insert(some.features.end(), from.features.begin() + i * fd,
-                         from.features.begin() + (i + 1) * fd);
-    some.rewards.insert(some.rewards.end(), from.rewards.begin() + i * fm,
-                        from.rewards.begin() + (i + 1) * fm);
-  }
-  return some;
+// A user's fold, drawn from its number alone.
+int fold_of(int user, uint64_t seed, int folds) {
+  return static_cast<int>(Rng(static_cast<uint64_t>(user), 71 + seed).below(static_cast<uint32_t>(folds)));
 }
+
+// What the best static chain earns on requests that it was not chosen by: in each fold, the chain that is
+// best on the others. On the requests that chose it, the best of many chains looks better than it is, and no
+// policy that is judged on unseen requests could be asked to match that.
+double static_reward_across(const Replayed& fit, size_t m, uint64_t seed, int folds) {
+  std::vector<std::vector<double>> sums(static_cast<size_t>(folds), std::vector<double>(m, 0));
+  std::vector<double> all(m, 0);
+  for (size_t i = 0; i < static_cast<size_t>(fit.n); ++i) {
+    auto& sum = sums[static_cast<size_t>(fold_of(fit.user[i], seed, folds))];
+    for (size_t j = 0; j < m; ++j) {
+      const auto reward = static_cast<double>(fit.rewards[i * m + j]);
+      sum[j] += reward;
+      all[j] += reward;
+    }
+  }
+  double earned = 0;
+  for (const auto& inside : sums) {
+    size_t best = 0;
+    for (size_t j = 1; j < m; ++j) {
+      if (all[j] - inside[j] > all[best] - inside[best]) best = j;
+    }
+    earned += inside[best];
+  }
+  return earned / fit.n;
+}
+
+// Predictions for every request by models that never saw a request of the same user.
+Result<std::vector<float>> predict_across(const CascadeSpec& spec, const Replayed& fit, int folds,
+                                          int logs_per_request, const TrainOptions& train) {
+  const auto d = static_cast<size_t>(spec.n_features()), m = static_cast<size_t>(spec.n_chains());
+  std::vector<float> all(static_cast<size_t>(fit.n) * m);
+  for (int fold = 0; fold < folds; ++fold) {
+    std::vector<int> inside, outside;
+    for (int i = 0; i < fit.n; ++i)
+      (fold_of(fit.user[static_cast<size_t>(i)], train.seed, folds) == fold ? inside : outside).push_back(i);
+    if (inside.empty()) continue;
+    FRUGAL_TRY(const RewardModel model,
+               RewardModel::train(
+                   spec, sample_logs(fit, outside, spec.n_chains(), logs_per_request, train.seed), train));
+    for (const int i : inside) {
+      const auto at = static_cast<size_t>(i);
+      model.predict(std::span(fit.features).subspan(at * d, d), std::span(all).subspan(at * m, m));
+    }
+  }
+  return all;
+}
+
+// Draws users with repetition: the requests of one user are alike, so that requests drawn alone would make
+// the intervals too narrow.
+class UserBootstrap {
+ public:
+  explicit UserBootstrap(const Replayed& requests) {
+    std::map<int, std::vector<size_t>> by_user;
+    for (size_t i = 0; i < requests.user.size(); ++i) by_user[requests.user[i]].push_back(i);
+    for (auto& [user, rows] : by_user) users_.push_back(std::move(rows));
+  }
+  template <typename Visit>
+  void draw(Rng& rng, Visit visit) const {
+    for (size_t u = 0; u < users_.size(); ++u) {
+      for (const size_t i : users_[rng.below(static_cast<uint32_t>(users_.size()))]) visit(i);
+    }
+  }
+
+ private:
+  std::vector<std::vector<size_t>> users_;
+};
 
 std::vector<double> mean_rewards(const Replayed& requests, size_t m) {
   std::vector<double> mean(m, 0);
@@ -145,13 +214,22 @@ double quantile(std::vector<double> values, double q) {
 
 Result<Replayed> load_replayed(const std::string& folder, const std::string& split, const CascadeSpec& spec) {
   Replayed replayed;
-  int rows = 0;
-  FRUGAL_TRY(replayed.features,
-             read_npy(folder + "/features_" + split + ".npy", spec.features.size(), replayed.n));
-  FRUGAL_TRY(replayed.rewards, read_npy(folder + "/rewards_" + split + ".npy", spec.chains.size(), rows));
-  if (rows != replayed.n)
-    return {ErrorCode::kCorrupt, strf("%s: %d rows of features and %d of rewards in split '%s'",
-                                      folder.c_str(), replayed.n, rows, split.c_str())};
+  FRUGAL_TRY(auto features, read_floats(folder + "/features_" + split + ".npy", spec.n_features()));
+  FRUGAL_TRY(auto rewards, read_floats(folder + "/rewards_" + split + ".npy", spec.n_chains()));
+  replayed.n = features.rows;
+  replayed.user.resize(static_cast<size_t>(replayed.n));
+  std::iota(replayed.user.begin(), replayed.user.end(), 0);
+  const std::string users = folder + "/user_" + split + ".npy";
+  if (std::filesystem::exists(users)) {
+    FRUGAL_TRY(auto user, read_integers(users, 1));
+    replayed.user = std::move(user.values);
+  }
+  if (rewards.rows != replayed.n || replayed.user.size() != static_cast<size_t>(replayed.n))
+    return {ErrorCode::kCorrupt,
+            strf("%s: %d rows of features, %d of rewards and %zu of users in split '%s'", folder.c_str(),
+                 replayed.n, rewards.rows, replayed.user.size(), split.c_str())};
+  replayed.features = std::move(features.values);
+  replayed.rewards = std::move(rewards.values);
   return replayed;
 }
 
@@ -192,152 +270,229 @@ std::string_view policy_name(PolicyKind kind) {
   return "";
 }
 
-Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
-                            const EvaluateOptions& options) {
-  if (options.seeds < 1 || options.logs_per_request < 1 || options.resamples < 10) {
-    return {ErrorCode::kInvalidArgument, "seeds and logs_per_request are at least 1, resamples at least 10"};
+namespace {
+
+constexpr PolicyKind kKinds[] = {PolicyKind::kStatic, PolicyKind::kDcaf, PolicyKind::kCras,
+                                 PolicyKind::kGreenFlow, PolicyKind::kOracle};
+constexpr size_t kGreen = 3;  // its place in kKinds
+
+// What one seed gives each policy: predictions on the fitting requests (never by a model that saw the user)
+// and on the test requests. [n, n_chains]
+struct Predictions {
+  std::vector<float> fit, test;
+};
+
+class Evaluator {
+ public:
+  Evaluator(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
+            const EvaluateOptions& options, std::shared_ptr<const budget::ChainTable> table)
+      : spec_(spec),
+        fit_(fit),
+        test_(test),
+        options_(options),
+        table_(std::move(table)),
+        m_(static_cast<size_t>(spec.n_chains())),
+        fit_mean_(mean_rewards(fit, m_)),
+        test_mean_(mean_rewards(test, m_)),
+        bootstrap_(test),
+        gains_(std::size(kKinds)),
+        half_reward_(std::size(kKinds), 0) {}
+
+  Result<Evaluation> run() {
+    choose_static();
+    for (int seed = 1; seed <= options_.seeds; ++seed) {
+      if (options_.progress) options_.progress(strf("seed %d of %d", seed, options_.seeds));
+      FRUGAL_TRY_STATUS(one_seed(static_cast<uint64_t>(seed)));
+    }
+    equal_reward();
+    finish();
+    return std::move(result_);
   }
-  FRUGAL_TRY(const auto table, chain_table(spec, {}));
-  const auto d = static_cast<size_t>(spec.n_features()), m = static_cast<size_t>(spec.n_chains());
-  Evaluation result;
-  result.seeds = options.seeds;
-  const std::vector<double> fit_mean = mean_rewards(fit, m), test_mean = mean_rewards(test, m);
-  const auto cost = table->costs(0);
-  const auto best_within = [&](double budget) {
-    int best = table->cheapest_in(0);
-    for (size_t j = 0; j < m; ++j) {
-      if (cost[j] > budget) continue;
+
+ private:
+  double cost(size_t j) const { return table_->costs(0)[j]; }
+
+  int best_within(double budget) const {
+    int best = table_->cheapest_in(0);
+    for (size_t j = 0; j < m_; ++j) {
+      if (cost(j) > budget) continue;
       const auto b = static_cast<size_t>(best);
-      if (fit_mean[j] > fit_mean[b] || (fit_mean[j] == fit_mean[b] && cost[j] < cost[b]))
+      if (fit_mean_[j] > fit_mean_[b] || (fit_mean_[j] == fit_mean_[b] && cost(j) < cost(b)))
         best = static_cast<int>(j);
     }
     return best;
-  };
-  result.static_chain = best_within(INFINITY);
-  const auto s = static_cast<size_t>(result.static_chain);
-  result.static_flops = cost[s];
-  result.static_reward = test_mean[s];
-  // Budgets from the cheapest to the dearest chain, evenly in the logarithm.
-  constexpr int kPoints = 16;
-  std::vector<double> budgets;
-  const double least = cost[static_cast<size_t>(table->cheapest_in(0))],
-               most = cost[static_cast<size_t>(table->dearest_in(0))];
-  for (int b = 0; b < kPoints; ++b) budgets.push_back(least * std::pow(most / least, (b + 0.5) / kPoints));
-  const std::vector<PolicyKind> kinds{PolicyKind::kStatic, PolicyKind::kDcaf, PolicyKind::kCras,
-                                      PolicyKind::kGreenFlow, PolicyKind::kOracle};
-  for (const PolicyKind kind : kinds)
-    result.curves.push_back({kind, std::vector<PolicyPoint>(budgets.size())});
-  for (size_t b = 0; b < budgets.size(); ++b) {
-    const auto j = static_cast<size_t>(best_within(budgets[b]));
-    result.curves[0].points[b] = {budgets[b], cost[j], test_mean[j]};
   }
 
-  const auto flops_of = [](const Outcome& o) { return o.flops; };
-  const auto reward_of = [](const Outcome& o) { return o.reward; };
-  const double half = 0.5 * result.static_flops;
-  const auto half_static = static_cast<size_t>(best_within(half));
-  std::vector<double> saved, ratio;
-  std::vector<std::vector<double>> gains(kinds.size());
-  std::vector<double> half_reward(kinds.size(), 0);
-  for (int seed = 1; seed <= options.seeds; ++seed) {
-    Rng rng(static_cast<uint64_t>(seed), 61);
-    std::vector<int> order(static_cast<size_t>(fit.n));
-    std::iota(order.begin(), order.end(), 0);
-    for (size_t i = order.size(); i > 1; --i)
-      std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
-    const size_t n_train = order.size() * 7 / 10;
-    const Replayed pricing = take(fit, std::span(order).subspan(n_train), d, m);
-    const LoggedChains logs = sample_logs(fit, std::span(order).first(n_train), spec.n_chains(),
-                                          options.logs_per_request, static_cast<uint64_t>(seed));
-    TrainOptions train = options.train;
-    train.seed = static_cast<uint64_t>(seed);
-    FRUGAL_TRY(const RewardModel model, RewardModel::train(spec, logs, train));
+  void choose_static() {
+    result_.seeds = options_.seeds;
+    result_.static_chain = best_within(INFINITY);
+    static_ = static_cast<size_t>(result_.static_chain);
+    result_.static_flops = cost(static_);
+    result_.static_reward = test_mean_[static_];
+    // Budgets from the cheapest to the dearest chain, evenly in the logarithm.
+    constexpr int kPoints = 16;
+    const double least = cost(static_cast<size_t>(table_->cheapest_in(0))),
+                 most = cost(static_cast<size_t>(table_->dearest_in(0)));
+    for (int b = 0; b < kPoints; ++b) budgets_.push_back(least * std::pow(most / least, (b + 0.5) / kPoints));
+    for (const PolicyKind kind : kKinds)
+      result_.curves.push_back({kind, std::vector<PolicyPoint>(budgets_.size())});
+    for (size_t b = 0; b < budgets_.size(); ++b) {
+      const auto j = static_cast<size_t>(best_within(budgets_[b]));
+      result_.curves[0].points[b] = {budgets_[b], cost(j), test_mean_[j]};
+    }
+    // A plainer way to save: the cheapest chain for everyone that earns within 1 % of the best.
+    size_t near = static_;
+    for (size_t j = 0; j < m_; ++j) {
+      if (fit_mean_[j] >= 0.99 * fit_mean_[static_] && cost(j) < cost(near)) near = j;
+    }
+    result_.near_chain = static_cast<int>(near);
+    result_.near_flops = cost(near);
+    result_.near_reward = test_mean_[near];
+    half_ = 0.5 * result_.static_flops;
+    half_static_ = static_cast<size_t>(best_within(half_));
+    half_reward_[0] = test_mean_[half_static_];
+  }
+
+  Status one_seed(uint64_t seed) {
+    std::vector<int> everyone(static_cast<size_t>(fit_.n));
+    std::iota(everyone.begin(), everyone.end(), 0);
+    TrainOptions train = options_.train;
+    train.seed = seed;
+    const LoggedChains logs = sample_logs(fit_, everyone, spec_.n_chains(), options_.logs_per_request, seed);
+    const auto predictions = [&](const RewardModel& model) -> Result<Predictions> {
+      FRUGAL_TRY(auto across, predict_across(spec_, fit_, options_.folds, options_.logs_per_request, train));
+      return Predictions{std::move(across), predict_all(model, test_)};
+    };
+    FRUGAL_TRY(auto trained, RewardModel::train(spec_, logs, train));
+    result_.model = std::make_shared<const RewardModel>(std::move(trained));
+    FRUGAL_TRY(const Predictions whole, predictions(*result_.model));
     train.model.recursive = false;  // CRAS takes the stages for independent
-    FRUGAL_TRY(const RewardModel independent, RewardModel::train(spec, logs, train));
+    FRUGAL_TRY(const RewardModel independent, RewardModel::train(spec_, logs, train));
+    FRUGAL_TRY(const Predictions apart, predictions(independent));
 
-    std::vector<Outcome> at_half(kinds.size());
-    for (size_t k = 1; k < kinds.size(); ++k) {
-      const PolicyKind kind = kinds[k];
-      std::vector<float> on_pricing =
-          kind == PolicyKind::kOracle ? pricing.rewards
-                                      : predict_all(kind == PolicyKind::kCras ? independent : model, pricing);
-      std::vector<float> on_test = kind == PolicyKind::kOracle
-                                       ? test.rewards
-                                       : predict_all(kind == PolicyKind::kCras ? independent : model, test);
+    Rng rng(seed, 61);
+    std::vector<Outcome> at_half(std::size(kKinds));
+    for (size_t k = 1; k < std::size(kKinds); ++k) {
+      const PolicyKind kind = kKinds[k];
+      Predictions mine = kind == PolicyKind::kOracle ? Predictions{fit_.rewards, test_.rewards}
+                         : kind == PolicyKind::kCras ? apart
+                                                     : whole;
       if (kind == PolicyKind::kDcaf || kind == PolicyKind::kCras) {
-        restrict_chains(on_pricing, spec, kind, result.static_chain);
-        restrict_chains(on_test, spec, kind, result.static_chain);
+        restrict_chains(mine.fit, spec_, kind, result_.static_chain);
+        restrict_chains(mine.test, spec_, kind, result_.static_chain);
       }
-      for (size_t b = 0; b < budgets.size(); ++b) {
-        const double price =
-            price_where(*table, on_pricing, pricing.rewards, pricing.n, budgets[b], flops_of);
-        const Outcome outcome = decide_all(*table, on_test, test.rewards, test.n, price);
-        PolicyPoint& point = result.curves[k].points[b];
-        point.budget = budgets[b];
-        point.flops += outcome.flops / options.seeds;
-        point.reward += outcome.reward / options.seeds;
+      for (size_t b = 0; b < budgets_.size(); ++b) {
+        const Outcome outcome = at_budget(mine, budgets_[b]);
+        PolicyPoint& point = result_.curves[k].points[b];
+        point.budget = budgets_[b];
+        point.flops += outcome.flops / options_.seeds;
+        point.reward += outcome.reward / options_.seeds;
       }
-      const double half_price = price_where(*table, on_pricing, pricing.rewards, pricing.n, half, flops_of);
-      at_half[k] = decide_all(*table, on_test, test.rewards, test.n, half_price);
-      half_reward[k] += at_half[k].reward / options.seeds;
-      if (kind != PolicyKind::kGreenFlow) continue;
-      // Equal reward: the price at which the pricing requests would have earned what the best static chain
-      // earns on them.
-      const double target = mean_rewards(pricing, m)[s];
-      const double price = price_where(*table, on_pricing, pricing.rewards, pricing.n, target, reward_of);
-      const Outcome equal = decide_all(*table, on_test, test.rewards, test.n, price);
-      result.equal_flops += equal.flops / options.seeds;
-      result.equal_reward += equal.reward / options.seeds;
-      for (int r = 0; r < options.resamples; ++r) {
-        double flops = 0, reward = 0, fixed = 0;
-        for (int i = 0; i < test.n; ++i) {
-          const size_t at = rng.below(static_cast<uint32_t>(test.n));
-          flops += static_cast<double>(equal.request_flops[at]);
-          reward += static_cast<double>(equal.request_reward[at]);
-          fixed += static_cast<double>(test.rewards[at * m + s]);
-        }
-        saved.push_back(1 - flops / test.n / result.static_flops);
-        ratio.push_back(reward / std::max(fixed, 1e-9));
-      }
-      result.chain_share.assign(m, 0);
-      for (const float flops : equal.request_flops) {
-        // Several chains never cost the very same float here unless they are the same chain.
-        for (size_t j = 0; j < m; ++j) {
-          if (static_cast<float>(cost[j]) == flops) {
-            result.chain_share[j] += 1.0 / test.n;
-            break;
-          }
-        }
+      at_half[k] = at_budget(mine, half_);
+      half_reward_[k] += at_half[k].reward / options_.seeds;
+      if (k == kGreen) {
+        // Chance differs from seed to seed, the price that is right does not: curves are averaged over seeds.
+        const auto curve = rewards_by_price(*table_, mine.fit, fit_.rewards, fit_.n);
+        fit_curve_.resize(curve.size());
+        for (size_t g = 0; g < curve.size(); ++g) fit_curve_[g] += curve[g] / options_.seeds;
+        target_ += static_reward_across(fit_, m_, seed, options_.folds) / options_.seeds;
+        green_test_.push_back(std::move(mine.test));
       }
     }
-    const Outcome& green = at_half[3];
-    for (size_t k = 0; k < kinds.size(); ++k) {
-      if (kinds[k] == PolicyKind::kGreenFlow) continue;
-      for (int r = 0; r < options.resamples; ++r) {
+    for (size_t k = 0; k < std::size(kKinds); ++k) {
+      if (k == kGreen) continue;
+      for (int r = 0; r < options_.resamples; ++r) {
         double ours = 0, theirs = 0;
-        for (int i = 0; i < test.n; ++i) {
-          const size_t at = rng.below(static_cast<uint32_t>(test.n));
-          ours += static_cast<double>(green.request_reward[at]);
-          theirs += static_cast<double>(k == 0 ? test.rewards[at * m + half_static]
-                                               : at_half[k].request_reward[at]);
-        }
-        gains[k].push_back(ours / std::max(theirs, 1e-9) - 1);
+        bootstrap_.draw(rng, [&](size_t i) {
+          ours += static_cast<double>(at_half[kGreen].request_reward[i]);
+          theirs += static_cast<double>(k == 0 ? test_.rewards[i * m_ + half_static_]
+                                               : at_half[k].request_reward[i]);
+        });
+        gains_[k].push_back(ours / std::max(theirs, 1e-9) - 1);
       }
     }
+    return {};
   }
-  half_reward[0] = test_mean[half_static];
-  result.flops_saved = 1 - result.equal_flops / result.static_flops;
-  result.saved_low = quantile(saved, 0.025);
-  result.saved_high = quantile(saved, 0.975);
-  result.reward_ratio = result.equal_reward / result.static_reward;
-  result.ratio_low = quantile(ratio, 0.025);
-  result.ratio_high = quantile(ratio, 0.975);
-  for (size_t k = 0; k < kinds.size(); ++k) {
-    if (gains[k].empty()) continue;
-    result.at_equal_compute.push_back({kinds[k], half_reward[k], half_reward[3] / half_reward[k] - 1,
-                                       quantile(gains[k], 0.025), quantile(gains[k], 0.975)});
+
+  Outcome at_budget(const Predictions& mine, double budget) const {
+    const double price = price_for_flops(*table_, mine.fit, fit_.rewards, fit_.n, budget);
+    return decide_all(*table_, mine.test, test_.rewards, test_.n, price);
   }
-  return result;
+
+  // The price at which the fitting requests earn what the best static chain earns on them, both judged on
+  // users that they were not fitted to; then every seed's model at that price on the test requests.
+  void equal_reward() {
+    const double price = price_for_reward(fit_curve_, target_);
+    result_.reached = price >= 0;
+    result_.equal_price = std::max(price, 0.0);
+    for (size_t seed = 0; seed < green_test_.size(); ++seed) {
+      Rng rng(seed + 1, 62);
+      equal_reward_of(green_test_[seed], rng);
+    }
+  }
+
+  void equal_reward_of(std::span<const float> predicted, Rng& rng) {
+    const Outcome equal = decide_all(*table_, predicted, test_.rewards, test_.n, result_.equal_price);
+    result_.equal_flops += equal.flops / options_.seeds;
+    result_.equal_reward += equal.reward / options_.seeds;
+    for (int r = 0; r < options_.resamples; ++r) {
+      double flops = 0, reward = 0, fixed = 0, n = 0;
+      bootstrap_.draw(rng, [&](size_t i) {
+        flops += static_cast<double>(equal.request_flops[i]);
+        reward += static_cast<double>(equal.request_reward[i]);
+        fixed += static_cast<double>(test_.rewards[i * m_ + static_]);
+        n += 1;
+      });
+      saved_.push_back(1 - flops / n / result_.static_flops);
+      ratio_.push_back(reward / std::max(fixed, 1e-9));
+    }
+    result_.chain_share.assign(m_, 0);
+    for (const int j : equal.request_chain) result_.chain_share[static_cast<size_t>(j)] += 1.0 / test_.n;
+  }
+
+  void finish() {
+    result_.flops_saved = 1 - result_.equal_flops / result_.static_flops;
+    result_.saved_low = quantile(saved_, 0.025);
+    result_.saved_high = quantile(saved_, 0.975);
+    result_.reward_ratio = result_.equal_reward / result_.static_reward;
+    result_.ratio_low = quantile(ratio_, 0.025);
+    result_.ratio_high = quantile(ratio_, 0.975);
+    for (size_t k = 0; k < std::size(kKinds); ++k) {
+      if (gains_[k].empty()) continue;
+      result_.at_equal_compute.push_back({kKinds[k], half_reward_[k],
+                                          half_reward_[kGreen] / half_reward_[k] - 1,
+                                          quantile(gains_[k], 0.025), quantile(gains_[k], 0.975)});
+    }
+  }
+
+  const CascadeSpec& spec_;
+  const Replayed& fit_;
+  const Replayed& test_;
+  const EvaluateOptions& options_;
+  std::shared_ptr<const budget::ChainTable> table_;
+  size_t m_;
+  std::vector<double> fit_mean_, test_mean_;
+  UserBootstrap bootstrap_;
+  Evaluation result_;
+  size_t static_ = 0, half_static_ = 0;
+  double half_ = 0, target_ = 0;
+  std::vector<double> fit_curve_;               // what GreenFlow earns on the fitting requests by price
+  std::vector<std::vector<float>> green_test_;  // [seeds][n, n_chains]
+  std::vector<double> budgets_, saved_, ratio_;
+  std::vector<std::vector<double>> gains_;
+  std::vector<double> half_reward_;
+};
+
+}  // namespace
+
+Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
+                            const EvaluateOptions& options) {
+  if (options.seeds < 1 || options.logs_per_request < 1 || options.resamples < 10 || options.folds < 2) {
+    return {ErrorCode::kInvalidArgument,
+            "seeds and logs_per_request are at least 1, folds at least 2, resamples at least 10"};
+  }
+  FRUGAL_TRY(auto table, chain_table(spec, {}));
+  return Evaluator(spec, fit, test, options, std::move(table)).run();
 }
 
 }  // namespace frugal::cascade

@@ -2,6 +2,9 @@
 // compute.
 #pragma once
 
+#include <functional>
+#include <memory>
+
 #include "base/rng.h"
 #include "frugal/cascade.h"
 
@@ -12,8 +15,10 @@ struct Replayed {
   int n = 0;
   std::vector<float> features;  // [n, n_features]
   std::vector<float> rewards;   // [n, n_chains], clicks
+  std::vector<int> user;        // [n]: whose request it is
 };
-// DIR/features_<split>.npy and rewards_<split>.npy. kNotFound, kCorrupt: shapes, types, values that do not
+// DIR/features_<split>.npy, rewards_<split>.npy and, if it is there, user_<split>.npy (else each request is
+// taken for another user's). kNotFound, kCorrupt: shapes, types, values that do not
 // fit.
 Result<Replayed> load_replayed(const std::string& folder, const std::string& split, const CascadeSpec& spec);
 
@@ -47,9 +52,15 @@ struct Evaluation {
   // on test requests:
   int static_chain = 0;
   double static_flops = 0, static_reward = 0;
+  // The cheapest static chain within 1 % of the best's reward on the fitting requests.
+  int near_chain = 0;
+  double near_flops = 0, near_reward = 0;
   double equal_flops = 0, equal_reward = 0;  // of GreenFlow, mean over seeds
-  double flops_saved = 0;                    // 1 - equal_flops / static_flops
-  double saved_low = 0, saved_high = 0;      // 95 % over seeds and bootstrap resamples of requests
+  // False: no price let GreenFlow earn as much on the fitting requests. It then goes without a price, and "at
+  // equal reward" is not what the figures say.
+  bool reached = false;
+  double flops_saved = 0;                // 1 - equal_flops / static_flops
+  double saved_low = 0, saved_high = 0;  // 95 % over seeds and bootstrap resamples of users
   double reward_ratio = 0, ratio_low = 0, ratio_high = 0;
   // At equal compute (half of the best static chain's): reward over that of the best static chain of that
   // cost, and of the peers.
@@ -60,15 +71,20 @@ struct Evaluation {
   std::vector<AtEqualCompute> at_equal_compute;
   std::vector<double> chain_share;  // [n_chains] of GreenFlow at equal reward, last seed
   int seeds = 0;
+  std::shared_ptr<const RewardModel> model;  // of the last seed, and its price at equal reward
+  double equal_price = 0;
 };
 
 struct EvaluateOptions {
   int seeds = 5;
-  int logs_per_request = 8;
+  int logs_per_request = 64;
+  int folds = 4;  // of the fitting requests' users, for setting prices on predictions of others' models
   int resamples = 200;
   TrainOptions train = {};
+  std::function<void(const std::string&)> progress;  // may be empty
 };
-// Trains on logs from 70 % of `fit`, sets prices on the other 30 %, judges on `test`.
+// Trains on logs of `fit`, sets prices on predictions for `fit` by models that did not see the user, judges
+// on `test`.
 Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
                             const EvaluateOptions& options);
 

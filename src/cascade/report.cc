@@ -249,6 +249,16 @@ std::string report_html(const ReportInput& input) {
       "clicks (95 %%: %.3f to %.3f).</p>",
       100 * e.flops_saved, 100 * e.saved_low, 100 * e.saved_high,
       escaped(chain_name(input.spec, e.static_chain)).c_str(), e.reward_ratio, e.ratio_low, e.ratio_high);
+  if (!e.reached) {
+    html +=
+        "<p><b>Equal reward was not reached</b>: no price lets the allocator earn as much on the fitting "
+        "requests, so the figures above are those without a price.</p>";
+  }
+  html += strf(
+      "<p>For comparison: the cheapest static chain within 1 %% of the best on the fitting requests, %s, "
+      "takes %.1f %% fewer FLOPs and earns %.3f times the clicks.</p>",
+      escaped(chain_name(input.spec, e.near_chain)).c_str(), 100 * (1 - e.near_flops / e.static_flops),
+      e.near_reward / e.static_reward);
   html +=
       "<h2>A request, side by side</h2><table><tr><th></th><th>performance "
       "(clicks)</th><th>FLOPs</th><th>energy</th><th>carbon</th></tr>";
@@ -302,7 +312,12 @@ std::string report_json(const ReportInput& input) {
       {"seeds", e.seeds},
       {"flops_saved", {{"value", e.flops_saved}, {"low", e.saved_low}, {"high", e.saved_high}}},
       {"reward_ratio", {{"value", e.reward_ratio}, {"low", e.ratio_low}, {"high", e.ratio_high}}},
-      {"static_chain", chain_name(input.spec, e.static_chain)}};
+      {"equal_reward_reached", e.reached},
+      {"static_chain", chain_name(input.spec, e.static_chain)},
+      {"static_chain_within_1_percent",
+       {{"chain", chain_name(input.spec, e.near_chain)},
+        {"flops_saved", 1 - e.near_flops / e.static_flops},
+        {"reward_ratio", e.near_reward / e.static_reward}}}};
   for (const Arm& arm : arms(input)) {
     out["pfec"].push_back({{"arm", arm.name},
                            {"performance", estimate(arm.reward)},

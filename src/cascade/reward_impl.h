@@ -5,11 +5,10 @@
 #include <cmath>
 #include <vector>
 
+#include "cascade/predict.h"
 #include "frugal/cascade.h"
 
 namespace frugal::cascade {
-
-inline constexpr int kBases = 5;
 
 // phi_b(c): rise with the count from stage minimum to maximum, in [0, 1]; saturate at different speeds. The
 // constant lets a model be good whatever the count.
@@ -24,16 +23,12 @@ struct RewardModel::Impl {
   std::vector<std::vector<int>> first_head;  // [stage][model]
   int n_heads = 0, padded_heads = 0;         // padded to 8
   // Gains: one for each (stage, model, count).
-  struct Gain {
-    int head;
-    std::array<float, kBases> phi;
-  };
+  using Gain = PredictView::Gain;
   std::vector<Gain> gains;
   // Nodes of the tree of chains, a level for each stage: chains that begin alike share their prefix.
-  struct Node {
-    int parent, gain, alpha;  // parent: in the level above; alpha: head index
-  };
+  using Node = PredictView::Node;
   std::vector<std::vector<Node>> levels;
+  size_t widest_level = 0;
   std::vector<int> chain_of_leaf;              // [levels.back().size()]
   std::vector<std::vector<int>> chain_gains;   // [n_chains][n_stages]: index into gains
   std::vector<std::vector<int>> chain_alphas;  // [n_chains][n_stages]: head index
@@ -47,6 +42,8 @@ struct RewardModel::Impl {
   int z_dim() const { return 1 + n_features + options.hidden; }
   int n_parameters() const { return static_cast<int>(mix.size()) + z_dim() * n_heads; }
 
+  // What the kernels read; valid while this is and stays as it is.
+  PredictView view() const;
   // z [z_dim] of features x [n_features].
   void embed(std::span<const float> x, float* z) const;
   // Lays the tables out for a cascade; parameters stay empty.

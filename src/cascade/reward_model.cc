@@ -55,7 +55,10 @@ std::unique_ptr<RewardModel::Impl> RewardModel::Impl::lay_out(const CascadeSpec&
       gain_of.back().emplace_back();
       for (const int count : stage.counts) {
         gain_of.back().back().push_back(static_cast<int>(impl->gains.size()));
-        impl->gains.push_back({impl->n_heads, count_bases(count, stage.counts.back(), options.multi_basis)});
+        const auto bases = count_bases(count, stage.counts.back(), options.multi_basis);
+        Gain gain{impl->n_heads, {}};
+        std::copy(bases.begin(), bases.end(), gain.phi);
+        impl->gains.push_back(gain);
       }
       impl->n_heads += kBases + 1;
     }
@@ -87,7 +90,29 @@ std::unique_ptr<RewardModel::Impl> RewardModel::Impl::lay_out(const CascadeSpec&
       if (leaf) impl->chain_of_leaf.push_back(j);
     }
   }
+  for (const auto& level : impl->levels) impl->widest_level = std::max(impl->widest_level, level.size());
   return impl;
+}
+
+PredictView RewardModel::Impl::view() const {
+  PredictView v;
+  v.weights = weights.data();
+  v.z_dim = z_dim();
+  v.padded_heads = padded_heads;
+  v.gains = gains.data();
+  v.n_gains = gains.size();
+  v.n_levels = levels.size();
+  for (size_t k = 0; k < levels.size(); ++k) {
+    v.nodes[k] = levels[k].data();
+    v.n_nodes[k] = levels[k].size();
+  }
+  v.widest_level = widest_level;
+  v.chain_of_leaf = chain_of_leaf.data();
+  v.scale = scale;
+  v.offset = offset;
+  v.recursive = options.recursive;
+  v.monotone = options.monotone;
+  return v;
 }
 
 void RewardModel::Impl::embed(std::span<const float> x, float* z) const {
@@ -106,100 +131,17 @@ void RewardModel::Impl::embed(std::span<const float> x, float* z) const {
   }
 }
 
-namespace {
-
-constexpr int kLanes = 8;
-using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Ints = int __attribute__((vector_size(kLanes * sizeof(int))));
-
-// A macro: a function that returns a vector has an ABI that depends on flags.
-#define FRUGAL_SPLAT(x) ((x)-Floats{})
-
-// log(1 + exp(x)) to within 2e-6 relative of softplus(): max(x, 0) + log1p(t), t = exp(-|x|). exp by range
-// reduction to |r| <= ln 2 / 2 and its Taylor series to r^6 (error 1.2e-7); log1p(t) = 2 atanh(t / (2 + t)),
-// the argument at most 1/3, by the series to y^11 (error 2 / 13 / 3^13 = 1e-7). Reference: libm in the tests.
-inline void vector_softplus(float* values, int n) {
-  for (int i = 0; i < n; i += kLanes) {
-    Floats x;
-    std::memcpy(&x, values + i, sizeof x);
-    const Floats positive = x > 0 ? x : Floats{};
-    Floats minus = x > 0 ? -x : x;
-    minus = minus < -87 ? FRUGAL_SPLAT(-87.0f) : minus;  // exp(-87) is the last normal float; NaN passes
-    const Floats scaled = minus * 1.44269504f - 0.5f;
-    const Ints whole = __builtin_convertvector(scaled, Ints);  // truncates: rounds to nearest, as scaled <= 0
-    const Floats n_ln2 = __builtin_convertvector(whole, Floats);
-    const Floats r = (minus - n_ln2 * 0.693359375f) + n_ln2 * 2.12194440e-4f;
-    Floats e = FRUGAL_SPLAT(1.0f / 720);
-    e = e * r + 1.0f / 120;
-    e = e * r + 1.0f / 24;
-    e = e * r + 1.0f / 6;
-    e = e * r + 0.5f;
-    e = e * r + 1.0f;
-    e = e * r + 1.0f;
-    const Ints bits = (whole + 127) << 23;
-    Floats power;
-    std::memcpy(&power, &bits, sizeof power);
-    const Floats t = e * power;
-    const Floats y = t / (t + 2.0f), y2 = y * y;
-    Floats series = FRUGAL_SPLAT(1.0f / 11);
-    series = series * y2 + 1.0f / 9;
-    series = series * y2 + 1.0f / 7;
-    series = series * y2 + 1.0f / 5;
-    series = series * y2 + 1.0f / 3;
-    series = series * y2 + 1.0f;
-    const Floats result = positive + 2.0f * y * series;
-    std::memcpy(values + i, &result, sizeof result);
-  }
-}
-
-}  // namespace
-
 void RewardModel::predict(std::span<const float> features, std::span<float> rewards) const {
   const Impl& m = *impl_;
   FRUGAL_CHECK(features.size() == static_cast<size_t>(m.n_features));
   FRUGAL_CHECK(rewards.size() == static_cast<size_t>(m.n_chains));
   thread_local std::vector<float> scratch;  // grows to the largest model of the thread, then stays
-  size_t widest = 0;
-  for (const auto& level : m.levels) widest = std::max(widest, level.size());
-  const size_t need = static_cast<size_t>(m.z_dim() + m.padded_heads) + m.gains.size() + 2 * widest;
+  const size_t need = static_cast<size_t>(m.z_dim() + m.padded_heads) + m.gains.size() + 2 * m.widest_level;
   if (scratch.size() < need) scratch.resize(need);
   float* z = scratch.data();
-  float* heads = z + m.z_dim();
-  float* gain = heads + m.padded_heads;
-  float* above = gain + m.gains.size();
-  float* here = above + widest;
-
   m.embed(features, z);
-  const int z_dim = m.z_dim(), padded = m.padded_heads;
-  for (int p = 0; p < padded; p += kLanes) {
-    Floats sum{};
-    for (int i = 0; i < z_dim; ++i) {
-      Floats w;
-      std::memcpy(&w, &m.weights[static_cast<size_t>(i * padded + p)], sizeof w);
-      sum += w * z[i];
-    }
-    std::memcpy(heads + p, &sum, sizeof sum);
-  }
-  if (m.options.monotone) vector_softplus(heads, padded);
-  for (size_t g = 0; g < m.gains.size(); ++g) {
-    const Impl::Gain& one = m.gains[g];
-    float sum = 0;
-    for (int b = 0; b < kBases; ++b) sum += heads[one.head + b] * one.phi[static_cast<size_t>(b)];
-    gain[g] = sum;
-  }
-  above[0] = 0;
-  for (const auto& level : m.levels) {
-    if (m.options.recursive) {
-      for (size_t i = 0; i < level.size(); ++i)
-        here[i] = gain[level[i].gain] * (above[level[i].parent] + heads[level[i].alpha]);
-    } else {
-      for (size_t i = 0; i < level.size(); ++i) here[i] = gain[level[i].gain] + above[level[i].parent];
-    }
-    std::swap(above, here);
-  }
-  for (size_t i = 0; i < m.chain_of_leaf.size(); ++i) {
-    rewards[static_cast<size_t>(m.chain_of_leaf[i])] = m.scale * above[i] + m.offset;
-  }
+  thread_local const PredictKernel kernel = predict_kernel();
+  kernel(m.view(), z, z + m.z_dim(), rewards.data());
 }
 
 double RewardModel::predict_slowly(std::span<const float> features, int chain) const {

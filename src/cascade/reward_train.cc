@@ -30,63 +30,72 @@ struct Adam {
   }
 };
 
-// Forward and backward for one row; gradients are added up.
+// Forward and backward for the rows of one request after another; gradients are added up. The heads are
+// computed once for a request, however many chains were logged for it.
 class Trainer {
  public:
   explicit Trainer(Impl& model)
       : m_(model),
         z_(static_cast<size_t>(model.z_dim())),
         dz_(z_.size()),
+        logit_(static_cast<size_t>(model.n_heads)),
+        active_(logit_.size()),
+        d_active_(logit_.size()),
+        known_(logit_.size()),
         g_weights_(model.weights.size(), 0.0),
         g_mix_(model.mix.size(), 0.0),
         weights_(model.weights.size()),
         mix_(model.mix.size()) {}
 
-  // Unscaled prediction h_K.
-  double forward(std::span<const float> x, int chain) {
+  void begin_request(std::span<const float> x) {
     m_.embed(x, z_.data());
-    const auto n = static_cast<size_t>(m_.n_stages);
-    stages_.resize(n);
+    std::fill(known_.begin(), known_.end(), false);
+    std::fill(d_active_.begin(), d_active_.end(), 0.0);
+  }
+
+  // Unscaled prediction h_K of a chain for the request.
+  double forward(int chain) {
     double state = 0;
-    for (size_t k = 0; k < n; ++k) {
-      StageState& s = stages_[k];
-      const Impl::Gain& gain = m_.gains[static_cast<size_t>(m_.chain_gains[static_cast<size_t>(chain)][k])];
-      s.gain = &gain;
-      s.before = state;
-      s.sum = 0;
-      for (int b = 0; b <= kBases; ++b) {
-        s.logit[static_cast<size_t>(b)] = logit(gain.head + b);
-        s.active[static_cast<size_t>(b)] =
-            m_.options.monotone ? softplus(s.logit[static_cast<size_t>(b)]) : s.logit[static_cast<size_t>(b)];
-        if (b < kBases)
-          s.sum += s.active[static_cast<size_t>(b)] * static_cast<double>(gain.phi[static_cast<size_t>(b)]);
-      }
-      state = m_.options.recursive ? s.sum * (state + s.active[kBases]) : state + s.sum;
+    for (size_t k = 0; k < static_cast<size_t>(m_.n_stages); ++k) {
+      const double sum = stage_sum(chain, k);
+      state = m_.options.recursive ? sum * (state + active(alpha_of(chain, k))) : state + sum;
     }
     return state;
   }
 
-  // `gradient`: of the loss by h_K, for the row just run forward.
-  void backward(double gradient) {
-    std::fill(dz_.begin(), dz_.end(), 0.0);
-    for (size_t k = stages_.size(); k-- > 0;) {
-      const StageState& s = stages_[k];
-      const double d_sum = m_.options.recursive ? gradient * (s.before + s.active[kBases]) : gradient;
-      const double d_alpha = m_.options.recursive ? gradient * s.sum : 0;
-      for (int b = 0; b <= kBases; ++b) {
-        const auto bi = static_cast<size_t>(b);
-        const double d_active = b < kBases ? d_sum * static_cast<double>(s.gain->phi[bi]) : d_alpha;
-        const double slope = m_.options.monotone ? 1 / (1 + std::exp(-s.logit[bi])) : 1;
-        const double d_logit = d_active * slope;
-        if (d_logit == 0) continue;
-        const auto head = static_cast<size_t>(s.gain->head + b),
-                   stride = static_cast<size_t>(m_.padded_heads);
-        for (size_t i = 0; i < z_.size(); ++i) {
-          g_weights_[i * stride + head] += d_logit * static_cast<double>(z_[i]);
-          dz_[i] += d_logit * static_cast<double>(m_.weights[i * stride + head]);
-        }
+  // `gradient`: of the loss by h_K, for a chain of the request.
+  void backward(int chain, double gradient) {
+    const auto n = static_cast<size_t>(m_.n_stages);
+    double before[kMaxStages], sums[kMaxStages], state = 0;
+    for (size_t k = 0; k < n; ++k) {
+      before[k] = state;
+      sums[k] = stage_sum(chain, k);
+      state = m_.options.recursive ? sums[k] * (state + active(alpha_of(chain, k))) : state + sums[k];
+    }
+    for (size_t k = n; k-- > 0;) {
+      const Impl::Gain& gain = gain_of(chain, k);
+      double d_sum = gradient;
+      if (m_.options.recursive) {
+        const int alpha = alpha_of(chain, k);
+        d_sum *= before[k] + active(alpha);
+        d_active_[static_cast<size_t>(alpha)] += gradient * sums[k];
+        gradient *= sums[k];
       }
-      if (m_.options.recursive) gradient *= s.sum;
+      for (int b = 0; b < kBases; ++b)
+        d_active_[static_cast<size_t>(gain.head + b)] += d_sum * static_cast<double>(gain.phi[b]);
+    }
+  }
+
+  void end_request() {
+    std::fill(dz_.begin(), dz_.end(), 0.0);
+    const auto stride = static_cast<size_t>(m_.padded_heads);
+    for (size_t head = 0; head < d_active_.size(); ++head) {
+      if (d_active_[head] == 0) continue;
+      const double d_logit = d_active_[head] * (m_.options.monotone ? 1 / (1 + std::exp(-logit_[head])) : 1);
+      for (size_t i = 0; i < z_.size(); ++i) {
+        g_weights_[i * stride + head] += d_logit * static_cast<double>(z_[i]);
+        dz_[i] += d_logit * static_cast<double>(m_.weights[i * stride + head]);
+      }
     }
     const auto d = static_cast<size_t>(m_.n_features);
     for (size_t h = 0; h < static_cast<size_t>(m_.options.hidden); ++h) {
@@ -102,27 +111,55 @@ class Trainer {
   }
 
  private:
-  struct StageState {
-    const Impl::Gain* gain;
-    double before, sum;
-    std::array<double, kBases + 1> logit, active;
-  };
-  double logit(int head) const {
+  const Impl::Gain& gain_of(int chain, size_t k) const {
+    return m_.gains[static_cast<size_t>(m_.chain_gains[static_cast<size_t>(chain)][k])];
+  }
+  int alpha_of(int chain, size_t k) const { return m_.chain_alphas[static_cast<size_t>(chain)][k]; }
+  double stage_sum(int chain, size_t k) {
+    const Impl::Gain& gain = gain_of(chain, k);
     double sum = 0;
-    for (size_t i = 0; i < z_.size(); ++i) {
-      sum += static_cast<double>(z_[i]) *
-             static_cast<double>(
-                 m_.weights[i * static_cast<size_t>(m_.padded_heads) + static_cast<size_t>(head)]);
-    }
+    for (int b = 0; b < kBases; ++b) sum += active(gain.head + b) * static_cast<double>(gain.phi[b]);
     return sum;
+  }
+  double active(int head) {
+    const auto at = static_cast<size_t>(head);
+    if (!known_[at]) {
+      double sum = 0;
+      for (size_t i = 0; i < z_.size(); ++i)
+        sum += static_cast<double>(z_[i]) *
+               static_cast<double>(m_.weights[i * static_cast<size_t>(m_.padded_heads) + at]);
+      logit_[at] = sum;
+      active_[at] = m_.options.monotone ? softplus(sum) : sum;
+      known_[at] = true;
+    }
+    return active_[at];
   }
 
   Impl& m_;
   std::vector<float> z_;
-  std::vector<double> dz_, g_weights_, g_mix_;
-  std::vector<StageState> stages_;
+  std::vector<double> dz_, logit_, active_, d_active_;
+  std::vector<char> known_;
+  std::vector<double> g_weights_, g_mix_;
   Adam weights_, mix_;
 };
+
+// Rows [begin, end) of the logs that belong to one request: they follow each other and have the same
+// features.
+struct Group {
+  size_t begin, end;
+};
+std::vector<Group> group_rows(const LoggedChains& logs) {
+  const auto d = static_cast<size_t>(logs.n_features);
+  std::vector<Group> groups;
+  for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i) {
+    const auto row = logs.features.begin() + static_cast<std::ptrdiff_t>(i * d);
+    if (!groups.empty() && std::equal(row - static_cast<std::ptrdiff_t>(d), row, row))
+      groups.back().end = i + 1;
+    else
+      groups.push_back({i, i + 1});
+  }
+  return groups;
+}
 
 Status check_logs(const CascadeSpec& spec, const LoggedChains& logs) {
   const auto bad = [](std::string message) {
@@ -198,17 +235,20 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
   if (fresh->spec_hash != from.impl_->spec_hash)
     return {ErrorCode::kInvalidArgument, "the model to go on from is of another cascade"};
   if (options.epochs < 1 || options.batch < 1 || !(options.rate > 0) || !(options.clip >= 1) ||
-      !(options.holdout >= 0 && options.holdout < 0.9)) {
+      !(options.contrast >= 0) || !(options.holdout >= 0 && options.holdout < 0.9)) {
     return {ErrorCode::kInvalidArgument,
             "training: epochs and batch are at least 1, rate positive, clip at least 1, holdout in [0, 0.9)"};
   }
   auto impl = std::make_unique<Impl>(*from.impl_);
   const auto d = static_cast<size_t>(logs.n_features), n = static_cast<size_t>(logs.n);
   Rng rng(options.seed);
-  std::vector<size_t> order(n);
-  std::iota(order.begin(), order.end(), size_t{0});
-  for (size_t i = n; i > 1; --i) std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
-  const size_t n_fit = n - static_cast<size_t>(options.holdout * static_cast<double>(n));
+  std::vector<Group> groups = group_rows(logs);
+  const auto shuffle = [&](size_t count) {
+    for (size_t i = count; i > 1; --i) std::swap(groups[i - 1], groups[rng.below(static_cast<uint32_t>(i))]);
+  };
+  shuffle(groups.size());
+  const size_t n_fit =
+      groups.size() - static_cast<size_t>(options.holdout * static_cast<double>(groups.size()));
   // 1 / propensity, relative to its mean, clipped: self-normalised inverse propensity weights.
   std::vector<double> weight(n, 1.0);
   if (options.off_policy) {
@@ -218,19 +258,34 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
   }
   const auto row = [&](size_t i) { return std::span(logs.features).subspan(i * d, d); };
   Trainer trainer(*impl);
-  std::vector<size_t> fit(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n_fit));
   const double scale = static_cast<double>(impl->scale) > 0 ? static_cast<double>(impl->scale) : 1;
   const double offset = static_cast<double>(impl->offset);
+  std::vector<double> errors;
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
-    for (size_t i = n_fit; i > 1; --i) std::swap(fit[i - 1], fit[rng.below(static_cast<uint32_t>(i))]);
+    shuffle(n_fit);
     const double rate = options.rate * (1 - 0.9 * epoch / options.epochs);  // down to a tenth
     for (size_t start = 0; start < n_fit; start += static_cast<size_t>(options.batch)) {
       const size_t end = std::min(n_fit, start + static_cast<size_t>(options.batch));
+      size_t rows = 0;
+      for (size_t at = start; at < end; ++at) rows += groups[at].end - groups[at].begin;
       for (size_t at = start; at < end; ++at) {
-        const size_t i = fit[at];
-        const double predicted = trainer.forward(row(i), logs.chains[i]);
-        const double target = (static_cast<double>(logs.rewards[i]) - offset) / scale;  // in units of h_K
-        trainer.backward(weight[i] * (predicted - target) / static_cast<double>(end - start));
+        const Group& group = groups[at];
+        trainer.begin_request(row(group.begin));
+        errors.clear();
+        double mean = 0, weights = 0;
+        for (size_t i = group.begin; i < group.end; ++i) {
+          const double target = (static_cast<double>(logs.rewards[i]) - offset) / scale;  // in units of h_K
+          errors.push_back(trainer.forward(logs.chains[i]) - target);
+          mean += weight[i] * errors.back();
+          weights += weight[i];
+        }
+        mean /= weights;
+        // What all chains of a request have in common is mostly chance; what tells them apart decides.
+        for (size_t i = group.begin; i < group.end; ++i) {
+          const double error = mean + options.contrast * (errors[i - group.begin] - mean);
+          trainer.backward(logs.chains[i], weight[i] * error / static_cast<double>(rows));
+        }
+        trainer.end_request();
       }
       trainer.step(rate, options.l2);
     }
@@ -238,13 +293,15 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
   // Calibration on requests that were held out: reward = scale h + offset by weighted least squares, the
   // scale kept positive so that the order of chains stays. Holding out too little to tell leaves things as
   // they are.
-  if (n - n_fit >= 50) {
+  if (groups.size() - n_fit >= 50) {
     double sw = 0, sh = 0, sy = 0, shh = 0, shy = 0;
-    for (size_t at = n_fit; at < n; ++at) {
-      const size_t i = order[at];
-      const double h = trainer.forward(row(i), logs.chains[i]), y = static_cast<double>(logs.rewards[i]),
-                   w = weight[i];
-      sw += w, sh += w * h, sy += w * y, shh += w * h * h, shy += w * h * y;
+    for (size_t at = n_fit; at < groups.size(); ++at) {
+      trainer.begin_request(row(groups[at].begin));
+      for (size_t i = groups[at].begin; i < groups[at].end; ++i) {
+        const double h = trainer.forward(logs.chains[i]), y = static_cast<double>(logs.rewards[i]),
+                     w = weight[i];
+        sw += w, sh += w * h, sy += w * y, shh += w * h * h, shy += w * h * y;
+      }
     }
     const double variance = shh - sh * sh / sw;
     const double slope = variance > 1e-12 ? (shy - sh * sy / sw) / variance : 0;
@@ -273,7 +330,8 @@ Result<RewardModel> RewardModel::train(const CascadeSpec& spec, const LoggedChai
   Trainer trainer(*impl);
   double guess = 0, mean = 0;
   for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i) {
-    guess += trainer.forward(std::span(logs.features).subspan(i * d, d), logs.chains[i]);
+    trainer.begin_request(std::span(logs.features).subspan(i * d, d));
+    guess += trainer.forward(logs.chains[i]);
     mean += static_cast<double>(logs.rewards[i]);
   }
   impl->scale = guess > 0 && mean > 0 ? static_cast<float>(mean / guess) : 1.0f;

@@ -18,7 +18,7 @@ struct Options {
   cascade::EvaluateOptions evaluate;
 };
 
-int report(const Options& options) {
+int report(Options options) {
   cascade::ReportInput input;
   auto spec = cascade::load_cascade(options.cascade_folder);
   if (!spec.ok()) return fail(spec.error());
@@ -27,6 +27,9 @@ int report(const Options& options) {
   if (!fit.ok()) return fail(fit.error());
   const auto test = cascade::load_replayed(options.cascade_folder, "test", input.spec);
   if (!test.ok()) return fail(test.error());
+  options.evaluate.progress = [](const std::string& what) {
+    std::fprintf(stderr, "frugal: training and pricing, %s\n", what.c_str());
+  };
   auto evaluation = cascade::evaluate(input.spec, *fit, *test, options.evaluate);
   if (!evaluation.ok()) return fail(evaluation.error());
   input.evaluation = *std::move(evaluation);
@@ -56,8 +59,9 @@ int report(const Options& options) {
         !written.ok())
       return fail(written.error());
   }
-  std::printf("%s: %.1f %% fewer FLOPs at %.3f times the clicks of the best static chain\n",
-              options.out.c_str(), 100 * input.evaluation.flops_saved, input.evaluation.reward_ratio);
+  std::printf("%s: %.1f %% fewer FLOPs at %.3f times the clicks of the best static chain%s\n",
+              options.out.c_str(), 100 * input.evaluation.flops_saved, input.evaluation.reward_ratio,
+              input.evaluation.reached ? "" : " (equal reward NOT reached)");
   return kExitOk;
 }
 

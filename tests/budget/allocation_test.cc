@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/rng.h"
+#include "budget/argmax.h"
 #include "frugal/budget.h"
 
 namespace frugal::budget {
@@ -39,6 +40,12 @@ TEST(Argmax, EqualsTheNaiveTwinAtEveryLengthWithTiesAndBadValues) {
         if (odd == 3) priced[j] = kInf;
       }
       ASSERT_EQ(argmax_net_reward(rewards, priced), naive_argmax(rewards, priced)) << "n " << n;
+      for (const char* set : {"generic", "avx2"}) {
+        const ArgmaxKernel kernel = find_argmax_kernel(set);
+        if (kernel == nullptr) continue;
+        ASSERT_EQ(kernel(rewards.data(), priced.data(), n), naive_argmax(rewards, priced))
+            << set << ", n " << n;
+      }
     }
   }
 }

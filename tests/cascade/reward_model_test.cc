@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 
 #include "base/file.h"
+#include "cascade/predict.h"
 #include "cascade/synthetic.h"
 
 namespace frugal::cascade {
@@ -65,6 +67,55 @@ TEST(RewardModel, FastEqualsSlowAndRisesWithEveryCountForAnyRequest) {
             break;
           }
         }
+      }
+    }
+  }
+}
+
+TEST(RewardModel, InstructionSetsGiveTheSameBits) {
+  const PredictKernel generic = find_predict_kernel("generic"), other = find_predict_kernel("avx2");
+  if (other == nullptr) GTEST_SKIP() << "this processor has one set only";
+  constexpr int kZ = 21, kHeads = 40, kGains = 30, kLeaves = 333;
+  Rng rng(8);
+  std::vector<float> weights(kZ * kHeads), z(kZ);
+  std::vector<PredictView::Gain> gains(kGains);
+  std::vector<PredictView::Node> first(17), last(kLeaves);
+  std::vector<int> chain_of_leaf(kLeaves);
+  for (PredictView::Gain& gain : gains) {
+    gain.head = static_cast<int>(rng.below(kHeads - kBases));
+    for (float& phi : gain.phi) phi = static_cast<float>(rng.uniform());
+  }
+  const auto node = [&](int parents) {
+    return PredictView::Node{static_cast<int>(rng.below(static_cast<uint32_t>(parents))),
+                             static_cast<int>(rng.below(kGains)), static_cast<int>(rng.below(kHeads))};
+  };
+  for (auto& one : first) one = node(1);
+  for (auto& one : last) one = node(17);
+  for (int i = 0; i < kLeaves; ++i) chain_of_leaf[static_cast<size_t>(i)] = kLeaves - 1 - i;
+  for (const bool recursive : {true, false}) {
+    for (const bool monotone : {true, false}) {
+      const PredictView view{weights.data(),
+                             kZ,
+                             kHeads,
+                             gains.data(),
+                             kGains,
+                             {first.data(), last.data()},
+                             {first.size(), last.size()},
+                             2,
+                             kLeaves,
+                             chain_of_leaf.data(),
+                             1.5f,
+                             -0.25f,
+                             recursive,
+                             monotone};
+      for (int round = 0; round < 50; ++round) {
+        for (float& w : weights) w = static_cast<float>((round % 5 == 0 ? 40 : 1) * rng.normal());
+        for (float& value : z) value = static_cast<float>(rng.normal());
+        if (round == 49) z[3] = NAN;
+        std::vector<float> scratch(kHeads + kGains + 2 * kLeaves), a(kLeaves), b(kLeaves);
+        generic(view, z.data(), scratch.data(), a.data());
+        other(view, z.data(), scratch.data(), b.data());
+        ASSERT_EQ(0, std::memcmp(a.data(), b.data(), a.size() * sizeof(float))) << "round " << round;
       }
     }
   }

@@ -16,6 +16,7 @@ ROOMS = {
     "base": [],
     "meter": ["base"],
     "budget": ["base", "meter"],
+    "budget/share": ["base", "budget"],
     "llm/kernel": ["base"],
     "llm/tensor": ["base", "llm/kernel"],
     "llm/kv": ["base", "llm/kernel", "llm/tensor"],
@@ -28,10 +29,10 @@ ROOMS = {
     "dnn/plan": ["base", "meter", "budget", "dnn/graph", "dnn/exec"],
     "dnn/link": ["base", "meter", "budget", "dnn/graph", "dnn/exec", "dnn/plan"],
     "cascade": ["base", "meter", "budget", "dnn/exec"],
-    "cascade/serve": ["base", "meter", "budget", "cascade"],
+    "cascade/serve": ["base", "meter", "budget", "budget/share", "cascade"],
     "jobs": ["base", "meter", "budget"],
-    "server": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs"],
-    "cli": ["base", "meter", "budget", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "server"],
+    "server": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs"],
+    "cli": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "server"],
 }
 BASE_PUBLIC = {"result", "log", "usage"}
 GENERATED = {"build_info.h"}  # written into the build folder by cmake/
@@ -42,7 +43,7 @@ THIRD_PARTY = [
     (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "tests/support", "bench"]),
     (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel"]),
     (r"openvino/.*", ["dnn/exec"]),
-    (r"nats/.*|nats\.h", ["dnn/link"]),
+    (r"nats/.*|nats\.h", ["dnn/link", "budget/share"]),
     (r"sqlite3\.h", ["meter"]),
     (r"httplib\.h", ["server", "cascade/serve", "tests/cascade/serve"]),
     (r"CLI/.*", ["cli"]),

@@ -1,0 +1,93 @@
+// The cascade itself: stage models that run, batched, and select. A stage's model is an ONNX file run by
+// dnn/exec, or anything else that scores items (a remote service).
+//
+// ONNX stages: `history` [B, L] int64 (item numbers, newest last, 0 = none), and but for the first stage
+// `items` [B, N] int64; `scores` [B, n_items + 1] of the first stage, [B, N] of the others, float32.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "frugal/cascade.h"
+
+namespace frugal::cascade {
+
+// One model of one stage. Used by one thread at a time.
+class Scorer {
+ public:
+  virtual ~Scorer() = default;
+  // histories [batch, history_length], items [batch, n] (empty for a first stage) -> scores [batch, n], or
+  // [batch, n_items + 1] of a first stage.
+  virtual Status score(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
+                       std::vector<float>& scores) = 0;
+};
+using OpenScorer = std::function<Result<std::unique_ptr<Scorer>>(
+    const std::string& folder, const CascadeSpec& spec, int stage, int model, int n_threads)>;
+// A model file of the cascade's folder. Shapes are compiled when they are first met and kept: batches are
+// filled up to a power of two.
+Result<std::unique_ptr<Scorer>> open_onnx_scorer(const std::string& folder, const CascadeSpec& spec,
+                                                 int stage, int model, int n_threads);
+
+struct RunnerOptions {
+  int n_threads = 1;
+  int max_batch = 32;  // requests that a model scores in one call, 1 to 1,024
+  OpenScorer open = open_onnx_scorer;
+};
+
+struct CascadeRequest {
+  std::span<const int64_t> history;  // [history_length]
+  std::span<const int32_t> seen;     // items that are never shown; 0 is ignored
+  int chain = 0;
+};
+
+// One stage of some requests that go through the same model with as many items.
+struct StageKey {
+  int stage, model, n;
+  auto operator<=>(const StageKey&) const = default;
+};
+struct StageTime {
+  double requests = 0, calls = 0, cpu_s = 0, wall_s = 0;
+};
+
+// Not thread-safe.
+class CascadeRunner {
+ public:
+  // kNotFound, kCorrupt, kUnsupported: a model that cannot be read, with its name.
+  static Result<std::unique_ptr<CascadeRunner>> load(const std::string& folder, CascadeSpec spec,
+                                                     const RunnerOptions& options);
+  // items [n][shown], best first; what a request gets does not depend on the others of the batch.
+  // kInvalidArgument: a history of another length, an item number or chain that there is not; errors of a
+  // scorer (kUnavailable: a remote one).
+  Status serve(std::span<const CascadeRequest> requests, std::vector<std::vector<int>>& items);
+
+  const CascadeSpec& spec() const { return spec_; }
+  // Spent since the start, by stage.
+  const std::map<StageKey, StageTime>& times() const { return times_; }
+  void reset_times() { times_.clear(); }
+
+ private:
+  CascadeRunner() = default;
+  struct Pool {
+    std::vector<int64_t> items;  // in the order of the last stage's scores
+  };
+  Status run_group(const StageKey& key, int keep_count, std::span<const CascadeRequest> requests,
+                   std::span<const size_t> members, std::vector<Pool>& pools);
+  Status check(const CascadeRequest& request) const;
+
+  CascadeSpec spec_;
+  RunnerOptions options_;
+  std::vector<std::vector<std::unique_ptr<Scorer>>> scorers_;  // [stage][model]
+  std::map<StageKey, StageTime> times_;
+  std::vector<int64_t> histories_, items_;  // scratch
+  std::vector<float> scores_;
+};
+
+// The items of the `keep` largest scores among the pool, best first; equals keep the pool's order. Scores
+// that are not finite come last.
+std::vector<int64_t> best_items(std::span<const int64_t> pool, std::span<const float> scores, int keep);
+
+}  // namespace frugal::cascade
