@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
+#include "cli/glance_answer.h"
 #include "cli/meter_setup.h"
 #include "llm/vocab/tokenizer.h"
 
@@ -102,7 +103,7 @@ Result<Prompt> make_prompt(const llm::Model& model, const Question& question, in
 
 Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId sequence,
                                       const std::vector<Token>& prompt, const SamplingFlags& flags,
-                                      const llm::DecodeOptions& decode, bool stream) {
+                                      const llm::DecodeOptions& decode, bool show_glance, bool stream) {
   llm::GenerateOptions options;
   options.sampler = flags.sampler;
   options.decode = decode;
@@ -111,17 +112,21 @@ Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId seque
   options.ignore_end = flags.ignore_end;
   options.cancel = &interrupted();
   ProgressBar bar("reading the prompt", "tokens", stream);
+  GlanceView view(engine.model().tokenizer(), stream && show_glance);
   options.on_prefill = [&bar](int done, int total) {
     bar.update(done, total);
     return true;
   };
   if (stream) {
-    options.on_text = [&bar](std::string_view text) {
+    options.on_text = [&](std::string_view text) {
       bar.finish();
-      return print(text);
+      return view.text(text);
     };
+    if (show_glance) options.on_window = [&](auto tokens) { view.approximate(tokens); };
   }
-  return llm::generate(engine, sequence, engine.model().tokenizer(), prompt, options);
+  auto out = llm::generate(engine, sequence, engine.model().tokenizer(), prompt, options);
+  view.clear();
+  return out;
 }
 
 std::string summary_text(const Summary& summary) {
@@ -185,7 +190,7 @@ nlohmann::ordered_json stats_json(const llm::Generation& answer) {
           {"forwards_by_draft_length", answer.drafts.windows}};
 }
 
-std::string summary_json(const Summary& summary) {
+std::string summary_json(const Summary& summary, const std::string& glance) {
   const llm::Generation& answer = summary.answer;
   const llm::ModelInfo& info = summary.loaded.model->info();
   const llm::EngineOptions& options = summary.loaded.engine->options();
@@ -220,6 +225,7 @@ std::string summary_json(const Summary& summary) {
       {"kv", llm::kv_format_name(options.kv)},
       {"context", options.n_ctx}};
   if (!answer.stop_string.empty()) out["stop_string"] = answer.stop_string;
+  if (!glance.empty()) out["glance"] = nlohmann::ordered_json::parse(glance);
   return out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 

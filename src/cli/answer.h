@@ -36,10 +36,11 @@ struct Prompt {
 // a template.
 Result<Prompt> make_prompt(const llm::Model& model, const Question& question, int n_ctx, int room);
 
-// Answers on stdout as text comes if `stream`; stops at Ctrl-C.
+// Answers on stdout as text comes if `stream`, with approximate tokens dimmed if `show_glance`; stops at
+// Ctrl-C.
 Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId sequence,
                                       const std::vector<llm::Token>& prompt, const SamplingFlags& flags,
-                                      const llm::DecodeOptions& decode, bool stream);
+                                      const llm::DecodeOptions& decode, bool show_glance, bool stream);
 
 struct Summary {
   const LoadedEngine& loaded;
@@ -49,6 +50,7 @@ struct Summary {
 std::string summary_text(const Summary& summary);
 // Tokens per forward, drafts accepted by source, forwards by length of draft: lines for people.
 std::string stats_text(const llm::Generation& answer);
-std::string summary_json(const Summary& summary);
+// `glance`: an object to stand under "glance"; empty: none.
+std::string summary_json(const Summary& summary, const std::string& glance = "");
 
 }  // namespace frugal::cli

@@ -168,8 +168,8 @@ class Chat {
       return;
     }
     const meter::Snapshot before = meter_.snapshot();
-    auto answer =
-        answer_prompt(*loaded_.engine, sequence_, prompt->tokens, flags_.sampling, decode_, !flags_.json);
+    auto answer = answer_prompt(*loaded_.engine, sequence_, prompt->tokens, flags_.sampling, decode_,
+                                flags_.decode.show_glance, !flags_.json);
     interrupted() = false;
     if (!answer.ok()) {
       fail(answer.error());
@@ -214,6 +214,10 @@ std::string default_history_file() {
 int run(const ChatFlags& flags) {
   install_interrupt_handler();
   if (const Status status = llm::validate(flags.sampling.sampler); !status.ok()) return fail(status.error());
+  if (flags.decode.mode == "glance") {
+    return fail({ErrorCode::kInvalidArgument,
+                 "a conversation is decoded exactly; --decode glance is for `frugal run`"});
+  }
   const auto decode = decode_options(flags.decode);
   if (!decode.ok()) return fail(decode.error());
   const auto meter = open_meter(*flags.meter);

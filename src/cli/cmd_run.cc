@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/file.h"
 #include "base/text.h"
@@ -11,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/decode_options.h"
+#include "cli/glance_answer.h"
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
 
@@ -93,7 +95,18 @@ int run(const RunFlags& flags) {
   if (!prompt->note.empty() && !flags.quiet) std::fprintf(stderr, "frugal: %s\n", prompt->note.c_str());
 
   const meter::Snapshot before = (*meter)->snapshot();
-  auto answer = answer_prompt(engine, *sequence, prompt->tokens, flags.sampling, *decode, !flags.json);
+  std::optional<llm::GlanceResult> glance;
+  Result<llm::Generation> answer = llm::Generation{};
+  if (flags.decode.mode == "glance") {
+    auto result =
+        glance_prompt(engine, *sequence, prompt->tokens, flags.sampling, flags.decode, **meter, !flags.json);
+    if (!result.ok()) return fail(result.error());
+    answer = result->rationale;
+    glance = std::move(result).value();
+  } else {
+    answer = answer_prompt(engine, *sequence, prompt->tokens, flags.sampling, *decode,
+                           flags.decode.show_glance, !flags.json);
+  }
   if (!answer.ok()) return fail(answer.error());
   const meter::Charge charge = (*meter)->charge(before, answer->usage);
   if (!flags.save_cache.empty()) {
@@ -112,10 +125,11 @@ int run(const RunFlags& flags) {
   const Summary summary{*loaded, *answer, (*meter)->source()};
   bool printed = true;
   if (flags.json) {
-    printed = print(summary_json(summary) + "\n");
+    printed = print(summary_json(summary, glance ? glance_json(*glance) : "") + "\n");
   } else {
     printed = print("\n");
     if (!flags.quiet) std::fputs(summary_text(summary).c_str(), stderr);
+    if (glance) std::fputs(glance_text(*glance).c_str(), stderr);
     if (flags.decode.stats) std::fputs(stats_text(*answer).c_str(), stderr);
   }
   if (!printed)

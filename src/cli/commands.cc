@@ -13,6 +13,8 @@ std::span<const Command> commands() {
       {"cascade train", "fit the reward model of a cascade on logged chains", add_cascade_train},
       {"bench meter", "measure the power model, the meter's own cost and the job planner", add_bench_meter},
       {"chat", "talk with a model at the terminal", add_chat},
+      {"cot eval", "chains of thought: exact parallel decoding and glances, beside greedy and llama.cpp",
+       add_cot_eval},
       {"dnn inspect", "list and draw the parts that a network can be cut into", add_dnn_inspect},
       {"dnn plan", "say where each part of a network should run, and why", add_dnn_plan},
       {"dnn profile", "measure what each part of a network costs here", add_dnn_profile},
@@ -46,6 +48,7 @@ std::span<const Command> commands() {
 std::string_view group_summary(std::string_view group) {
   if (group == "bench") return "measure speed beside a peer";
   if (group == "cascade") return "recommenders that give each request the compute it is worth";
+  if (group == "cot") return "chains of thought, several tokens a forward";
   if (group == "dnn") return "one network over device, edge and cloud, without loss";
   if (group == "docs") return "parts of the documentation that are generated";
   if (group == "jobs") return "work that waits for clean power";

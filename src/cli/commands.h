@@ -47,6 +47,7 @@ Action add_cascade_simulate(CLI::App& app);
 Action add_cascade_train(CLI::App& app);
 Action add_bench_meter(CLI::App& app);
 Action add_chat(CLI::App& app);
+Action add_cot_eval(CLI::App& app);
 Action add_dnn_inspect(CLI::App& app);
 Action add_dnn_plan(CLI::App& app);
 Action add_dnn_profile(CLI::App& app);

@@ -52,6 +52,15 @@ size_t most_tokens(const Engine& engine, std::span<const Token> prompt, const Ge
 
 }  // namespace
 
+Usage usage_difference(const Usage& after, const Usage& before) {
+  Usage part = after;
+  part.flops -= before.flops;
+  part.bytes_moved -= before.bytes_moved;
+  part.cpu_seconds -= before.cpu_seconds;
+  part.wall_seconds -= before.wall_seconds;
+  return part;
+}
+
 Decoding::Decoding(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer,
                    std::span<const Token> prompt, const GenerateOptions& options, Sampler sampler,
                    StreamDecoder decoder)
@@ -71,7 +80,6 @@ Decoding::Decoding(Engine& engine, SequenceId sequence, const Tokenizer& tokeniz
   }
   window_.reserve(kLongestDraft + 1);
   draft_.reserve(kLongestDraft);
-  approximate_.reserve(kLongestDraft);
   before_window_ = prompt.back();
 }
 
@@ -123,6 +131,12 @@ void Decoding::cancel_if_asked() {
 void Decoding::stop(StopReason reason) {
   out_.stop = reason;
   done_ = true;
+}
+
+void Decoding::end(StopReason reason) {
+  if (done_) return;
+  emit(decoder_.finish());
+  stop(reason);
 }
 
 bool Decoding::emit(std::string_view text) {
@@ -208,15 +222,20 @@ Status Decoding::consume(int first_row) {
 
 // What the rows show about the model beyond the tokens that were exact.
 void Decoding::learn(int first_row, int read) {
-  approximate_.clear();
   for (size_t row = 0; row < window_.size(); ++row) {
     const bool exact = static_cast<int>(row) < read;
     const Token chosen = exact ? out_.tokens[out_.tokens.size() - static_cast<size_t>(read) + row]
                                : likeliest_token(engine_->logits(first_row + static_cast<int>(row)));
     if (chosen < 0) continue;
-    if (!exact) approximate_.push_back(chosen);
     drafts_->observe(row > 0 ? window_[row - 1] : before_window_, window_[row], chosen, exact);
   }
+}
+
+void Decoding::show() {
+  if (done_ || !options_->on_window) return;
+  std::vector<Token> guesses;
+  for (const DraftToken& guess : propose()) guesses.push_back(guess.token);
+  options_->on_window(guesses);
 }
 
 Generation Decoding::finish() {

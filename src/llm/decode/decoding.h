@@ -18,6 +18,9 @@
 
 namespace frugal::llm {
 
+// What the work since `before` cost. Usage only ever grows, so parts are differences.
+Usage usage_difference(const Usage& after, const Usage& before);
+
 class Decoding {
  public:
   // Checks the request, keeps what the sequence holds of the prompt, and makes the drafter. The errors of
@@ -39,13 +42,15 @@ class Decoding {
   // Reads the window's rows after the forward, logits from row `first_row` on.
   Status consume(int first_row);
 
+  // Ends it here, if it has not ended; what is held back of the text comes.
+  void end(StopReason reason);
   // What was decoded; call it once, when done.
   Generation finish();
 
   SequenceId sequence() const { return sequence_; }
   const std::vector<Token>& tokens() const { return out_.tokens; }
-  // The model's choices in the rows after the first difference of the last window: approximate tokens.
-  std::span<const Token> approximate() const { return approximate_; }
+  // Hands the next window's guesses to on_window.
+  void show();
 
  private:
   Decoding(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer, std::span<const Token> prompt,
@@ -67,7 +72,6 @@ class Decoding {
   std::optional<Drafts> drafts_;  // none when windows are one row
   std::vector<Token> window_;     // the last exact token and the draft
   std::vector<DraftToken> draft_;
-  std::vector<Token> approximate_;
   Token before_window_ = -1;  // the exact token before the window
   Generation out_;
   bool done_ = false;

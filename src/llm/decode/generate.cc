@@ -11,16 +11,6 @@ namespace frugal::llm {
 
 namespace {
 
-// What the work since `before` cost. Usage only ever grows, so parts are differences.
-Usage difference(const Usage& after, const Usage& before) {
-  Usage part = after;
-  part.flops -= before.flops;
-  part.bytes_moved -= before.bytes_moved;
-  part.cpu_seconds -= before.cpu_seconds;
-  part.wall_seconds -= before.wall_seconds;
-  return part;
-}
-
 void add_share(Usage& to, const Usage& step, double share) {
   to.flops += share * step.flops;
   to.bytes_moved += share * step.bytes_moved;
@@ -45,6 +35,8 @@ std::string_view stop_reason_name(StopReason reason) {
       return "callback";
     case StopReason::kCancelled:
       return "cancelled";
+    case StopReason::kGlance:
+      return "glance";
   }
   return "unknown";
 }
@@ -76,10 +68,10 @@ Result<Generation> generate(Engine& engine, SequenceId sequence, const Tokenizer
     FRUGAL_TRY_STATUS(engine.forward({&window, 1}));
     costs.add(length + 1, wall_seconds() - begin);
     FRUGAL_TRY_STATUS(decoding.consume(0));
-    if (options.on_window) options.on_window(decoding.approximate());
+    decoding.show();
   }
   Generation out = decoding.finish();
-  out.usage = difference(engine.usage(), before);
+  out.usage = usage_difference(engine.usage(), before);
   return out;
 }
 
@@ -121,7 +113,7 @@ Result<std::vector<Generation>> generate_batch(Engine& engine, const Tokenizer& 
                Decoding::create(engine, request.sequence, tokenizer, request.prompt, request.options));
     decodings.push_back(std::move(made));
     FRUGAL_TRY_STATUS(decodings.back().prefill());
-    usages[i] = difference(engine.usage(), before);
+    usages[i] = usage_difference(engine.usage(), before);
     if (!decodings.back().done()) active.push_back(i);
     if (request.options.decode.costs != nullptr) costs = request.options.decode.costs;
   }
@@ -147,7 +139,7 @@ Result<std::vector<Generation>> generate_batch(Engine& engine, const Tokenizer& 
     const double begin = wall_seconds();
     FRUGAL_TRY_STATUS(engine.forward(items));
     costs->add(n_rows, wall_seconds() - begin);
-    const Usage step = difference(engine.usage(), before);
+    const Usage step = usage_difference(engine.usage(), before);
     int row = 0;
     for (size_t i = 0; i < active.size(); ++i) {
       FRUGAL_TRY_STATUS(decodings[active[i]].consume(row));

@@ -31,6 +31,7 @@ enum class StopReason {
   kContextFull,
   kCallback,   // on_text returned false
   kCancelled,  // the cancel flag
+  kGlance,     // the answer was drawn before the chain ended (glance.h)
 };
 // "end of generation", for people; "end_of_generation", for JSON, with underscores.
 std::string_view stop_reason_name(StopReason reason);
@@ -54,7 +55,7 @@ struct GenerateOptions {
   std::function<bool(std::string_view)> on_text;
   // Prompt tokens done, of those that the cache does not hold already; false stops. May be empty.
   std::function<bool(int done, int total)> on_prefill;
-  // After each window: tokens that the model would say next if its rejected guess were right. For people.
+  // After each window: the approximate tokens that follow the exact ones, for people to see them turn exact.
   std::function<void(std::span<const Token> approximate)> on_window;
   // Looked at between forwards and between chunks of the prefill. May be null.
   const std::atomic<bool>* cancel = nullptr;

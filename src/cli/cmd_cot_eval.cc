@@ -1,0 +1,248 @@
+// frugal cot eval: chains of thought, decoded greedily, exactly in parallel, and cut short by a glance.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/team.h"
+#include "base/text.h"
+#include "cli/bench_report.h"
+#include "cli/bench_tools.h"
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/cot_record.h"
+#include "cli/cot_report.h"
+#include "cli/llm_options.h"
+#include "cli/meter_setup.h"
+
+namespace frugal::cli {
+
+namespace {
+
+struct CotFlags {
+  ModelFlags model;
+  EngineFlags engine;
+  CotSetup setup;
+  std::shared_ptr<MeterSetup> meter;
+  std::vector<std::string> data;
+  int limit = 40, skip = 10, peer_every = 1;
+  double seconds = 0;
+  bool no_glance = false, no_peer = false, json = false;
+  std::string records, out, svg;
+};
+
+// Questions by task, each task's first `skip` left out.
+std::vector<std::pair<int, const CotQuestion*>> chosen(const CotData& data, const CotFlags& flags) {
+  std::map<std::string, int> seen;
+  std::vector<std::pair<int, const CotQuestion*>> out;
+  for (const CotQuestion& question : data.questions) {
+    const int index = seen[question.task]++;
+    if (index >= flags.skip && (flags.limit == 0 || index < flags.skip + flags.limit))
+      out.emplace_back(index, &question);
+  }
+  // Task after task would leave the last ones out when time is short.
+  std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  return out;
+}
+
+// The records of an earlier run in `path`; the first line says what they were made with.
+Result<std::vector<CotRecord>> read_records(const std::string& path, const std::string& head) {
+  std::vector<CotRecord> records;
+  std::error_code ignored;
+  if (path.empty() || !std::filesystem::exists(path, ignored)) return records;
+  FRUGAL_TRY(const std::string text, read_file(path));
+  int line_idx = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    if (++line_idx == 1) {
+      if (line == head) continue;
+      return Error{
+          ErrorCode::kInvalidArgument,
+          "'" + path + "' was made with another model or other options; choose another --records file"};
+    }
+    if (trim(line).empty()) continue;
+    auto record = parse_record(line);
+    if (!record.ok()) {
+      return Error{ErrorCode::kCorrupt, strf("%s:%d: %s; delete the line or the file", path.c_str(), line_idx,
+                                             record.error().message.c_str())};
+    }
+    records.push_back(std::move(record).value());
+  }
+  return records;
+}
+
+Status write_records(const std::string& path, const std::string& head,
+                     const std::vector<CotRecord>& records) {
+  if (path.empty()) return {};
+  std::string text = head + "\n";
+  for (const CotRecord& record : records) text += record_json(record) + "\n";
+  return write_file_atomically(path, text);
+}
+
+Status check(const CotFlags& flags) {
+  const auto refuse = [](std::string message) {
+    return Status(ErrorCode::kInvalidArgument, std::move(message));
+  };
+  const auto need = [&](const char* option, int value, int least, int most) {
+    return value >= least && value <= most
+               ? Status()
+               : refuse(strf("%s is %d, but must be from %d to %d", option, value, least, most));
+  };
+  FRUGAL_TRY_STATUS(need("--shots", flags.setup.n_shots, 0, 4));
+  FRUGAL_TRY_STATUS(need("--max-tokens", flags.setup.max_tokens, 1, 1 << 20));
+  FRUGAL_TRY_STATUS(need("--limit", flags.limit, 0, 1 << 30));
+  FRUGAL_TRY_STATUS(need("--skip", flags.skip, 0, 1 << 30));
+  FRUGAL_TRY_STATUS(need("--every", flags.setup.every, 1, 1 << 20));
+  FRUGAL_TRY_STATUS(need("--peer-every", flags.peer_every, 1, 1 << 30));
+  FRUGAL_TRY_STATUS(need("--window", flags.setup.decode.max_draft, 0, llm::kLongestDraft));
+  return {};
+}
+
+Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, const std::string& model_path,
+                                        llm::Engine& engine, meter::PowerMeter& meter) {
+  const llm::ModelInfo& info = engine.model().info();
+  const std::string head = strf(
+      "{\"model\": \"%016llx\", \"shots\": %d, \"max_tokens\": %d, \"fixed_length\": %d, \"every\": %d, "
+      "\"window\": %d, \"fixed_window\": %d}",
+      static_cast<unsigned long long>(info.file_hash), flags.setup.n_shots, flags.setup.max_tokens,
+      flags.setup.fixed_length ? 1 : 0, flags.setup.every, flags.setup.decode.max_draft,
+      flags.setup.decode.fixed ? 1 : 0);
+  FRUGAL_TRY(std::vector<CotRecord> records, read_records(flags.records, head));
+  std::unique_ptr<llm::peer::Peer> peer;
+  if (!flags.no_peer) {
+    llm::peer::PeerOptions options;
+    options.n_threads = engine.options().n_threads;
+    options.n_ctx = engine.options().n_ctx;
+    FRUGAL_TRY(peer, llm::peer::Peer::load(model_path, options));
+  }
+  CotRunner runner(engine, meter, peer.get(), flags.setup);
+  FRUGAL_TRY_STATUS(runner.open());
+  const auto questions = chosen(data, flags);
+  if (questions.empty()) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        strf("no question is left: the data has %zu, and the first %d of each task are skipped (--skip)",
+             data.questions.size(), flags.skip)};
+  }
+  ProgressBar bar("evaluating", "questions", !flags.json);
+  const double begin = wall_seconds();
+  int done = 0;
+  for (const auto& [index, question] : questions) {
+    bar.update(++done, static_cast<double>(questions.size()));
+    const std::string key = strf("%s/%d", question->task.c_str(), index);
+    if (std::any_of(records.begin(), records.end(), [&](const CotRecord& r) { return r.key == key; }))
+      continue;
+    if (flags.seconds > 0 && wall_seconds() - begin > flags.seconds) break;
+    auto record = runner.run(*question, index, index % flags.peer_every == 0);
+    if (!record.ok() && record.error().code == ErrorCode::kCancelled) break;  // what there is, is reported
+    if (!record.ok()) return record.error();
+    records.push_back(std::move(record).value());
+    FRUGAL_TRY_STATUS(write_records(flags.records, head, records));
+  }
+  return records;
+}
+
+int run(CotFlags& flags) {
+  install_interrupt_handler();
+  flags.setup.glance = !flags.no_glance;
+  if (const Status status = check(flags); !status.ok()) return fail(status.error());
+  auto data = read_cot_data(flags.data);
+  if (!data.ok()) return fail(data.error());
+  for (const std::string& fault : data->faults) std::fprintf(stderr, "frugal: left out: %s\n", fault.c_str());
+  if (data->questions.empty()) {
+    return fail({ErrorCode::kCorrupt,
+                 "the data holds no question; a line is one JSON object with \"task\", "
+                 "\"question\", \"answer\" and, for choices, \"choices\""});
+  }
+  const auto meter = open_meter(*flags.meter);
+  if (!meter.ok()) return fail(meter.error());
+  const auto path = resolve_model(flags.model.model);
+  if (!path.ok()) return fail(path.error());
+  auto options = engine_options(flags.engine);
+  if (!options.ok()) return fail(options.error());
+  if (options->n_ctx == 0) options->n_ctx = 2048 + flags.setup.max_tokens;
+  options->max_sequences = 2;
+  llm::ModelOptions model_options;
+  model_options.n_threads = options->n_threads;
+  auto model = llm::Model::load(*path, model_options);
+  if (!model.ok()) return fail(model.error());
+  auto engine = llm::Engine::create(*model, *options);
+  if (!engine.ok()) return fail(engine.error());
+  const auto records = evaluate(flags, *data, *path, **engine, **meter);
+  if (!records.ok()) return fail(records.error());
+  if (records->empty())
+    return fail({ErrorCode::kCancelled, "interrupted before the first question was done"});
+
+  BenchContext context;
+  context.bench = "cot";
+  context.threads = (*engine)->options().n_threads;
+  context.isa = kernel_isa();
+  context.model = std::filesystem::path(*path).filename().string();
+  context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
+  context.command = this_command_line();
+  context.note =
+      "greedy, exact and llama.cpp in turn for each question; exact outputs compared with greedy; rules "
+      "of the glance fitted on even questions, reported on odd ones; peer: " +
+      llm::peer::description();
+  const std::vector<BenchRow> rows = cot_rows(*records);
+  if (!flags.out.empty()) {
+    if (const Status status = write_bench(flags.out, context, rows); !status.ok())
+      return fail(status.error());
+  }
+  if (!flags.svg.empty()) {
+    const Status status = write_file_atomically(flags.svg, glance_svg(glance_curve(*records)));
+    if (!status.ok()) return fail(status.error());
+  }
+  if (!print(flags.json ? bench_json(context, rows) : bench_table(rows)))
+    return fail({ErrorCode::kIo, "the result could not be written to stdout"});
+  return interrupted() ? kExitInterrupted : kExitOk;
+}
+
+}  // namespace
+
+Action add_cot_eval(CLI::App& app) {
+  auto flags = std::make_shared<CotFlags>();
+  app.add_option("--data", flags->data, "files with a question a line, as JSON")
+      ->required()
+      ->type_name("FILES");
+  app.add_option("--shots", flags->setup.n_shots, "worked examples before each question, 0 to 4")
+      ->capture_default_str();
+  app.add_option("-n,--max-tokens", flags->setup.max_tokens, "length of a chain")->capture_default_str();
+  app.add_flag(
+      "--fixed-length", flags->setup.fixed_length,
+      "time chains of exactly --max-tokens, whatever they say; answers are still read where they end");
+  app.add_option("--limit", flags->limit, "questions of each task; 0 = all")->capture_default_str();
+  app.add_option("--skip", flags->skip,
+                 "first questions of each task to leave out: priors of the drafts were fitted on 10")
+      ->capture_default_str();
+  app.add_option("--window", flags->setup.decode.max_draft, "longest draft, 0 to 16")->capture_default_str();
+  app.add_flag("--fixed-window", flags->setup.decode.fixed,
+               "always drafts of --window tokens, paying or not");
+  app.add_option("--every", flags->setup.every, "tokens between two looks at the answer")
+      ->capture_default_str();
+  app.add_flag("--no-glance", flags->no_glance, "exact decoding only");
+  app.add_flag("--no-peer", flags->no_peer, "without llama.cpp");
+  app.add_option("--peer-every", flags->peer_every, "run llama.cpp on every so manieth question")
+      ->capture_default_str();
+  app.add_option("--records", flags->records,
+                 "keep what was measured of each question here, and go on from what is there")
+      ->type_name("FILE");
+  app.add_option("--seconds", flags->seconds, "begin no question after this time; 0 = no limit")
+      ->capture_default_str();
+  app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
+      ->type_name("FILE");
+  app.add_option("--svg", flags->svg, "draw agreement over time saved into this file")->type_name("FILE");
+  add_model_options(app, flags->model);
+  add_engine_options(app, flags->engine);
+  flags->meter = add_meter_options(app);
+  app.add_flag("--json", flags->json, "the rows as JSON");
+  return [flags] { return run(*flags); };
+}
+
+}  // namespace frugal::cli

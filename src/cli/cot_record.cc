@@ -1,0 +1,215 @@
+#include "cli/cot_record.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cli/console.h"
+#include "llm/vocab/tokenizer.h"
+
+namespace frugal::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+using llm::Token;
+
+Json timing_json(const CotTiming& timing) {
+  return {{"s", timing.seconds},
+          {"chain_s", timing.chain_seconds},
+          {"j", timing.joules},
+          {"tokens", timing.tokens},
+          {"forwards", timing.forwards}};
+}
+
+CotTiming parse_timing(const Json& json) {
+  return {json.at("s").get<double>(), json.at("chain_s").get<double>(), json.at("j").get<double>(),
+          json.at("tokens").get<int>(), json.at("forwards").get<int>()};
+}
+
+CotRecord from_json(const Json& json) {
+  CotRecord record;
+  record.key = json.at("key").get<std::string>();
+  record.task = json.at("task").get<std::string>();
+  record.index = json.at("index").get<int>();
+  record.greedy = parse_timing(json.at("greedy"));
+  record.exact = parse_timing(json.at("exact"));
+  if (json.contains("peer")) record.peer = parse_timing(json.at("peer"));
+  record.same = json.at("same").get<bool>();
+  record.chain_tokens = json.at("chain_tokens").get<int>();
+  record.drafted = json.at("drafted").get<std::array<int, llm::kDraftSources>>();
+  record.accepted = json.at("accepted").get<std::array<int, llm::kDraftSources>>();
+  record.answer = json.at("answer").get<std::string>();
+  record.truth = json.at("truth").get<std::string>();
+  record.correct = json.at("correct").get<bool>();
+  record.chain_s = json.at("trace_s").get<double>();
+  for (const Json& look : json.at("looks")) {
+    record.looks.push_back({look.at(0).get<int>(), look.at(1).get<int>(), look.at(2).get<double>(),
+                            look.at(3).get<std::string>(), look.at(4).get<std::string>(),
+                            look.at(5).get<float>(), look.at(6).get<float>(), look.at(7).get<double>(),
+                            look.at(8).get<double>()});
+  }
+  return record;
+}
+
+}  // namespace
+
+std::string record_json(const CotRecord& record) {
+  Json looks = Json::array();
+  for (const CotLook& look : record.looks) {
+    looks.push_back({look.exact, look.approximate, look.elapsed_s, look.glance, look.trunc,
+                     look.glance_confidence, look.trunc_confidence, look.glance_s, look.trunc_s});
+  }
+  Json json = {{"key", record.key},
+               {"task", record.task},
+               {"index", record.index},
+               {"greedy", timing_json(record.greedy)},
+               {"exact", timing_json(record.exact)},
+               {"same", record.same},
+               {"chain_tokens", record.chain_tokens},
+               {"drafted", record.drafted},
+               {"accepted", record.accepted},
+               {"answer", record.answer},
+               {"truth", record.truth},
+               {"correct", record.correct},
+               {"trace_s", record.chain_s},
+               {"looks", looks}};
+  if (record.peer) json["peer"] = timing_json(*record.peer);
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Result<CotRecord> parse_record(std::string_view line) {
+  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return Error{ErrorCode::kCorrupt, "not a JSON object"};
+  try {
+    return from_json(json);
+  } catch (const Json::exception& fault) {
+    return Error{ErrorCode::kCorrupt, fault.what()};
+  }
+}
+
+Status CotRunner::open() {
+  FRUGAL_TRY(greedy_, engine_.open_sequence());
+  FRUGAL_TRY(exact_, engine_.open_sequence());
+  return {};
+}
+
+Result<llm::Generation> CotRunner::decode(llm::SequenceId sequence, const std::vector<Token>& prompt,
+                                          bool exact, CotTiming* timing) {
+  llm::GenerateOptions options;
+  options.decode = setup_.decode;
+  options.decode.costs = &costs_;
+  if (!exact) options.decode.max_draft = 0;
+  options.max_tokens = setup_.max_tokens;
+  options.ignore_end = setup_.fixed_length;
+  if (!setup_.fixed_length) options.stop = {std::string(kCotStop)};
+  options.cancel = &interrupted();
+  std::string text;
+  double begin = wall_seconds(), end = 0;
+  options.on_prefill = [&](int, int) {
+    begin = wall_seconds();
+    return true;
+  };
+  options.on_text = [&](std::string_view part) {
+    text += part;
+    if (end == 0 && text.find(kCotStop) != std::string::npos) end = wall_seconds();
+    return true;
+  };
+  const meter::Snapshot before = meter_.snapshot();
+  FRUGAL_TRY(llm::Generation out,
+             llm::generate(engine_, sequence, engine_.model().tokenizer(), prompt, options));
+  if (out.stop == llm::StopReason::kCancelled) return Error{ErrorCode::kCancelled, "interrupted"};
+  meter_.charge(before, out.usage);
+  timing->seconds = out.decode_s;
+  timing->chain_seconds = end > 0 ? end - begin : out.decode_s;
+  timing->joules = out.usage.energy_j.value;
+  timing->tokens = static_cast<int>(out.tokens.size());
+  timing->forwards = out.decode_forwards;
+  return out;
+}
+
+Status CotRunner::run_peer(const std::vector<Token>& prompt, int n_tokens, CotTiming* timing) {
+  const size_t kept = std::min(llm::common_prefix(peer_tokens_, prompt), prompt.size() - 1);
+  peer_->truncate(static_cast<int>(kept));
+  FRUGAL_TRY_STATUS(peer_->forward(std::span(prompt).subspan(kept)));
+  peer_tokens_ = prompt;
+  const double begin = wall_seconds();
+  Token token = llm::likeliest_token(peer_->logits());
+  for (int i = 1; i < n_tokens; ++i) {
+    FRUGAL_TRY_STATUS(peer_->forward({&token, 1}));
+    token = llm::likeliest_token(peer_->logits());
+  }
+  timing->seconds = timing->chain_seconds = wall_seconds() - begin;
+  timing->tokens = n_tokens;
+  timing->forwards = n_tokens - 1;
+  return {};
+}
+
+Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& prompt, CotRecord* record) {
+  llm::GenerateOptions options;
+  options.decode = setup_.decode;
+  options.decode.costs = &costs_;
+  options.max_tokens = setup_.max_tokens;
+  options.stop = {std::string(kCotStop)};
+  llm::GlanceOptions glance;
+  glance.trigger = cot_trigger(question.task);
+  glance.answer_tokens = cot_answer_tokens(question.task);
+  FRUGAL_TRY(auto glancer,
+             llm::Glancer::create(engine_, exact_, engine_.model().tokenizer(), prompt, options, glance));
+  FRUGAL_TRY_STATUS(glancer.prefill());
+  int next = setup_.every;
+  while (!glancer.done()) {
+    if (static_cast<int>(glancer.tokens().size()) >= next) {
+      next = static_cast<int>(glancer.tokens().size()) + setup_.every;
+      FRUGAL_TRY(const llm::Look with, glancer.look(llm::kLongestDraft));
+      FRUGAL_TRY(const llm::Look without, glancer.look(0));
+      record->looks.push_back({with.exact, with.approximate, record->chain_s,
+                               cot_normal(question.task, with.answer),
+                               cot_normal(question.task, without.answer), with.confidence, without.confidence,
+                               with.seconds, without.seconds});
+    }
+    const double begin = wall_seconds();
+    FRUGAL_TRY_STATUS(glancer.step());
+    record->chain_s += wall_seconds() - begin;
+  }
+  if (record->answer.empty()) {  // a chain that names no answer is asked for it at its end
+    auto last = glancer.look(0);
+    if (last.ok()) record->answer = cot_normal(question.task, last->answer);
+  }
+  return {};
+}
+
+Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool with_peer) {
+  const llm::Tokenizer& tokenizer = engine_.model().tokenizer();
+  FRUGAL_TRY(
+      const std::vector<Token> prompt,
+      tokenizer.encode(cot_prompt(question, setup_.n_shots), /*add_special=*/true, /*parse_special=*/false));
+  CotRecord record;
+  record.key = strf("%s/%d", question.task.c_str(), index);
+  record.task = question.task;
+  record.index = index;
+  llm::Generation greedy, exact;
+  for (const bool first : {true, false}) {  // in turn, so that neither always runs on a warmer machine
+    const bool run_exact = first == (index % 2 == 0);
+    FRUGAL_TRY((run_exact ? exact : greedy), decode(run_exact ? exact_ : greedy_, prompt, run_exact,
+                                                    run_exact ? &record.exact : &record.greedy));
+  }
+  record.same = exact.tokens == greedy.tokens && exact.text == greedy.text;
+  record.drafted = exact.drafts.drafted;
+  record.accepted = exact.drafts.accepted;
+  const std::string chain = greedy.text.substr(0, greedy.text.find(kCotStop));
+  FRUGAL_TRY(const std::vector<Token> chain_tokens, tokenizer.encode(chain, false, false));
+  record.chain_tokens = static_cast<int>(chain_tokens.size());
+  record.answer = cot_answer(question.task, chain);
+  if (with_peer && peer_ != nullptr) {
+    record.peer.emplace();
+    FRUGAL_TRY_STATUS(run_peer(prompt, record.exact.tokens, &*record.peer));
+  }
+  if (setup_.glance) FRUGAL_TRY_STATUS(trace(question, prompt, &record));
+  record.truth = cot_normal(question.task, question.answer);
+  record.correct = !record.answer.empty() && record.answer == record.truth;
+  return record;
+}
+
+}  // namespace frugal::cli

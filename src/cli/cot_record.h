@@ -1,0 +1,87 @@
+// What `frugal cot eval` measures of one question, and the file that keeps it: a line of JSON each, so that
+// an evaluation can be stopped and gone on with.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cli/cot_tasks.h"
+#include "frugal/meter.h"
+#include "llm/decode/glance.h"
+#include "llm/peer/peer.h"
+
+namespace frugal::cli {
+
+// One decoding of the question.
+struct CotTiming {
+  double seconds = 0;        // after the prefill
+  double chain_seconds = 0;  // until the chain ended (the next question, or the model's own end)
+  double joules = 0;
+  int tokens = 0, forwards = 0;
+};
+
+// A look at the answer in the middle of the chain, with approximate tokens and, for Trunc-CoT, without.
+struct CotLook {
+  int exact = 0, approximate = 0;
+  double elapsed_s = 0;  // of the rationale, looks not counted
+  std::string glance, trunc;
+  float glance_confidence = 0, trunc_confidence = 0;
+  double glance_s = 0, trunc_s = 0;
+};
+
+struct CotRecord {
+  std::string key, task;
+  int index = 0;  // among the questions of its task
+  CotTiming greedy, exact;
+  std::optional<CotTiming> peer;
+  bool same = false;  // exact gave the tokens of greedy
+  int chain_tokens = 0;
+  std::array<int, llm::kDraftSources> drafted{}, accepted{};
+  std::string answer;  // of the whole chain
+  std::string truth;   // the right one
+  bool correct = false;
+  double chain_s = 0;  // the rationale of the looks, whole
+  std::vector<CotLook> looks;
+};
+
+std::string record_json(const CotRecord& record);
+// kCorrupt, with what is wrong.
+Result<CotRecord> parse_record(std::string_view line);
+
+struct CotSetup {
+  int n_shots = 4;
+  int max_tokens = 256;
+  bool fixed_length = false;  // decode max_tokens whatever the chain does
+  bool glance = true;
+  int every = 8;
+  llm::DecodeOptions decode;
+};
+
+// Runs questions on one engine (two sequences) and, if given, on the peer.
+class CotRunner {
+ public:
+  CotRunner(llm::Engine& engine, meter::PowerMeter& meter, llm::peer::Peer* peer, const CotSetup& setup)
+      : engine_(engine), meter_(meter), peer_(peer), setup_(setup) {}
+  Status open();
+  // Errors of the engine; kCancelled at Ctrl-C.
+  Result<CotRecord> run(const CotQuestion& question, int index, bool with_peer);
+
+ private:
+  Result<llm::Generation> decode(llm::SequenceId sequence, const std::vector<llm::Token>& prompt, bool exact,
+                                 CotTiming* timing);
+  Status trace(const CotQuestion& question, const std::vector<llm::Token>& prompt, CotRecord* record);
+  Status run_peer(const std::vector<llm::Token>& prompt, int n_tokens, CotTiming* timing);
+
+  llm::Engine& engine_;
+  meter::PowerMeter& meter_;
+  llm::peer::Peer* peer_;
+  const CotSetup& setup_;
+  llm::SequenceId greedy_ = 0, exact_ = 0;
+  llm::StepCosts costs_;
+  std::vector<llm::Token> peer_tokens_;
+};
+
+}  // namespace frugal::cli

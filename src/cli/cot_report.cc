@@ -1,0 +1,352 @@
+#include "cli/cot_report.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "base/text.h"
+
+namespace frugal::cli {
+
+namespace {
+
+using Records = std::vector<const CotRecord*>;
+
+Records of_task(const std::vector<CotRecord>& records, const std::string& task) {
+  Records out;
+  for (const CotRecord& record : records) {
+    if (record.task == task) out.push_back(&record);
+  }
+  return out;
+}
+
+// Where a rule stops in one record: the index of a look; -1 = never.
+int stop_of(const CotRecord& record, const CotRule& rule, bool trunc) {
+  if (rule.stable == 0) return -1;
+  int same = 0;
+  std::string last;
+  for (size_t i = 0; i < record.looks.size(); ++i) {
+    const CotLook& look = record.looks[i];
+    const std::string& answer = trunc ? look.trunc : look.glance;
+    const float confidence = trunc ? look.trunc_confidence : look.glance_confidence;
+    same = answer.empty() || confidence < rule.confidence ? 0 : answer == last ? same + 1 : 1;
+    last = same > 0 ? answer : "";
+    if (same >= rule.stable) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+double seconds_of(const CotRecord& record, const CotRule& rule, bool trunc, int stop) {
+  if (rule.stable == 0) return record.chain_s;
+  double looks = 0;
+  for (size_t i = 0; i < record.looks.size() && (stop < 0 || static_cast<int>(i) <= stop); ++i)
+    looks += trunc ? record.looks[i].trunc_s : record.looks[i].glance_s;
+  return looks + (stop < 0 ? record.chain_s : record.looks[static_cast<size_t>(stop)].elapsed_s);
+}
+
+struct Sums {
+  double whole = 0, taken = 0;
+  int n = 0, agreed = 0, trunc_agreed = 0, right = 0, full_right = 0, stopped = 0;
+  void add(const CotRecord& record, const CotRule& rule, bool trunc) {
+    const int stop = stop_of(record, rule, trunc);
+    ++n;
+    whole += record.chain_s;
+    taken += seconds_of(record, rule, trunc, stop);
+    full_right += record.correct ? 1 : 0;
+    if (stop < 0) {
+      ++agreed;
+      ++trunc_agreed;
+      right += record.correct ? 1 : 0;
+      return;
+    }
+    ++stopped;
+    const CotLook& look = record.looks[static_cast<size_t>(stop)];
+    const std::string& answer = trunc ? look.trunc : look.glance;
+    agreed += answer == record.answer ? 1 : 0;
+    trunc_agreed += look.trunc == record.answer ? 1 : 0;
+    right += !record.truth.empty() && answer == record.truth ? 1 : 0;
+  }
+  CotOutcome outcome() const {
+    CotOutcome out;
+    out.n = n;
+    if (n == 0) return out;
+    out.saved = whole > 0 ? 1 - taken / whole : 0;
+    out.agreement = static_cast<double>(agreed) / n;
+    out.trunc_agreement = static_cast<double>(trunc_agreed) / n;
+    out.accuracy = static_cast<double>(right) / n;
+    out.full_accuracy = static_cast<double>(full_right) / n;
+    out.stopped = static_cast<double>(stopped) / n;
+    return out;
+  }
+};
+
+// The rule that saves the most on the even questions of a task with at least `target` agreement there; never
+// to look is one of them.
+CotRule fit_rule(const Records& records, bool trunc, double target) {
+  CotRule best;
+  double most = 0;
+  for (const int stable : {1, 2, 3, 4}) {
+    for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f}) {
+      Sums sums;
+      for (const CotRecord* record : records) {
+        if (record->index % 2 == 0) sums.add(*record, {stable, confidence}, trunc);
+      }
+      const CotOutcome outcome = sums.outcome();
+      if (outcome.n == 0 || outcome.agreement < target || outcome.saved <= most) continue;
+      most = outcome.saved;
+      best = {stable, confidence};
+    }
+  }
+  return best;
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
+
+BenchRow plain_row(std::string name, std::string unit, double value, int n) {
+  BenchRow row;
+  row.name = std::move(name);
+  row.unit = std::move(unit);
+  row.ours = value;
+  row.n = n;
+  return row;
+}
+
+// Rows of a speed-up: `ours` and `theirs` give seconds a token of a record; those without are left out.
+void speed_rows(const std::vector<CotRecord>& records, const std::string& name, const std::string& peer_name,
+                const std::function<double(const CotRecord&)>& ours,
+                const std::function<double(const CotRecord&)>& theirs, std::vector<BenchRow>* rows) {
+  std::vector<double> task_ratios, spreads;
+  std::vector<BenchRow> task_rows;
+  double worst = 1e9;
+  int n = 0;
+  for (const std::string& task : cot_tasks()) {
+    std::vector<double> our_rates, their_rates;
+    for (const CotRecord* record : of_task(records, task)) {
+      const double a = ours(*record), b = theirs(*record);
+      if (a <= 0 || b <= 0) continue;
+      our_rates.push_back(1 / a);
+      their_rates.push_back(1 / b);
+      worst = std::min(worst, b / a);
+    }
+    if (our_rates.empty()) continue;
+    BenchRow row =
+        bench_row(name + "/" + task, "tokens/s", Better::kHigher, our_rates, their_rates, peer_name);
+    double least = 1e9;
+    for (size_t i = 0; i < our_rates.size(); ++i) least = std::min(least, our_rates[i] / their_rates[i]);
+    row.more.emplace_back("worst prompt", least);
+    task_ratios.push_back(row.ratio);
+    spreads.push_back(row.spread);
+    n += row.n;
+    task_rows.push_back(std::move(row));
+  }
+  if (task_ratios.empty()) return;
+  BenchRow all = plain_row(name, "x, mean over tasks", mean(task_ratios), n);
+  all.ratio = all.ours;
+  all.spread = mean(spreads);
+  all.peer_name = peer_name;
+  all.more.emplace_back("worst prompt", worst);
+  rows->push_back(std::move(all));
+  for (BenchRow& row : task_rows) rows->push_back(std::move(row));
+}
+
+// A row over all records, and one for each task.
+void rows_by_task(const std::vector<CotRecord>& records, const std::string& name, const std::string& unit,
+                  const std::function<double(const Records&)>& value, std::vector<BenchRow>* rows) {
+  Records all;
+  for (const CotRecord& record : records) all.push_back(&record);
+  rows->push_back(plain_row(name, unit, value(all), static_cast<int>(all.size())));
+  for (const std::string& task : cot_tasks()) {
+    const Records some = of_task(records, task);
+    if (!some.empty())
+      rows->push_back(plain_row(name + "/" + task, unit, value(some), static_cast<int>(some.size())));
+  }
+}
+
+double share(const Records& records, const std::function<bool(const CotRecord&)>& is) {
+  int n = 0;
+  for (const CotRecord* record : records) n += is(*record) ? 1 : 0;
+  return records.empty() ? 0 : static_cast<double>(n) / static_cast<double>(records.size());
+}
+
+double per_token(double seconds, int tokens) { return tokens > 1 ? seconds / (tokens - 1) : 0; }
+
+void glance_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* rows) {
+  const std::vector<CotPoint> curve = glance_curve(records);
+  if (curve.empty()) return;
+  // The surest point that was fitted to save a fifth; the point that saves the most, when none does.
+  const CotPoint* chosen = nullptr;
+  for (const CotPoint& point : curve) {
+    if (point.fitted_saved >= 0.2) chosen = &point;
+  }
+  if (chosen == nullptr) chosen = &curve.front();
+  const auto add = [&](const std::string& suffix, const CotOutcome& outcome) {
+    rows->push_back(plain_row("glance_saved" + suffix, "share of time", outcome.saved, outcome.n));
+    rows->push_back(plain_row("glance_agreement" + suffix, "share of answers", outcome.agreement, outcome.n));
+    rows->push_back(
+        plain_row("trunc_agreement" + suffix, "share of answers", outcome.trunc_agreement, outcome.n));
+    rows->push_back(plain_row("glance_accuracy" + suffix, "share of answers", outcome.accuracy, outcome.n));
+    rows->push_back(
+        plain_row("full_accuracy" + suffix, "share of answers", outcome.full_accuracy, outcome.n));
+  };
+  add("", chosen->glance);
+  for (const auto& [task, outcome] : chosen->tasks) add("/" + task, outcome);
+  for (const CotPoint& point : curve) {
+    BenchRow row = plain_row(strf("curve: agreement fitted to %.2f", point.target), "share of answers",
+                             point.glance.agreement, point.glance.n);
+    row.peer = point.trunc.agreement;
+    row.peer_name = "Trunc-CoT by its own rule";
+    row.more = {{"time saved", point.glance.saved},
+                {"time saved by Trunc-CoT", point.trunc.saved},
+                {"Trunc-CoT stopped at the same places", point.glance.trunc_agreement},
+                {"accuracy", point.glance.accuracy},
+                {"accuracy of the whole chain", point.glance.full_accuracy}};
+    rows->push_back(std::move(row));
+  }
+}
+
+}  // namespace
+
+std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records) {
+  std::vector<CotPoint> curve;
+  bool any = false;
+  for (const CotRecord& record : records) any = any || !record.looks.empty();
+  if (!any) return curve;
+  for (const double target : {0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0}) {
+    CotPoint point;
+    point.target = target;
+    Sums glance, trunc, fitted;
+    for (const std::string& task : cot_tasks()) {
+      const Records some = of_task(records, task);
+      if (some.empty()) continue;
+      const CotRule rule = fit_rule(some, false, target), trunc_rule = fit_rule(some, true, target);
+      Sums of_one;
+      for (const CotRecord* record : some) {
+        if (record->index % 2 == 0) {
+          fitted.add(*record, rule, false);
+          continue;
+        }
+        glance.add(*record, rule, false);
+        of_one.add(*record, rule, false);
+        trunc.add(*record, trunc_rule, true);
+      }
+      point.tasks.emplace_back(task, of_one.outcome());
+    }
+    point.glance = glance.outcome();
+    point.trunc = trunc.outcome();
+    point.fitted_saved = fitted.outcome().saved;
+    curve.push_back(std::move(point));
+  }
+  return curve;
+}
+
+std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& records) {
+  std::vector<BenchRow> rows;
+  const auto exact = [](const CotRecord& r) { return per_token(r.exact.seconds, r.exact.tokens); };
+  speed_rows(
+      records, "exact_speedup", "our greedy decoding", exact,
+      [](const CotRecord& r) { return per_token(r.greedy.seconds, r.greedy.tokens); }, &rows);
+  speed_rows(
+      records, "exact_speedup_chain", "our greedy decoding, until the chain's end",
+      [](const CotRecord& r) { return r.exact.chain_seconds; },
+      [](const CotRecord& r) { return r.greedy.chain_seconds; }, &rows);
+  for (BenchRow& row : rows) {
+    if (row.name.starts_with("exact_speedup_chain/")) row.unit = "chains/s";
+  }
+  speed_rows(
+      records, "exact_vs_llamacpp", "llama.cpp, greedy", exact,
+      [](const CotRecord& r) { return r.peer ? per_token(r.peer->seconds, r.peer->tokens) : 0; }, &rows);
+  rows_by_task(
+      records, "exact_differences", "outputs",
+      [](const Records& some) {
+        return share(some, [](const CotRecord& r) { return !r.same; }) * static_cast<double>(some.size());
+      },
+      &rows);
+  rows_by_task(
+      records, "tokens_per_forward", "tokens",
+      [](const Records& some) {
+        double tokens = 0, forwards = 0;
+        for (const CotRecord* r : some) {
+          tokens += r->exact.tokens - 1;
+          forwards += r->exact.forwards;
+        }
+        return forwards > 0 ? tokens / forwards : 0;
+      },
+      &rows);
+  rows_by_task(
+      records, "chain_tokens", "tokens, mean",
+      [](const Records& some) {
+        double sum = 0;
+        for (const CotRecord* r : some) sum += r->chain_tokens;
+        return some.empty() ? 0 : sum / static_cast<double>(some.size());
+      },
+      &rows);
+  rows_by_task(
+      records, "joules_saved", "share of our greedy decoding's",
+      [](const Records& some) {
+        double greedy = 0, ours = 0;
+        for (const CotRecord* r : some) {
+          greedy += r->greedy.joules;
+          ours += r->exact.joules;
+        }
+        return greedy > 0 ? 1 - ours / greedy : 0;
+      },
+      &rows);
+  rows_by_task(
+      records, "accuracy", "share of answers",
+      [](const Records& some) { return share(some, [](const CotRecord& r) { return r.correct; }); }, &rows);
+  for (size_t i = 0; i < static_cast<size_t>(llm::kDraftSources); ++i) {
+    double drafted = 0, accepted = 0;
+    for (const CotRecord& record : records) {
+      drafted += record.drafted[i];
+      accepted += record.accepted[i];
+    }
+    if (drafted == 0) continue;
+    BenchRow row =
+        plain_row("accepted of " + std::string(llm::draft_source_name(static_cast<llm::DraftSource>(i))),
+                  "share of drafted tokens", accepted / drafted, static_cast<int>(records.size()));
+    row.more.emplace_back("drafted", drafted);
+    rows.push_back(std::move(row));
+  }
+  glance_rows(records, &rows);
+  return rows;
+}
+
+std::string glance_svg(const std::vector<CotPoint>& curve) {
+  constexpr double kWidth = 560, kHeight = 360, kLeft = 60, kTop = 30, kPlotWidth = 460, kPlotHeight = 270;
+  const auto x = [](double saved) { return kLeft + kPlotWidth * std::clamp(saved, 0.0, 1.0); };
+  const auto y = [](double agreement) { return kTop + kPlotHeight * (1 - std::clamp(agreement, 0.0, 1.0)); };
+  std::string out = strf(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" font-family=\"sans-serif\" "
+      "font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
+      kWidth, kHeight);
+  for (int i = 0; i <= 5; ++i) {
+    out += strf(
+        "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>"
+        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%d %%</text>"
+        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%d %%</text>\n",
+        kLeft, y(0.2 * i), kLeft + kPlotWidth, y(0.2 * i), kLeft - 6, y(0.2 * i) + 4, 20 * i, x(0.2 * i),
+        kTop + kPlotHeight + 18, 20 * i);
+  }
+  const auto line = [&](const char* colour, bool trunc) {
+    std::string points;
+    for (const CotPoint& point : curve) {
+      const CotOutcome& at = trunc ? point.trunc : point.glance;
+      points += strf("%.1f,%.1f ", x(at.saved), y(at.agreement));
+      out +=
+          strf("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>", x(at.saved), y(at.agreement), colour);
+    }
+    out += strf("<polyline points=\"%s\" fill=\"none\" stroke=\"%s\"/>\n", points.c_str(), colour);
+  };
+  line("#1f77b4", false);
+  line("#d62728", true);
+  out += strf(
+      "<text x=\"%.1f\" y=\"18\">agreement with the whole chain over time saved: "
+      "<tspan fill=\"#1f77b4\">FastCoT</tspan>, <tspan fill=\"#d62728\">Trunc-CoT</tspan></text>\n",
+      kLeft);
+  return out + "</svg>\n";
+}
+
+}  // namespace frugal::cli

@@ -1,0 +1,97 @@
+// Glance: an early answer from a chain of thought that is not finished (FastCoT, Zhang et al. 2023).
+//
+// While the rationale is decoded exactly, the answer is asked for now and then: the exact tokens, the
+// approximate ones that follow them (the draft of the next window), and the answer trigger go through one
+// forward, the answer is read, and the cache goes back to where it was. When the answer has stayed the same
+// for several such looks and is sure enough, decoding stops there. The rationale is exact as far as it goes;
+// the answer is a glance: it may differ from the one that the whole chain would have given. Dropping the
+// approximate tokens gives the control, Trunc-CoT.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llm/decode/decoding.h"
+
+namespace frugal::llm {
+
+struct GlanceOptions {
+  std::string trigger = " Therefore, the answer is";
+  int answer_tokens = 1;  // longest answer, in tokens; it also ends before a full stop or a line's end
+  int approximate = kLongestDraft;  // most approximate tokens before the trigger; 0 = Trunc-CoT
+  int every = 8;                    // exact tokens between two looks
+  int first = 8;                    // exact tokens before the first look
+  int stable = 2;                   // looks in a row that have to agree
+  float confidence = 0.6f;          // least probability of the answer in each of them
+  // What the rationale may cost; when it is spent, the answer is drawn whatever it is. 0 = no limit.
+  int most_tokens = 0;
+  double most_seconds = 0;
+  std::function<bool()> spent;  // other budgets; may be empty
+};
+
+// The answer at one place of the rationale.
+struct Look {
+  std::string answer;
+  float confidence = 0;  // probability of its tokens
+  int exact = 0;         // tokens of the rationale that were exact
+  int approximate = 0;   // tokens that were not
+  double seconds = 0;    // that the look took
+};
+
+struct GlanceResult {
+  Generation rationale;
+  bool glanced =
+      false;  // false: the chain ended by itself, and the answer is in its text or drawn at its end
+  bool out_of_budget = false;
+  std::string answer;
+  std::vector<Look> looks;  // the last is the one that counts
+  double agreement = 0;     // share of the last `stable` looks that gave the answer
+};
+
+// A decoding that can be looked at. The steps of generate(), one by one.
+class Glancer {
+ public:
+  // The errors of generate(), and kInvalidArgument for a trigger without tokens.
+  static Result<Glancer> create(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer,
+                                std::span<const Token> prompt, const GenerateOptions& options,
+                                const GlanceOptions& glance);
+  Status prefill() { return decoding_.prefill(); }
+  bool done() const { return decoding_.done(); }
+  void cancel_if_asked() { decoding_.cancel_if_asked(); }
+  // One window.
+  Status step();
+  // The answer now, with at most `approximate` guessed tokens before the trigger. Leaves the cache as it was.
+  Result<Look> look(int approximate);
+  // Ends the rationale where it is.
+  Generation finish() {
+    decoding_.end(StopReason::kGlance);
+    return decoding_.finish();
+  }
+  const std::vector<Token>& tokens() const { return decoding_.tokens(); }
+
+ private:
+  Glancer(Engine& engine, const Tokenizer& tokenizer, const GenerateOptions& options,
+          const GlanceOptions& glance, Decoding decoding, std::vector<Token> trigger);
+
+  Engine* engine_;
+  const Tokenizer* tokenizer_;
+  const GenerateOptions* options_;
+  const GlanceOptions* glance_;
+  Decoding decoding_;
+  std::vector<Token> trigger_;
+  std::unique_ptr<StepCosts> own_costs_;
+  StepCosts* costs_;
+};
+
+// The stop rule: do the last looks agree, and surely enough?
+bool agreed(std::span<const Look> looks, const GlanceOptions& glance);
+
+// Decodes the rationale until it ends, the rule stops it, or the budget is spent, and draws the answer.
+Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer,
+                            std::span<const Token> prompt, const GenerateOptions& options,
+                            const GlanceOptions& glance);
+
+}  // namespace frugal::llm
