@@ -158,7 +158,9 @@ TEST_F(ShareTest, OneLeadsAllHaveItsPriceAndCountEachOthersUse) {
   shares[dead].reset();
   ASSERT_TRUE(wait_for([&] { return leaders() == 1 && one_price(); }));
   for (const auto& share : shares) {
-    if (share != nullptr) EXPECT_FALSE(share->state().isolated);
+    if (share != nullptr) {
+      EXPECT_FALSE(share->state().isolated);
+    }
   }
 }
 
