@@ -119,7 +119,7 @@ OPENVINO_FOLDERS = ("openvino/include/", "openvino/cmake/", "openvino/libs/")
 OPENVINO_LEFT_OUT = ("intel_gpu_plugin", "intel_npu_plugin", "cache.json")
 
 # What scripts/make_dnn_models.py imports.
-COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-models", "dnn-models-small"]
+COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-models", "dnn-models-small", "codecarbon"]
 ONNX_WHEELS = [
     "onnx-1.23.2-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
     "numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
@@ -198,6 +198,8 @@ def folder(component):
         return CACHE / OPENVINO_WHEEL.removesuffix(".whl")
     if component == "onnx":
         return CACHE / "-".join(ONNX_WHEELS[0].split("-")[:3])
+    if component == "codecarbon":
+        return CACHE / ("codecarbon-venv-" + hashlib.sha256((HERE / "codecarbon.txt").read_bytes()).hexdigest()[:8])
     if component in ("dnn-models", "dnn-models-small"):
         key = hashlib.sha256((HERE / "make_dnn_models.py").read_bytes()).hexdigest()[:8]
         return CACHE / f"{component}-{key}"
@@ -406,9 +408,24 @@ def make_dnn_models(component, flags):
         (out / ".complete").write_text(" ".join(flags) + "\n")
 
 
+def install_codecarbon():
+    """The peer of `frugal bench meter --codecarbon`, in an environment of its own."""
+    out = folder("codecarbon")
+    with locked(out.name):
+        if (out / ".complete").exists():
+            return
+        say("installing CodeCarbon for the bench")
+        shutil.rmtree(out, ignore_errors=True)
+        run([sys.executable, "-m", "venv", out])
+        run([out / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes",
+             "--only-binary", ":all:", "-r", HERE / "codecarbon.txt"], log=out / "pip.log")
+        (out / ".complete").write_text("codecarbon.txt\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
+    parser.add_argument("--codecarbon", action="store_true", help="also install CodeCarbon, for `frugal bench meter --codecarbon`")
     parser.add_argument("--dnn-models", action="store_true",
                         help="also make the five full-size networks of `frugal dnn testbed` (1.2 GB)")
     parser.add_argument("--print", choices=COMPONENTS, help="print a component's folder and stop")
@@ -424,6 +441,8 @@ def main():
     unpack_power_data()
     unpack_openvino()
     make_dnn_models("dnn-models-small", ["--width", "0.25"])
+    if args.codecarbon:
+        install_codecarbon()
     if args.dnn_models:
         make_dnn_models("dnn-models", [])
     return 0

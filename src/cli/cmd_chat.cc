@@ -31,6 +31,7 @@ struct ChatFlags {
   SamplingFlags sampling;
   DecodeFlags decode;
   std::shared_ptr<MeterSetup> meter;
+  std::shared_ptr<LedgerSetup> ledger;
   std::string system, history_file;
   bool json = false;
 };
@@ -174,7 +175,15 @@ class Chat {
       fail(answer.error());
       return;
     }
-    meter_.charge(before, answer->usage);
+    const meter::Charge charge = meter_.charge(before, answer->usage);
+    meter::LedgerEntry entry;
+    entry.kind = "run";
+    entry.name = "chat";
+    entry.model = std::filesystem::path(loaded_.model->info().path).filename().string();
+    entry.unit = "token";
+    entry.units = static_cast<double>(answer->tokens.size());
+    entry.usage = answer->usage;
+    record(*flags_.ledger, meter_, charge, entry);
     const Summary summary{loaded_, *answer, meter_.source()};
     stats_ = flags_.json ? summary_json(summary) : summary_text(summary) + stats_text(*answer);
     if (flags_.json) {
@@ -256,6 +265,7 @@ Action add_chat(CLI::App& app) {
   add_model_options(app, flags->model);
   add_engine_options(app, flags->engine);
   flags->meter = add_meter_options(app);
+  flags->ledger = add_ledger_options(app);
   app.add_flag("--json", flags->json,
                "one JSON object a line for each answer, for programs that talk through a pipe");
   return [flags] {

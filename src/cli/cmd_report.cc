@@ -1,6 +1,10 @@
 // frugal report: what the ledger holds, by day, project or model: energy, carbon, and the SCI of ISO/IEC
 // 21031.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -11,8 +15,9 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/jobs_setup.h"
 #include "cli/meter_setup.h"
-#include "meter/export.h"
+#include "meter/html_report.h"
 
 namespace frugal::cli {
 namespace {
@@ -23,9 +28,66 @@ struct ReportOptions {
   double days = 30;
   std::string project, model, kind;
   std::string format = "text";
-  std::string output;
+  std::string output, html;
+  double water_l_per_kwh = 0;
+  std::shared_ptr<JobsSetup> jobs;
   meter::Embodied embodied;
 };
+
+// The jobs that ended or run, and the intensity around them.
+Status add_jobs_to(meter::ReportPage& page, const JobsSetup& setup, double now) {
+  const std::string path = setup.path();
+  if (::access(path.c_str(), R_OK) != 0) return {};
+  FRUGAL_TRY(auto queue, jobs::Queue::open(path));
+  FRUGAL_TRY(auto found, queue->jobs(true));
+  constexpr size_t kNewest = 40;
+  if (found.size() > kNewest) found.erase(found.begin(), found.end() - kNewest);
+  CarbonData carbon = carbon_data(setup, found);
+  const auto series = carbon.series();
+  const meter::IntensitySeries* known = series.ok() && *series ? &**series : nullptr;
+  double begin = now - 86400, end = now + 86400;
+  for (const jobs::Job& job : found) {
+    FRUGAL_TRY(const auto runs, queue->runs(job.id));
+    meter::JobBar bar;
+    bar.label = std::to_string(job.id);
+    for (const std::string& word : job.command) bar.label += " " + word;
+    bar.submitted_unix_s = job.submitted_unix_s;
+    bar.deadline_unix_s = job.deadline_unix_s;
+    for (const jobs::Run& run : runs) bar.runs.emplace_back(run.begin_unix_s, run.end_unix_s);
+    bar.outcome = jobs::job_state_name(job.state);
+    const Saving saving = saving_of(job, runs, known, now);
+    if (saving.at_once_g.known()) bar.outcome += strf(", %.0f %% less carbon than at once", saving.percent);
+    begin = std::min(begin, std::max(job.submitted_unix_s - 3600, now - 7 * 86400));
+    end = std::max(end, std::min(job.deadline_unix_s + 3600, now + 3 * 86400));
+    page.jobs.push_back(std::move(bar));
+  }
+  if (known == nullptr) return {};
+  page.intensity_source = known->source;
+  for (double hour = std::floor(begin / 3600) * 3600; hour < end; hour += 3600) {
+    const Estimate mean = jobs::recorded_mean(*known, hour, hour + 3600, now);
+    if (mean.known()) {
+      page.intensity.emplace_back(hour, mean.value);
+      if (mean.provenance == Provenance::kAssumed && page.intensity.size() == 1) {
+        page.intensity_source += " (the same weeks of its year stand in)";
+      }
+    }
+  }
+  return {};
+}
+
+int write_html(const ReportOptions& options, const std::vector<meter::LedgerEntry>& entries) {
+  meter::ReportPage page;
+  page.entries = entries;
+  page.embodied = options.embodied;
+  page.water_l_per_kwh = options.water_l_per_kwh;
+  page.now_unix_s = clock_seconds(CLOCK_REALTIME);
+  const Status jobs = add_jobs_to(page, *options.jobs, page.now_unix_s);
+  if (!jobs.ok())
+    std::fprintf(stderr, "frugal: warning: %s; the page is without jobs\n", jobs.error().message.c_str());
+  const Status written = write_file_atomically(options.html, meter::html_report(page));
+  if (!written.ok()) return fail(written.error());
+  return print("wrote " + options.html + "\n") ? kExitOk : kExitFailure;
+}
 
 int report(const ReportOptions& options) {
   auto ledger = meter::Ledger::open(options.ledger.empty() ? ledger_path() : options.ledger);
@@ -37,6 +99,7 @@ int report(const ReportOptions& options) {
   filter.kind = options.kind;
   const auto entries = (*ledger)->read(filter);
   if (!entries.ok()) return fail(entries.error());
+  if (!options.html.empty()) return write_html(options, *entries);
   const meter::GroupBy by = options.by == "project" ? meter::GroupBy::kProject
                             : options.by == "model" ? meter::GroupBy::kModel
                             : options.by == "kind"  ? meter::GroupBy::kKind
@@ -83,6 +146,10 @@ Action add_report(CLI::App& app) {
   app.add_option("--format", options->format,
                  "text, json, csv, prometheus (text exposition) or otlp (OTLP/HTTP JSON)")
       ->check(CLI::IsMember({"text", "json", "csv", "prometheus", "otlp"}));
+  app.add_option("--html", options->html, "write a page with plots to this file, jobs of the queue included");
+  app.add_option("--water", options->water_l_per_kwh, "litres of water per kWh, for the page")
+      ->check(CLI::Range(0.0, 100.0));
+  options->jobs = add_jobs_options(app, true);
   app.add_option("-o,--output", options->output, "write to this file instead of stdout");
   app.add_option(
          "--embodied-kg", options->embodied.total_kg,

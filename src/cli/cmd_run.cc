@@ -1,6 +1,7 @@
 // frugal run: one prompt, the answer as it comes, and what it cost.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -23,6 +24,7 @@ struct RunFlags {
   SamplingFlags sampling;
   DecodeFlags decode;
   std::shared_ptr<MeterSetup> meter;
+  std::shared_ptr<LedgerSetup> ledger;
   std::string prompt, prompt_file, document, system, load_cache, save_cache;
   bool raw = false, chat = false, cut_document = false, json = false, quiet = false;
 };
@@ -93,13 +95,20 @@ int run(const RunFlags& flags) {
   const meter::Snapshot before = (*meter)->snapshot();
   auto answer = answer_prompt(engine, *sequence, prompt->tokens, flags.sampling, *decode, !flags.json);
   if (!answer.ok()) return fail(answer.error());
-  (*meter)->charge(before, answer->usage);
+  const meter::Charge charge = (*meter)->charge(before, answer->usage);
   if (!flags.save_cache.empty()) {
     if (const Status saved = engine.save_sequence(*sequence, flags.save_cache); !saved.ok()) {
       if (!flags.json) print("\n");
       return fail(saved.error());
     }
   }
+  meter::LedgerEntry entry;
+  entry.kind = entry.name = "run";
+  entry.model = std::filesystem::path(loaded->model->info().path).filename().string();
+  entry.unit = "token";
+  entry.units = static_cast<double>(answer->tokens.size());
+  entry.usage = answer->usage;
+  record(*flags.ledger, **meter, charge, entry);
   const Summary summary{*loaded, *answer, (*meter)->source()};
   bool printed = true;
   if (flags.json) {
@@ -141,6 +150,7 @@ Action add_run(CLI::App& app) {
   add_model_options(app, flags->model);
   add_engine_options(app, flags->engine);
   flags->meter = add_meter_options(app);
+  flags->ledger = add_ledger_options(app);
   app.add_flag("-q,--quiet", flags->quiet, "the answer alone, without the figures");
   app.add_flag("--json", flags->json, "one JSON object: answer, tokens, times, memory, FLOPs, joules");
   return [flags] { return run(*flags); };

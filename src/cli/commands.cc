@@ -20,9 +20,20 @@ std::span<const Command> commands() {
       {"doctor", "say what this machine offers, and what frugal does without", add_doctor},
       {"eval ppl", "perplexity of a text, and how far a run is from a reference", add_eval_ppl},
       {"inspect", "say what is in a model file, and whether frugal runs it", add_inspect},
+      {"jobs submit", "queue a command for the cleanest hours before its deadline", add_jobs_submit},
+      {"jobs plan", "say when the queued jobs will run, by the present forecast", add_jobs_plan},
+      {"jobs run", "serve the queue: start, pause and resume jobs", add_jobs_run},
+      {"jobs list", "jobs, how they ended, and what waiting saved", add_jobs_list},
+      {"jobs cancel", "take jobs out of the queue, or end them", add_jobs_cancel},
+      {"jobs retry", "queue jobs again that failed or were interrupted", add_jobs_retry},
+      {"jobs exec", "execute one job now; the runner does so for each", add_jobs_exec},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
       {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},
+      {"meter calibrate", "fit the load model to this host: typed watts, a wall meter, or its own counters",
+       add_meter_calibrate},
+      {"meter watch", "the host's power as it is, in the terminal", add_meter_watch},
+      {"meter serve", "the ledger's sums for Prometheus, on loopback", add_meter_serve},
       {"report", "sum up the ledger: energy, carbon and SCI by day, project or model", add_report},
       {"run", "answer one prompt, and say what it cost", add_run},
   };
@@ -34,6 +45,7 @@ std::string_view group_summary(std::string_view group) {
   if (group == "cascade") return "recommenders that give each request the compute it is worth";
   if (group == "dnn") return "one network over device, edge and cloud, without loss";
   if (group == "docs") return "parts of the documentation that are generated";
+  if (group == "jobs") return "work that waits for clean power";
   if (group == "meter") return "what runs cost, and where the figures come from";
   if (group == "eval") return "measure quality beside a reference";
   return "";

@@ -54,8 +54,18 @@ Action add_docs_options(CLI::App& app);
 Action add_doctor(CLI::App& app);
 Action add_eval_ppl(CLI::App& app);
 Action add_inspect(CLI::App& app);
+Action add_jobs_cancel(CLI::App& app);
+Action add_jobs_exec(CLI::App& app);
+Action add_jobs_list(CLI::App& app);
+Action add_jobs_plan(CLI::App& app);
+Action add_jobs_retry(CLI::App& app);
+Action add_jobs_run(CLI::App& app);
+Action add_jobs_submit(CLI::App& app);
+Action add_meter_calibrate(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);
 Action add_meter_run(CLI::App& app);
+Action add_meter_serve(CLI::App& app);
+Action add_meter_watch(CLI::App& app);
 Action add_report(CLI::App& app);
 Action add_run(CLI::App& app);
 

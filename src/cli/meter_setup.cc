@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -69,9 +70,11 @@ std::shared_ptr<LedgerSetup> add_ledger_options(CLI::App& app) {
   return setup;
 }
 
+std::string state_folder() { return user_folder("XDG_STATE_HOME", ".local/state") + "/frugal"; }
+
 std::string ledger_path() {
   if (const char* path = std::getenv("FRUGAL_LEDGER"); path != nullptr && *path != '\0') return path;
-  return user_folder("XDG_STATE_HOME", ".local/state") + "/frugal/ledger.db";
+  return state_folder() + "/ledger.db";
 }
 
 Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter, meter::LedgerEntry entry) {
@@ -85,6 +88,16 @@ Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter,
   FRUGAL_TRY(const int64_t id, ledger->append(entry));
   static_cast<void>(id);
   return {};
+}
+
+void record(const LedgerSetup& setup, const meter::PowerMeter& meter, const meter::Charge& charge,
+            meter::LedgerEntry entry) {
+  entry.cpu_j = charge.cpu_j;
+  entry.memory_j = charge.memory_j;
+  entry.gpu_j = charge.gpu_j;
+  if (entry.usage.wall_seconds > 0) entry.average_watts = charge.total_j.value / entry.usage.wall_seconds;
+  const Status written = write_to_ledger(setup, meter, std::move(entry));
+  if (!written.ok()) std::fprintf(stderr, "frugal: warning: %s\n", written.error().message.c_str());
 }
 
 std::string calibration_path() { return user_folder("XDG_CONFIG_HOME", ".config") + "/frugal/meter.json"; }
@@ -115,7 +128,13 @@ Result<std::vector<meter::CalibrationPoint>> read_calibration(const std::string&
         !point["load"].is_number() || !point["watts"].is_number()) {
       return corrupt();
     }
-    points.push_back({point["load"].get<double>(), point["watts"].get<double>()});
+    meter::CalibrationPoint read = {point["load"].get<double>(), point["watts"].get<double>()};
+    if (point.contains("frequency") && point["frequency"].is_number() && point.contains("least_frequency") &&
+        point["least_frequency"].is_number()) {
+      read.frequency = point["frequency"].get<double>();
+      read.least_frequency = point["least_frequency"].get<double>();
+    }
+    points.push_back(read);
   }
   return points;
 }

@@ -36,12 +36,20 @@ struct LedgerSetup {
 };
 std::shared_ptr<LedgerSetup> add_ledger_options(CLI::App& app);
 
+// Where the user's ledger and queue are kept: $XDG_STATE_HOME/frugal.
+std::string state_folder();
+
 // $FRUGAL_LEDGER, else $XDG_STATE_HOME/frugal/ledger.db.
 std::string ledger_path();
 
 // Writes one entry, unless the ledger is off. The place (region, intensity, source) is filled in from the
 // meter.
 Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter, meter::LedgerEntry entry);
+
+// An entry of this work with what it was charged. A ledger that cannot be written costs a warning on stderr,
+// never the work.
+void record(const LedgerSetup& setup, const meter::PowerMeter& meter, const meter::Charge& charge,
+            meter::LedgerEntry entry);
 
 std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app);
 

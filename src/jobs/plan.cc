@@ -113,8 +113,9 @@ Result<Plan> plan_job(const JobShape& job, double now, double hourly_start, std:
 }
 
 Result<std::vector<int>> scale_workers(double work, std::span<const double> rate,
-                                       std::span<const double> g_per_kwh) {
-  if (!(work > 0) || rate.empty() || g_per_kwh.empty()) {
+                                       std::span<const double> g_per_kwh, std::span<const double> hours) {
+  if (!(work > 0) || rate.empty() || g_per_kwh.empty() ||
+      (!hours.empty() && hours.size() != g_per_kwh.size())) {
     return {ErrorCode::kInvalidArgument, "work, throughputs and intensities must be given and positive"};
   }
   struct Step {
@@ -128,7 +129,8 @@ Result<std::vector<int>> scale_workers(double work, std::span<const double> rate
     for (size_t k = 0; k < rate.size(); ++k) {
       const double gain = rate[k] - (k > 0 ? rate[k - 1] : 0);
       if (gain <= 0) break;  // more workers slow it down from here on
-      steps.push_back({gain / std::max(g_per_kwh[hour], 1e-9), hour, static_cast<int>(k) + 1, gain});
+      steps.push_back({gain / std::max(g_per_kwh[hour], 1e-9), hour, static_cast<int>(k) + 1,
+                       gain * (hours.empty() ? 1 : hours[hour])});
     }
   }
   std::stable_sort(steps.begin(), steps.end(),

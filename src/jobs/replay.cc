@@ -51,10 +51,8 @@ Result<std::vector<TraceJob>> read_trace(const std::string& path) {
 
 // Times here are seconds from the first hour of `truth`.
 ReplayResult replay(std::span<const TraceJob> jobs, const HourlyIntensity& truth, size_t begin_hour,
-                    double slack_s, bool interruptible, Forecaster forecaster) {
+                    double slack_s, bool interruptible, const ForecastFunction& forecaster) {
   ReplayResult result;
-  HourlyIntensity known = truth;
-  known.start_unix_s = 0;
   for (const TraceJob& job : jobs) {
     const double arrival = static_cast<double>(begin_hour) * kHour_s + job.arrival_s;
     const double deadline = arrival + job.length_s + slack_s;
@@ -68,7 +66,7 @@ ReplayResult replay(std::span<const TraceJob> jobs, const HourlyIntensity& truth
       const auto index = static_cast<size_t>(hour);
       const auto n_ahead = static_cast<size_t>(std::ceil((deadline - hour * kHour_s) / kHour_s)) + 1;
       std::vector<double> hourly = {truth.g_per_kwh[index]};
-      const std::vector<double> ahead = forecast(forecaster, known, index, n_ahead);
+      const std::vector<double> ahead = forecaster(index, n_ahead);
       hourly.insert(hourly.end(), ahead.begin(), ahead.end());
       const auto plan = plan_job({left, deadline, interruptible}, now, hour * kHour_s, hourly);
       FRUGAL_CHECK(plan.ok());

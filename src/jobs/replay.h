@@ -2,6 +2,7 @@
 // judges a forecaster, and how much of the possible saving a policy gets.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,9 +27,12 @@ struct ReplayResult {
   int n_missed = 0;  // deadlines that could be met and were not
 };
 
+// Hours now + 1 .. now + n of the truth, as they are expected at its hour `now`.
+using ForecastFunction = std::function<std::vector<double>(size_t now, size_t n)>;
+
 // Each job arrives `arrival_s` after `begin_hour`'s start and must end within length + slack_s. The present
 // hour's intensity counts as known, later ones are forecast.
 ReplayResult replay(std::span<const TraceJob> jobs, const HourlyIntensity& truth, size_t begin_hour,
-                    double slack_s, bool interruptible, Forecaster forecaster);
+                    double slack_s, bool interruptible, const ForecastFunction& forecaster);
 
 }  // namespace frugal::jobs

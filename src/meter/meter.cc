@@ -11,6 +11,7 @@
 #include "frugal/meter.h"
 #include "meter/cpu_info.h"
 #include "meter/host_load.h"
+#include "meter/other_sensors.h"
 #include "meter/power_model.h"
 #include "meter/rapl.h"
 
@@ -131,7 +132,16 @@ class HostMeter final : public PowerMeter {
       last_busy_ = *busy_now;
     }
     const double u = elapsed > 0 ? std::min(1.0, busy / (elapsed * source_.threads)) : 0;
-    const Estimate modelled = model_.watts(u, read_frequency_share(options_.sysfs));
+    auto frequency = read_frequency_share(options_.sysfs);
+    if (frequency) {
+      // Only where frequencies are known does it matter how the load is spread.
+      auto by_cpu = read_busy_by_cpu(options_.procfs);
+      if (by_cpu.ok()) {
+        frequency->packing = std::max(u, packing_of(busy_by_cpu_, *by_cpu, elapsed));
+        busy_by_cpu_ = std::move(by_cpu).value();
+      }
+    }
+    const Estimate modelled = model_.watts(u, frequency);
 
     const Estimate before = host_.cpu_j;
     double model_share = n_cpu_sensors_ == 0 ? 1 : 0;  // of this interval's processors
@@ -199,6 +209,7 @@ class HostMeter final : public PowerMeter {
   int n_cpu_sensors_ = 0;
   HostEnergy host_;
   double last_wall_ = 0, last_busy_ = 0;
+  std::vector<double> busy_by_cpu_;
   std::deque<PowerSample> samples_;
   std::thread sampler_;
 };
@@ -272,6 +283,30 @@ Charge HostMeter::charge(const Snapshot& from, Usage& usage) {
   return charge;
 }
 
+// What the host has beside powercap. A processor counter is taken from the best source that has one.
+void add_other_sensors(const MeterOptions& options, SourceInfo& source, std::vector<Sensor>& sensors) {
+  const auto take = [&](FoundSensors found, SourceKind kind, bool processors) {
+    for (std::string& note : found.notes) source.notes.push_back(std::move(note));
+    for (auto& sensor : found.sensors) {
+      const Component component = sensor->component();
+      if (component == Component::kGpu) {
+        source.gpu_counter = true;
+      } else if (!processors) {
+        continue;
+      } else {
+        source.kind = kind;
+        if (component == Component::kMemory) source.memory_counter = true;
+      }
+      source.description += (source.description.empty() ? "" : ", ") + sensor->name();
+      sensors.push_back({std::move(sensor), 0, true});
+    }
+  };
+  if (sensors.empty()) take(discover_perf(options.sysfs), SourceKind::kPerf, true);
+  take(discover_hwmon(options.sysfs), SourceKind::kHwmon, sensors.empty());
+  // The driver's library knows nothing of a test's /sys.
+  if (options.sysfs == "/sys") take(discover_nvml(), SourceKind::kRapl, false);
+}
+
 Status check_options(const MeterOptions& options) {
   const auto bad = [](const char* what, double value, const char* wanted) {
     return Status(ErrorCode::kInvalidArgument, strf("%s is %g; it must be %s", what, value, wanted));
@@ -330,10 +365,14 @@ Result<std::unique_ptr<PowerMeter>> PowerMeter::open(const MeterOptions& options
       sensors.push_back({std::make_unique<EnergyCounter>(std::move(domain)), 0, true});
       source.kind = SourceKind::kRapl;
     }
+    add_other_sensors(options, source, sensors);
   } else {
     source.notes.push_back("counters are switched off by the options");
   }
-  const bool counters = !sensors.empty();
+  // A GPU's counter alone leaves the processors to the model.
+  const bool counters = std::any_of(sensors.begin(), sensors.end(), [](const Sensor& sensor) {
+    return sensor.counter->component() == Component::kCpu;
+  });
 
   // The model stands in for missing counters and for intervals that they lose.
   double tdp = options.tdp_w;
@@ -378,12 +417,13 @@ Result<std::unique_ptr<PowerMeter>> PowerMeter::open(const MeterOptions& options
     source.kind = options.calibration.empty() && rating.find("per thread") != std::string::npos
                       ? SourceKind::kThreads
                       : SourceKind::kLoadModel;
-    source.description = rating;
+    source.description = rating + (source.description.empty() ? "" : "; " + source.description);
   } else {
     source.notes.push_back("for intervals that counters lose: " + rating);
   }
   const auto phi = read_frequency_share(options.sysfs);
-  source.max_watts = model->watts(1, phi ? std::optional(FrequencyShare{1, phi->least}) : std::nullopt).value;
+  source.max_watts =
+      model->watts(1, phi ? std::optional(FrequencyShare{1, phi->least, 1}) : std::nullopt).value;
   source.idle_watts = model->watts(0, phi).value;
   return std::unique_ptr<PowerMeter>(
       std::make_unique<HostMeter>(options, std::move(source), std::move(*model), std::move(sensors)));

@@ -80,6 +80,7 @@ Result<std::vector<Machine>> read_sweeps(const std::string& folder, const std::s
                                          std::span<const std::pair<std::string, int>> packages) {
   struct Row {
     double load, mhz, watts;
+    int threads;  // that were kept busy; 0: all, or not told
   };
   std::map<std::string, std::vector<Row>> rows;
   for (const std::string& name : list_directory(folder)) {
@@ -101,7 +102,8 @@ Result<std::vector<Machine>> read_sweeps(const std::string& folder, const std::s
         continue;
       }
       const auto number = [&](const char* column) {
-        const size_t at = columns[column];
+        const auto found = columns.find(column);
+        const size_t at = found == columns.end() ? SIZE_MAX : found->second;
         return at < fields.size() ? std::strtod(fields[at].c_str(), nullptr) : 0.0;
       };
       const double seconds = number("duration"), joules = 3.6e6 * number("rapl_energy"),
@@ -110,7 +112,8 @@ Result<std::vector<Machine>> read_sweeps(const std::string& folder, const std::s
         return {ErrorCode::kCorrupt, strf("%s, line %zu: energy, duration and frequency must be positive",
                                           path.c_str(), line_number)};
       }
-      rows[fields[columns["cpu_name"]]].push_back({number("cpu_load") / 100, mhz, joules / seconds});
+      rows[fields[columns["cpu_name"]]].push_back(
+          {number("cpu_load") / 100, mhz, joules / seconds, static_cast<int>(number("cores_used"))});
     }
   }
   if (rows.empty()) return {ErrorCode::kNotFound, strf("no sweeps (*.csv) in '%s'", folder.c_str())};
@@ -122,12 +125,16 @@ Result<std::vector<Machine>> read_sweeps(const std::string& folder, const std::s
       if (name.find(part) != std::string::npos) machine.rated_watts = tdp * count;
     }
     double greatest = 0, least = 1e9;
+    int threads = 0;
     for (const Row& row : points) {
+      threads = std::max(threads, row.threads);
       greatest = std::max(greatest, row.mhz);
       least = std::min(least, row.mhz);
     }
     for (const Row& row : points) {
-      machine.points.push_back({row.load, {row.mhz / greatest, least / greatest}, row.watts});
+      // A load on some of the threads keeps those busy; one on all of them is spread.
+      const double packing = row.threads == 0 ? row.load : std::min(1.0, row.load * threads / row.threads);
+      machine.points.push_back({row.load, {row.mhz / greatest, least / greatest, packing}, row.watts});
     }
     machines.push_back(std::move(machine));
   }

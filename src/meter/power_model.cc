@@ -10,9 +10,13 @@ namespace frugal::meter {
 const CurveParameters kCurve = {0.82, 0.50, 2.0, 2.0, 2.5};
 // Hold 90 to 95 % of the residuals of `frugal bench meter`, each machine judged by a curve fitted on the
 // other. The one without frequency is wider by what the frequency explains there.
-const Band kBandByRating = {0.65, 1.40};
+const Band kBandByRating = {0.68, 1.425};
 const Band kBandNoFrequency = {0.45, 1.75};
-const Band kBandCalibrated = {0.80, 1.25};
+const Band kBandCalibrated = {0.86, 1.15};
+const Band kBandCalibratedNoFrequency = {0.50, 1.25};
+
+// How busy a thread has to be for the governors to give it the greatest frequency.
+constexpr double kGovernorFull = 0.8;
 
 double curve(const CurveParameters& p, double u, std::optional<FrequencyShare> frequency) {
   u = std::clamp(u, 0.0, 1.0);
@@ -21,6 +25,8 @@ double curve(const CurveParameters& p, double u, std::optional<FrequencyShare> f
   if (frequency) {
     // At the lowest loads the quotient is mostly noise, hence the floor under u.
     busy = std::clamp((frequency->mean - (1 - u) * least) / std::max(u, 0.03), least, 1.0);
+    const double packing = std::clamp(frequency->packing, 0.0, 1.0);
+    busy = std::min(busy, least + (1 - least) * std::min(1.0, packing / kGovernorFull));
   }
   const double idle = p.idle * std::pow(least, p.a);
   const double h = (1 - std::exp(-p.k * u)) / (1 - std::exp(-p.k));
@@ -59,7 +65,7 @@ Result<PowerModel> PowerModel::from_points(std::span<const CalibrationPoint> poi
                                               low.watts, low.load, high.watts, high.load)};
   }
   const auto at = [&](const CalibrationPoint& point) {
-    return model.shape(point.load, FrequencyShare{point.frequency, point.least_frequency});
+    return model.shape(point.load, FrequencyShare{point.frequency, point.least_frequency, 1});
   };
   // The curve is flat where a frequency fell as the load rose; then the points give a level and no slope.
   const double rise = at(high) - at(low);
@@ -89,7 +95,9 @@ Estimate PowerModel::watts(double u, std::optional<FrequencyShare> frequency) co
     }
   }
   value = std::max(value, 0.0);
-  const Band band = !points_.empty() ? kBandCalibrated : frequency ? kBandByRating : kBandNoFrequency;
+  const bool sighted = frequency.has_value() && (points_.empty() || points_have_frequency_);
+  const Band band = points_.empty() ? (sighted ? kBandByRating : kBandNoFrequency)
+                                    : (sighted ? kBandCalibrated : kBandCalibratedNoFrequency);
   return {value, value * band.low * rating_.low, value * band.high * rating_.high, Provenance::kModelled};
 }
 

@@ -6,8 +6,12 @@
 // u is the share of the host's threads that are busy, `least` the least frequency over the greatest, and phi
 // the frequency of the busy threads, which follows from the mean of all when the idle ones run at `least`. h
 // is concave: the first busy cores wake the caches and the fabric, the last hardware threads share cores that
-// are busy already. Power at a given voltage grows with the frequency, with the voltage as its square, so
-// exponents lie between 1 and 3. The constants are what scripts/fit_power_model.sh prints from public sweeps.
+// are busy already. Load that is spread thinly over the threads runs slower than a reading of the frequency
+// says: the kernel's governors set a frequency in proportion to how busy a thread is and reach the greatest
+// at 80 % (schedutil's headroom of a quarter, ondemand's threshold), and the reading wakes what it reads. phi
+// is therefore held below least + (1 - least) * packing / 0.8. Power at a given voltage grows with the
+// frequency, with the voltage as its square, so exponents lie between 1 and 3. The constants are what
+// scripts/fit_power_model.sh prints from public sweeps.
 #pragma once
 
 #include <optional>
@@ -37,6 +41,7 @@ struct Band {
 extern const Band kBandByRating;     // rated power known, not calibrated
 extern const Band kBandNoFrequency;  // the same without frequency
 extern const Band kBandCalibrated;   // two points or more
+extern const Band kBandCalibratedNoFrequency;
 
 // The curve over rated power. u is clamped to [0, 1]; without frequency the busy threads run at full speed
 // and the least frequency is taken as half of the greatest.

@@ -129,16 +129,69 @@ TEST(Replay, SavesWithoutMissingAndStaysBelowPerfect) {
   for (int i = 0; i < 60; ++i) {
     jobs.push_back({3600.0 * 24 * 5 * rng.uniform(), 300 + 3600.0 * 6 * rng.uniform(), 1.0 + rng.below(4)});
   }
+  const auto by = [&](Forecaster forecaster) {
+    return [&truth, forecaster](size_t now, size_t n) { return forecast(forecaster, truth, now, n); };
+  };
   for (const bool interruptible : {false, true}) {
-    const ReplayResult ours = replay(jobs, truth, 24 * 10, 86400, interruptible, Forecaster::kBlend);
-    const ReplayResult perfect = replay(jobs, truth, 24 * 10, 86400, interruptible, Forecaster::kPerfect);
+    const ReplayResult ours = replay(jobs, truth, 24 * 10, 86400, interruptible, by(Forecaster::kBlend));
+    const ReplayResult perfect = replay(jobs, truth, 24 * 10, 86400, interruptible, by(Forecaster::kPerfect));
     EXPECT_EQ(ours.n_missed, 0);
     EXPECT_EQ(ours.n_jobs, 60);
     EXPECT_LT(ours.grams_per_watt, 0.9 * ours.at_once_grams_per_watt);
     EXPECT_LE(perfect.grams_per_watt, ours.grams_per_watt * (1 + 1e-9));
-    const ReplayResult none = replay(jobs, truth, 24 * 10, 0, interruptible, Forecaster::kBlend);
+    const ReplayResult none = replay(jobs, truth, 24 * 10, 0, interruptible, by(Forecaster::kBlend));
     EXPECT_NEAR(none.grams_per_watt, none.at_once_grams_per_watt, 1e-6 * none.grams_per_watt);
   }
+}
+
+// Wind that comes and goes over days on top of the sun's hours: what the fit is for.
+HourlyIntensity windy(size_t n_hours, uint64_t seed) {
+  Rng rng(seed);
+  HourlyIntensity truth;
+  truth.start_unix_s = 1609459200;  // 2021
+  double wind = 0;
+  for (size_t hour = 0; hour < n_hours; ++hour) {
+    wind = 0.97 * wind + 8 * rng.normal();
+    const double day = 200 + 60 * std::cos(2 * M_PI * static_cast<double>(hour % 24) / 24);
+    truth.g_per_kwh.push_back(std::max(5.0, day + wind));
+  }
+  return truth;
+}
+
+TEST(Fitted, UsesThePastOnlyAndBeatsTheBlendOnOtherYears) {
+  const HourlyIntensity all = windy(24 * 500, 8);
+  HourlyIntensity first = all;
+  first.g_per_kwh.resize(24 * 250);
+  const auto fitted = FittedForecaster::fit(first, 48);
+  ASSERT_TRUE(fitted.ok()) << fitted.error().message;
+  HourlyIntensity other = all;
+  const size_t then = 24 * 300;
+  for (size_t i = then + 1; i < other.g_per_kwh.size(); ++i) other.g_per_kwh[i] = 1e6;
+  EXPECT_EQ(fitted->ahead(all, then, 60), fitted->ahead(other, then, 60));
+  double ours = 0, blend = 0;
+  for (size_t now = 24 * 260; now + 48 < all.g_per_kwh.size(); now += 31) {
+    const auto a = fitted->ahead(all, now, 24), b = forecast(Forecaster::kBlend, all, now, 24);
+    for (size_t i = 0; i < a.size(); ++i) {
+      ours += std::pow(a[i] - all.g_per_kwh[now + 1 + i], 2);
+      blend += std::pow(b[i] - all.g_per_kwh[now + 1 + i], 2);
+    }
+  }
+  EXPECT_LT(ours, 0.95 * blend);
+}
+
+TEST(Fitted, RefusesShortHistoryAndLeavesYoungOnesToTheBlend) {
+  HourlyIntensity history = windy(24 * 30, 1);
+  EXPECT_EQ(FittedForecaster::fit(history).error().code, ErrorCode::kInvalidArgument);
+  history = windy(24 * 100, 1);
+  EXPECT_FALSE(FittedForecaster::fit(history, 25).ok());
+  const auto fitted = FittedForecaster::fit(history, 24);
+  ASSERT_TRUE(fitted.ok());
+  EXPECT_EQ(fitted->ahead(history, 10, 5), forecast(Forecaster::kBlend, history, 10, 5));
+  // A constant history forecasts its constant.
+  for (double& g : history.g_per_kwh) g = 250;
+  const auto flat = FittedForecaster::fit(history, 24);
+  ASSERT_TRUE(flat.ok());
+  for (const double g : flat->ahead(history, 24 * 60, 30)) EXPECT_NEAR(g, 250, 1e-6);
 }
 
 TEST(Scale, TakesCleanHoursFirstAndRespectsDiminishingReturns) {

@@ -16,7 +16,8 @@ FORBIDDEN = {
     "_ZSt4cout", "_ZSt4cerr", "_ZSt4clog", "getenv", "secure_getenv",
 }
 EXEMPT_OBJECTS = {"check.cc.o"}  # src/base/check.cc: a failed FRUGAL_CHECK prints and aborts
-EXEMPT_USES = {("command.cc.o", "_exit")}  # src/meter/command.cc: a forked child whose exec failed
+# src/meter/command.cc, src/jobs/keeper.cc: a forked child whose exec failed.
+EXEMPT_USES = {("command.cc.o", "_exit"), ("keeper.cc.o", "_exit")}
 
 
 def check(_root, args):
