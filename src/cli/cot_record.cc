@@ -105,15 +105,15 @@ Result<llm::Generation> CotRunner::decode(llm::SequenceId sequence, const std::v
   options.ignore_end = setup_.fixed_length;
   if (!setup_.fixed_length) options.stop = {std::string(kCotStop)};
   options.cancel = &interrupted();
-  std::string text;
-  double begin = wall_seconds(), end = 0;
+  std::vector<std::pair<size_t, double>> shown;  // bytes of text by time
+  size_t n_bytes = 0;
+  double begin = wall_seconds();
   options.on_prefill = [&](int, int) {
     begin = wall_seconds();
     return true;
   };
   options.on_text = [&](std::string_view part) {
-    text += part;
-    if (end == 0 && text.find(kCotStop) != std::string::npos) end = wall_seconds();
+    shown.emplace_back(n_bytes += part.size(), wall_seconds());
     return true;
   };
   const meter::Snapshot before = meter_.snapshot();
@@ -122,11 +122,25 @@ Result<llm::Generation> CotRunner::decode(llm::SequenceId sequence, const std::v
   if (out.stop == llm::StopReason::kCancelled) return Error{ErrorCode::kCancelled, "interrupted"};
   meter_.charge(before, out.usage);
   timing->seconds = out.decode_s;
-  timing->chain_seconds = end > 0 ? end - begin : out.decode_s;
+  timing->chain_seconds = out.decode_s;
+  FRUGAL_TRY(const std::string chain, chain_of(out));
+  for (const auto& [bytes, at] : shown) {
+    if (bytes <= chain.size() || chain.size() == out.text.size()) continue;
+    timing->chain_seconds = at - begin;
+    break;
+  }
   timing->joules = out.usage.energy_j.value;
   timing->tokens = static_cast<int>(out.tokens.size());
   timing->forwards = out.decode_forwards;
   return out;
+}
+
+Result<std::string> CotRunner::chain_of(const llm::Generation& out) const {
+  const llm::Tokenizer& tokenizer = engine_.model().tokenizer();
+  const auto end = std::find_if(out.tokens.begin(), out.tokens.end(),
+                                [&](Token token) { return tokenizer.is_end_of_generation(token); });
+  FRUGAL_TRY(const std::string text, tokenizer.decode({out.tokens.begin(), end}));
+  return text.substr(0, text.find(kCotStop));
 }
 
 Status CotRunner::run_peer(const std::vector<Token>& prompt, int n_tokens, CotTiming* timing) {
@@ -198,7 +212,7 @@ Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool wi
   record.same = exact.tokens == greedy.tokens && exact.text == greedy.text;
   record.drafted = exact.drafts.drafted;
   record.accepted = exact.drafts.accepted;
-  const std::string chain = greedy.text.substr(0, greedy.text.find(kCotStop));
+  FRUGAL_TRY(const std::string chain, chain_of(greedy));
   FRUGAL_TRY(const std::vector<Token> chain_tokens, tokenizer.encode(chain, false, false));
   record.chain_tokens = static_cast<int>(chain_tokens.size());
   record.answer = cot_answer(question.task, chain);

@@ -72,6 +72,8 @@ class CotRunner {
  private:
   Result<llm::Generation> decode(llm::SequenceId sequence, const std::vector<llm::Token>& prompt, bool exact,
                                  CotTiming* timing);
+  // The text until the next question or the model's own end.
+  Result<std::string> chain_of(const llm::Generation& out) const;
   Status trace(const CotQuestion& question, const std::vector<llm::Token>& prompt, CotRecord* record);
   Status run_peer(const std::vector<llm::Token>& prompt, int n_tokens, CotTiming* timing);
 

@@ -12,61 +12,36 @@ namespace {
 // What a draft must promise over none: estimates err by some per cent, and a step that takes longer for
 // nothing is worse than one that could have been shorter.
 constexpr double kLeastGain = 1.02;
-// Times that a row count needs before its own median counts, instead of the line through all of them.
-constexpr int kTrusted = 5;
+// Pairs that the prior is worth.
+constexpr size_t kPriorPairs = 5;
+// No machine reads a row for less, and none for more than a forward of its own.
+constexpr double kLeastShare = 0.03, kMostShare = 1.1;
 
 }  // namespace
 
+StepCosts::StepCosts(double per_row) : per_row_(per_row) {
+  std::fill(shares_.begin(), shares_.begin() + kPriorPairs, per_row);
+  n_ = next_ = kPriorPairs;
+}
+
 void StepCosts::add(int rows, double seconds) {
   if (rows < 1 || !(seconds > 0) || !std::isfinite(seconds)) return;
-  Times& times = times_[static_cast<size_t>(std::min(rows, kLongestDraft + 1))];
-  times.seconds[static_cast<size_t>(times.next)] = static_cast<float>(seconds);
-  times.next = (times.next + 1) % kKept;
-  times.n = std::min(times.n + 1, kKept);
-  std::array<float, kKept> sorted = times.seconds;
-  std::nth_element(sorted.begin(), sorted.begin() + times.n / 2, sorted.begin() + times.n);
-  times.median = sorted[static_cast<size_t>(times.n / 2)];
-  fit();
-}
-
-// Least squares of the medians to first + further * (rows - 1), weighted by how many times they stand for,
-// with a pull of a few observations towards further = per_row * first.
-void StepCosts::fit() {
-  constexpr double kPull = 3;
-  double n = 0, x = 0, xx = 0, y = 0, xy = 0;
-  for (size_t rows = 1; rows < times_.size(); ++rows) {
-    const double w = times_[rows].n, at = static_cast<double>(rows - 1), t = times_[rows].median;
-    n += w;
-    x += w * at;
-    xx += w * at * at;
-    y += w * t;
-    xy += w * at * t;
-  }
-  // Normal equations of [first, further]; the pull is kPull * 16 * (further - per_row * first)^2.
-  const double pull = kPull * 16;
-  const double a = n + pull * per_row_ * per_row_, b = x - pull * per_row_, d = xx + pull;
-  const double determinant = a * d - b * b;
-  if (determinant <= 0) return;
-  const double first = (d * y - b * xy) / determinant, further = (a * xy - b * y) / determinant;
-  if (first <= 0) return;
-  first_ = first;
-  further_ = std::max(further, 1e-3 * first);
-}
-
-double StepCosts::cost(int rows) const {
-  const double further = further_ > 0 ? further_ : per_row_ * first_;
-  // Never less than a smaller forward: medians of few times may cross.
-  double most = 0;
-  for (int r = 1; r <= std::min(rows, kLongestDraft + 1); ++r) {
-    const Times& times = times_[static_cast<size_t>(r)];
-    const double line = first_ + further * (r - 1);
-    most = std::max(most, times.n >= kTrusted ? static_cast<double>(times.median) : line);
-  }
-  return rows <= kLongestDraft + 1 ? most : most + further * (rows - kLongestDraft - 1);
-}
-
-int StepCosts::measured(int rows) const {
-  return rows < 1 || rows > kLongestDraft + 1 ? 0 : times_[static_cast<size_t>(rows)].n;
+  const int few = std::min(rows, last_rows_), many = std::max(rows, last_rows_);
+  const double ratio = rows > last_rows_ ? seconds / last_seconds_ : last_seconds_ / seconds;
+  const bool pair = last_rows_ > 0 && few != many;
+  last_rows_ = rows;
+  last_seconds_ = seconds;
+  if (!pair) return;
+  // ratio = (1 + s (many - 1)) / (1 + s (few - 1)), solved for s.
+  const double under = (many - 1) - ratio * (few - 1);
+  const double share = ratio <= 1 ? kLeastShare : under <= 0 ? kMostShare : (ratio - 1) / under;
+  shares_[next_] = std::clamp(share, kLeastShare, kMostShare);
+  next_ = (next_ + 1) % kKept;
+  n_ = std::min(n_ + 1, kKept);
+  std::array<double, kKept> sorted = shares_;
+  const auto middle = sorted.begin() + static_cast<ptrdiff_t>(n_ / 2);
+  std::nth_element(sorted.begin(), middle, sorted.begin() + static_cast<ptrdiff_t>(n_));
+  per_row_ = *middle;
 }
 
 void choose_lengths(const StepCosts& costs, std::span<const DraftLine> lines, int most_rows,

@@ -13,31 +13,25 @@ namespace frugal::llm {
 
 inline constexpr int kLongestDraft = 16;  // tokens of one sequence in one forward, besides the exact one
 
-// Seconds of a forward by its number of rows, from the times of past forwards. Not thread-safe.
+// What a further row costs as a share of the first, from the times of past forwards. Only forwards that
+// follow each other are compared: a machine that others use too changes its speed by the second, and times of
+// different minutes say more about them than about rows. Not thread-safe.
 class StepCosts {
  public:
-  // `per_row`: cost of a further row as a share of the first, until something was measured.
-  explicit StepCosts(double per_row = 0.1) : per_row_(per_row) {}
+  // `per_row`: the share until it was measured.
+  explicit StepCosts(double per_row = 0.15);
 
   void add(int rows, double seconds);
-  // Seconds, up to a common factor as long as nothing was measured; grows with `rows`.
-  double cost(int rows) const;
-  double relative(int rows) const { return cost(rows) / cost(1); }
-  int measured(int rows) const;
+  // A forward of so many rows, in units of one of one row.
+  double cost(int rows) const { return 1 + per_row_ * (rows - 1); }
 
  private:
-  static constexpr int kKept =
-      9;  // last times of each row count: their median forgets outliers and old depths
-  struct Times {
-    std::array<float, kKept> seconds{};
-    int n = 0, next = 0;
-    float median = 0;
-  };
-  void fit();
-
+  static constexpr size_t kKept = 31;  // their median forgets outliers, old depths and old machines
+  std::array<double, kKept> shares_{};
+  size_t n_ = 0, next_ = 0;
   double per_row_;
-  std::array<Times, kLongestDraft + 2> times_{};  // [rows]
-  double first_ = 1, further_ = 0;                // line through the medians; further_ 0: nothing measured
+  int last_rows_ = 0;
+  double last_seconds_ = 0;
 };
 
 // One sequence of a forward: its line of guesses (what was proposed, cut to what there is room for).
