@@ -170,7 +170,7 @@ struct GovernorOptions {
   int sample_every = 8;     // one request of so many is kept, >= 1
   // Windows end at multiples of window_s, so that allocators on one clock share them.
   bool align_windows = false;
-  bool hard_cap = true;     // once a window's budget is gone, serve the cheapest until it ends
+  bool hard_cap = true;  // once a window's budget is gone, serve the cheapest until it ends
   double alarm =
       0.25;  // a decider asks for an early tick when it has spent its tick's budget and this share more
 };
@@ -258,8 +258,8 @@ class Governor : public std::enable_shared_from_this<Governor> {
   virtual Status set_prices(std::span<const double> prices) = 0;
   // Following: tick() keeps the accounts but leaves the prices to set_prices.
   virtual void follow(bool following) = 0;
-  // What other allocators under the same budgets have spent so far, cumulative, and their deciders: they count
-  // against the budgets from the next tick on.
+  // What other allocators under the same budgets have spent so far, cumulative, and their deciders: they
+  // count against the budgets from the next tick on.
   virtual void set_others(const Amounts& spent, double requests, int n_deciders) = 0;
   // What was really spent beside what the table predicted, in resource k: later costs are scaled by the
   // smoothed ratio.
