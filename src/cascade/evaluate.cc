@@ -491,6 +491,14 @@ Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const 
     return {ErrorCode::kInvalidArgument,
             "seeds and logs_per_request are at least 1, folds at least 2, resamples at least 10"};
   }
+  for (const Replayed* set : {&fit, &test}) {
+    const auto n = static_cast<size_t>(std::max(set->n, 0));
+    if (n == 0 || set->user.size() != n || set->rewards.size() != n * static_cast<size_t>(spec.n_chains()) ||
+        set->features.size() != n * static_cast<size_t>(spec.n_features()))
+      return {ErrorCode::kInvalidArgument,
+              strf("a replayed set of %d requests has %zu users, %zu rewards and %zu features", set->n,
+                   set->user.size(), set->rewards.size(), set->features.size())};
+  }
   FRUGAL_TRY(auto table, chain_table(spec, {}));
   return Evaluator(spec, fit, test, options, std::move(table)).run();
 }

@@ -216,7 +216,8 @@ std::string cot_normal(std::string_view task, std::string_view answer) {
     for (; at < answer.size(); ++at) {
       const char c = answer[at];
       if (c == ',') continue;
-      if (std::isdigit(static_cast<unsigned char>(c)) == 0 && c != '.') break;
+      const bool point = c == '.' && out.find('.') == std::string::npos;  // a second one ends the sentence
+      if (std::isdigit(static_cast<unsigned char>(c)) == 0 && !point) break;
       out += c;
     }
     // 12.00 and 12. are 12.
