@@ -1,12 +1,10 @@
-// Micro-bench of the panel kernels: multiply-adds a second of one core against the machine's own peak, and
-// bytes a second against its measured read bandwidth.
+// Micro-bench of the panel kernels on one core: multiply-adds a second, and bytes of weights read a second.
 //
 //   bench_llm_kernels [SET] [FILTER]     SET: avx2, generic, ... (the best one by default); FILTER: part of a
 //   name
 //
-// Peaks are those of a loop in registers (16 lanes of fused multiply-add; dot products of bytes): what a
-// kernel could reach if loads, unpacking and scales cost nothing. Weights of the columns "L2" stay in the
-// second-level cache; "stream" reads 64 MiB of them once for each product, as a decoding step does.
+// Weights of the columns "L2" stay in the second-level cache; "stream" reads 64 MiB of them once for each
+// product, as a decoding step does.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
