@@ -77,17 +77,30 @@ class Model {
 };
 
 // How keys and values are held.
-enum class KvFormat { kF32, kF16, kBF16, kQ8_0 };
+enum class KvFormat { kF32, kF16, kBF16, kQ8_0, kCsr };
 
 // "f16" -> kF16. Unknown names: kInvalidArgument, with the list of those that there are.
 Result<KvFormat> parse_kv_format(std::string_view name);
 std::string_view kv_format_name(KvFormat format);
 
+class KvCache;  // llm/kv
+struct KvShape;
+
+// Makes the caches of an engine whose format needs more than its name: a dictionary, or a codec under test.
+class KvSource {
+ public:
+  virtual ~KvSource() = default;
+  virtual std::string name() const = 0;       // as a user would write it: "csr:2"
+  virtual uint64_t content_hash() const = 0;  // of all that decoding needs; stands in cache files
+  virtual Result<std::unique_ptr<KvCache>> make(const KvShape& shape) const = 0;
+};
+
 struct EngineOptions {
   int n_threads = 0;  // 0 = one for each usable processor; at most 256
   int n_ctx = 0;      // positions a sequence can hold; 0 = the model's training context
   KvFormat kv = KvFormat::kF16;
-  int max_sequences = 8;    // open at once
+  std::shared_ptr<const KvSource> kv_source;  // makes the caches in place of `kv`; null = the format `kv`
+  int max_sequences = 8;                      // open at once
   int max_rows = 512;       // rows (tokens) of one forward; longer inputs are run in chunks of this size
   int max_logit_rows = 64;  // rows of one forward whose logits can be asked for
 };
@@ -119,7 +132,9 @@ class Engine {
 
   // Tokens held by a sequence.
   virtual int n_past(SequenceId sequence) const = 0;
-  // Forgets all tokens from position `n_past` on: rejected drafts, a new question after a shared prompt.
+  // Forgets all tokens from position `n_past` on: rejected drafts, a new question after a shared prompt. What
+  // follows is what would have followed had they never been there; a coded cache, which keeps only its newest
+  // tokens whole, computes the kept tokens again for that when more than 64 are forgotten.
   virtual Status truncate(SequenceId sequence, int n_past) = 0;
 
   // One pass over all items: appends their tokens, computes the logits asked for. At most max_rows tokens in

@@ -32,6 +32,9 @@ std::span<const Command> commands() {
       {"jobs cancel", "take jobs out of the queue, or end them", add_jobs_cancel},
       {"jobs retry", "queue jobs again that failed or were interrupted", add_jobs_retry},
       {"jobs exec", "execute one job now; the runner does so for each", add_jobs_exec},
+      {"kv bench", "decoding speed of each cache at depth, beside llama.cpp", add_kv_bench},
+      {"kv eval", "quality of cache codecs against the bits they take", add_kv_eval},
+      {"kv train", "train the dictionary of a model's csr caches", add_kv_train},
       {"meter doctor", "say where power figures come from here, and how to get better ones",
        add_meter_doctor},
       {"meter run", "run a command and say what it cost: energy, carbon, time, memory", add_meter_run},
@@ -52,6 +55,7 @@ std::string_view group_summary(std::string_view group) {
   if (group == "dnn") return "one network over device, edge and cloud, without loss";
   if (group == "docs") return "parts of the documentation that are generated";
   if (group == "jobs") return "work that waits for clean power";
+  if (group == "kv") return "caches of keys and values: dictionaries and their quality";
   if (group == "meter") return "what runs cost, and where the figures come from";
   if (group == "eval") return "measure quality beside a reference";
   return "";

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/team.h"
 #include "base/text.h"
+#include "cli/kv_dictionary.h"
 
 namespace frugal::cli {
 
@@ -40,8 +41,16 @@ void add_engine_options(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
   app.add_option("--chunk", flags.chunk, "prompt tokens of one forward pass; does not change any answer")
       ->capture_default_str();
-  app.add_option("--kv", flags.kv, "how keys and values are held: f32, f16, bf16, q8_0")
+  app.add_option(
+         "--kv", flags.kv,
+         "how keys and values are held: f32, f16, bf16, q8_0; csr:BITS with bits a channel, as csr:2; or "
+         "auto, the best for --kv-memory")
       ->capture_default_str();
+  app.add_option("--kv-memory", flags.kv_memory, "what --kv auto may use for a full context: 256M, 1.5G")
+      ->type_name("SIZE");
+  app.add_option("--kv-dict", flags.kv_dict,
+                 "dictionary of a csr cache (default: the model's own, trained at its first use)")
+      ->type_name("FILE");
 }
 
 void add_sampling_options(CLI::App& app, SamplingFlags& flags) {
@@ -126,25 +135,33 @@ Result<llm::EngineOptions> engine_options(const EngineFlags& flags) {
   options.n_ctx = flags.ctx;
   options.max_rows = flags.chunk;
   options.max_sequences = 1;
-  FRUGAL_TRY(options.kv, llm::parse_kv_format(flags.kv));
+  if (!is_coded_cache(flags.kv)) {
+    FRUGAL_TRY(options.kv, llm::parse_kv_format(flags.kv));
+  } else if (flags.kv != "auto") {
+    if (const auto bits = parse_csr_bits(flags.kv); !bits.ok()) return bits.error();
+  }
   return options;
 }
 
+Result<std::shared_ptr<const llm::Model>> load_model(const ModelFlags& flags, int n_threads,
+                                                     bool show_progress) {
+  FRUGAL_TRY(const std::string path, resolve_model(flags.model));
+  ProgressBar bar("loading", "%", show_progress);
+  llm::ModelOptions options;
+  options.n_threads = n_threads;
+  options.progress = [&bar](double share) {
+    bar.update(100 * share, 100);
+    return !interrupted();
+  };
+  return llm::Model::load(path, options);
+}
+
 Result<LoadedEngine> load_engine(const ModelFlags& model, const EngineFlags& engine, bool show_progress) {
-  FRUGAL_TRY(const llm::EngineOptions options, engine_options(engine));
-  FRUGAL_TRY(const std::string path, resolve_model(model.model));
+  FRUGAL_TRY(llm::EngineOptions options, engine_options(engine));
   LoadedEngine loaded;
   const double begin = wall_seconds();
-  {
-    ProgressBar bar("loading", "%", show_progress);
-    llm::ModelOptions model_options;
-    model_options.n_threads = options.n_threads;
-    model_options.progress = [&bar](double share) {
-      bar.update(100 * share, 100);
-      return !interrupted();
-    };
-    FRUGAL_TRY(loaded.model, llm::Model::load(path, model_options));
-  }
+  FRUGAL_TRY(loaded.model, load_model(model, options.n_threads, show_progress));
+  FRUGAL_TRY_STATUS(choose_cache(engine, loaded.model, options, show_progress));
   FRUGAL_TRY(loaded.engine, llm::Engine::create(loaded.model, options));
   loaded.load_s = wall_seconds() - begin;
   return loaded;

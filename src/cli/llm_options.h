@@ -25,6 +25,7 @@ struct EngineFlags {
   int ctx = 0;
   int chunk = 512;
   std::string kv = "f16";
+  std::string kv_memory, kv_dict;
 };
 void add_engine_options(CLI::App& app, EngineFlags& flags);
 
@@ -52,7 +53,10 @@ struct LoadedEngine {
   std::unique_ptr<llm::Engine> engine;
   double load_s = 0;
 };
-// Loads the model with a progress bar, and makes an engine.
+// Loads the model with a progress bar.
+Result<std::shared_ptr<const llm::Model>> load_model(const ModelFlags& flags, int n_threads,
+                                                     bool show_progress);
+// The same, and makes an engine.
 Result<LoadedEngine> load_engine(const ModelFlags& model, const EngineFlags& engine, bool show_progress);
 
 // Peak resident memory of this process, bytes; 0 when the host does not tell.

@@ -77,7 +77,7 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
       for (const float sum : sums) total += sum;
       state.sum[col] += total;
     }
-    cache.add_values(tile.layer, tile.kv_head, block, n_tokens, weights, n_cols, state.out, spare);
+    cache.add_values(tile.layer, tile.kv_head, block, n_tokens, queries, weights, state.out, spare);
   }
 }
 

@@ -47,7 +47,7 @@ class FloatCache final : public KvCache {
   }
 
   size_t query_scratch_bytes(int) const override { return 0; }
-  void prepare(const KvQueries&) const override {}
+  void prepare(int, int, const KvQueries&) const override {}
 
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
@@ -56,11 +56,11 @@ class FloatCache final : public KvCache {
             scores, kKvBlock, false);
   }
 
-  void add_values(int layer, int head, int block, int n_tokens, const float* weights, int n_cols, float* out,
-                  float*) const override {
+  void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                  const float* weights, float* out, float*) const override {
     const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
-    product({rows, padded(), 16, padded() / 16, size_t(n_tokens)}, weights, kKvBlock, n_cols, out, padded(),
-            true);
+    product({rows, padded(), 16, padded() / 16, size_t(n_tokens)}, weights, kKvBlock, queries.n_cols, out,
+            padded(), true);
   }
 
   uint64_t bytes_used(int n_tokens) const override {
@@ -170,7 +170,7 @@ class Q8Cache final : public KvCache {
   size_t query_scratch_bytes(int n_cols) const override {
     return size_t(n_cols) * (dim() + groups() * 2 * sizeof(float));
   }
-  void prepare(const KvQueries& queries) const override {
+  void prepare(int, int, const KvQueries& queries) const override {
     const Quantised x = quantised(queries);
     for (size_t col = 0; col < size_t(queries.n_cols); ++col) {
       kernels().quantize_blocks(queries.q + col * dim(), dim(), x.q + col * dim(), x.scales + col * groups(),
@@ -188,8 +188,9 @@ class Q8Cache final : public KvCache {
     }
   }
 
-  void add_values(int layer, int head, int block, int n_tokens, const float* weights, int n_cols, float* out,
-                  float* scratch) const override {
+  void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                  const float* weights, float* out, float* scratch) const override {
+    const int n_cols = queries.n_cols;
     const int8_t* rows = values_at(layer, head) + size_t(block) * kKvBlock * dim();
     const uint16_t* row_scales = scales_at(layer, head) + size_t(block) * kKvBlock * groups();
     for (size_t group = 0; group < groups();
@@ -310,8 +311,10 @@ Result<std::unique_ptr<KvCache>> make_kv_cache(KvFormat format, const KvShape& s
                  Q8Cache::kMaxDim, shape.head_dim)};
       }
       return make<Q8Cache>(shape);
+    case KvFormat::kCsr:
+      break;  // made from a dictionary (KvSource)
   }
-  return Error{ErrorCode::kInvalidArgument, "unknown cache format"};
+  return Error{ErrorCode::kInvalidArgument, "this cache format needs a dictionary"};
 }
 
 }  // namespace frugal::llm

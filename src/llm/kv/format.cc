@@ -11,8 +11,11 @@ struct NamedFormat {
   KvFormat format;
   std::string_view name;
 };
-constexpr NamedFormat kFormats[] = {
-    {KvFormat::kF32, "f32"}, {KvFormat::kF16, "f16"}, {KvFormat::kBF16, "bf16"}, {KvFormat::kQ8_0, "q8_0"}};
+constexpr NamedFormat kFormats[] = {{KvFormat::kF32, "f32"},
+                                    {KvFormat::kF16, "f16"},
+                                    {KvFormat::kBF16, "bf16"},
+                                    {KvFormat::kQ8_0, "q8_0"},
+                                    {KvFormat::kCsr, "csr"}};
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 // at fixed positions: the unit of softmax, and the reason why results do not depend on who asks for how many.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,10 +32,15 @@ struct KvShape {
 
 // Query rows of one KV head, prepared once and then scored against many blocks. All memory is the caller's.
 struct KvQueries {
-  int n_cols = 0;            // query rows x heads of the group
+  int n_cols = 0;            // query rows x heads of the group: col = row * group + head
   const float* q = nullptr;  // [n_cols, padded_dim], scaled by the attention scale, padding zero
   std::byte* scratch =
       nullptr;  // query_scratch_bytes() for the codec's own form of the queries, filled by prepare()
+  int first_position = 0;  // of row 0; row i stands at first_position + i
+  int group = 1;
+
+  // First column whose row stands at `position` or later.
+  int first_col_at(int position) const { return std::clamp((position - first_position) * group, 0, n_cols); }
 };
 
 class KvCache {
@@ -45,11 +51,11 @@ class KvCache {
   KvFormat format() const { return format_; }
 
   // Stores the keys and values of one token for one layer: k and v [n_kv_heads, head_dim], keys after RoPE.
-  // Different (layer, position) pairs may be stored from different threads.
+  // Different layers, and positions in different panels of 16, may be stored from different threads.
   virtual void store(int layer, int position, const float* k, const float* v) = 0;
 
   virtual size_t query_scratch_bytes(int n_cols) const = 0;
-  virtual void prepare(const KvQueries& queries) const = 0;
+  virtual void prepare(int layer, int head, const KvQueries& queries) const = 0;
 
   // scores[col * kKvBlock + t] = q[col] . k[block * 64 + t] for t < n_tokens; what it leaves behind at larger
   // t is unspecified and has to be masked.
@@ -58,8 +64,26 @@ class KvCache {
 
   // out[col * padded_dim + d] += sum over t < n_tokens of weights[col * kKvBlock + t] * v[block * 64 + t][d],
   // in the order of t. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
-  virtual void add_values(int layer, int head, int block, int n_tokens, const float* weights, int n_cols,
-                          float* out, float* scratch) const = 0;
+  virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                          const float* weights, float* out, float* scratch) const = 0;
+
+  // Rows of one sequence that a forward pass may store ahead of the attention that reads them; a cache that
+  // keeps only the newest tokens whole has a limit. 0 = any number.
+  virtual int max_rows_ahead() const { return 0; }
+  // Whether a sequence of n_held tokens, cut to n_past, goes on as if the others had never been there.
+  virtual bool can_rewind(int n_held, int n_past) const {
+    (void)n_held;
+    (void)n_past;
+    return true;
+  }
+
+  // What add_values() accumulated, divided by the sum of the weights, as values: in place, out [padded_dim].
+  // A codec may sum in coordinates of its own.
+  virtual void restore(int layer, int head, float* out) const {
+    (void)layer;
+    (void)head;
+    (void)out;
+  }
 
   // Bytes in use for n_tokens tokens, all layers.
   virtual uint64_t bytes_used(int n_tokens) const = 0;

@@ -28,10 +28,11 @@ struct CacheFileHead {
   uint64_t model_hash;
   uint32_t n_layers, n_kv_heads, head_dim, n_tokens;
   uint64_t image_bytes;
-  uint64_t checksum;  // of tokens and image
+  uint64_t source_hash;  // of the dictionary; 0 without one
+  uint64_t checksum;     // of tokens and image
 };
 constexpr char kCacheMagic[8] = {'F', 'R', 'G', 'L', 'K', 'V', 'C', '\n'};
-constexpr uint32_t kCacheVersion = 1;
+constexpr uint32_t kCacheVersion = 2;
 
 class EngineImpl final : public Engine {
  public:
@@ -60,7 +61,11 @@ class EngineImpl final : public Engine {
       Sequence& sequence = sequences_[i];
       if (sequence.open) continue;
       if (sequence.cache == nullptr) {
-        FRUGAL_TRY(sequence.cache, make_kv_cache(options_.kv, shape()));
+        if (options_.kv_source != nullptr) {
+          FRUGAL_TRY(sequence.cache, options_.kv_source->make(shape()));
+        } else {
+          FRUGAL_TRY(sequence.cache, make_kv_cache(options_.kv, shape()));
+        }
         sequence.tokens.reserve(static_cast<size_t>(options_.n_ctx));
       }
       sequence.open = true;
@@ -94,7 +99,20 @@ class EngineImpl final : public Engine {
     if (n_past < 0 || n_past > static_cast<int>(sequence->tokens.size())) {
       return invalid(strf("cannot truncate a sequence of %zu tokens to %d", sequence->tokens.size(), n_past));
     }
-    sequence->tokens.resize(static_cast<size_t>(n_past));
+    const int held = static_cast<int>(sequence->tokens.size());
+    if (sequence->cache->can_rewind(held, n_past)) {
+      sequence->tokens.resize(static_cast<size_t>(n_past));
+      return {};
+    }
+    // The whole forms of the tokens before n_past are gone: compute them again.
+    std::vector<Token> kept(sequence->tokens.begin(), sequence->tokens.begin() + n_past);
+    sequence->tokens.clear();
+    for (size_t done = 0; done < kept.size();) {
+      const size_t n = std::min(kept.size() - done, static_cast<size_t>(options_.max_rows));
+      const BatchItem item{id, std::span<const Token>(kept).subspan(done, n), LogitRows::kNone};
+      FRUGAL_TRY_STATUS(forward({&item, 1}));
+      done += n;
+    }
     return {};
   }
 
@@ -175,13 +193,20 @@ class EngineImpl final : public Engine {
                path.c_str(), static_cast<unsigned long long>(head.model_hash),
                static_cast<unsigned long long>(model_->info().file_hash)));
     }
-    if (head.format != static_cast<uint32_t>(options_.kv)) {
-      const std::string_view have = head.format <= static_cast<uint32_t>(KvFormat::kQ8_0)
+    const CacheFileHead wanted = expected_head(0, 0);
+    if (head.format != wanted.format) {
+      const std::string_view have = head.format <= static_cast<uint32_t>(KvFormat::kCsr)
                                         ? kv_format_name(static_cast<KvFormat>(head.format))
                                         : "unknown";
       return invalid(
           strf("cache file '%s' holds a %s cache, and this engine has a %s one; choose the same --kv",
                path.c_str(), std::string(have).c_str(), std::string(kv_format_name(options_.kv)).c_str()));
+    }
+    if (head.source_hash != wanted.source_hash) {
+      return invalid(strf(
+          "cache file '%s' was coded with another dictionary or recipe than %s; choose the same --kv, or "
+          "write it again",
+          path.c_str(), options_.kv_source->name().c_str()));
     }
     if (head.n_tokens > static_cast<uint32_t>(options_.n_ctx)) {
       return Error{ErrorCode::kOutOfRange,
@@ -345,6 +370,7 @@ class EngineImpl final : public Engine {
     std::memcpy(head.magic, kCacheMagic, sizeof kCacheMagic);
     head.version = kCacheVersion;
     head.format = static_cast<uint32_t>(options_.kv);
+    head.source_hash = options_.kv_source ? options_.kv_source->content_hash() : 0;
     head.model_hash = model_->info().file_hash;
     head.n_layers = static_cast<uint32_t>(config().n_layers);
     head.n_kv_heads = static_cast<uint32_t>(config().n_kv_heads);
@@ -385,6 +411,9 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   if (options.n_ctx == 0) options.n_ctx = config.n_ctx_train;
   if (options.n_ctx < 1 || options.n_ctx > (1 << 26))
     return invalid(strf("a context of %d tokens: give a number from 1 to %d", given.n_ctx, 1 << 26));
+  if (options.kv == KvFormat::kCsr && options.kv_source == nullptr)
+    return invalid("a csr cache needs a dictionary (kv_source)");
+  if (options.kv_source != nullptr) options.kv = KvFormat::kCsr;
   if (options.max_sequences < 1 || options.max_sequences > 65536)
     return invalid("max_sequences has to lie in 1 to 65536");
   if (options.max_rows < 1 || options.max_rows > 65536) return invalid("max_rows has to lie in 1 to 65536");

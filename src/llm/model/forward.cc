@@ -116,10 +116,11 @@ class ForwardPass {
   void run() {
     embed();
     for (int layer = 0; layer < config_.n_layers; ++layer) {
-      keys_and_values(layer);
-      if (layer + 1 == config_.n_layers && batch_.logit_rows.empty())
-        return;  // the cache was all that was wanted
-      attention_block(layer);
+      const bool last = layer + 1 == config_.n_layers && batch_.logit_rows.empty();
+      queries_keys_values(layer);
+      store_and_attend(layer, !last);
+      if (last) return;  // the cache was all that was wanted
+      attention_output(layer);
       feed_forward_block(weights_.layers[static_cast<size_t>(layer)]);
     }
     output();
@@ -158,8 +159,8 @@ class ForwardPass {
     return 0;
   }
 
-  // q, k and v of every row from norm(residual); k and v into the cache.
-  void keys_and_values(int layer_idx) {
+  // q, k and v of every row from norm(residual).
+  void queries_keys_values(int layer_idx) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
     const auto n_embd = static_cast<size_t>(config_.n_embd);
     for (size_t row = rows_.begin; row < rows_.end; ++row) {
@@ -172,15 +173,49 @@ class ForwardPass {
                            {&layer.wv, s_.v_.as<float>(), s_.kv_stride_}};
     multiply(member_, qkv, s_.x_, n_rows());
     member_.barrier();
-    for (size_t row = rows_.begin; row < rows_.end; ++row) place_row(layer_idx, layer, row);
   }
 
-  // residual += wo(attention(q, cache))
-  void attention_block(int layer_idx) {
+  // Keys and values into the caches, and attention of the rows over them; in pieces of as many rows of a
+  // sequence as its cache lets be stored ahead.
+  void store_and_attend(int layer_idx, bool attends) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
-    member_.barrier();
-    attend(layer_idx);
-    member_.barrier();
+    int ahead = 0, longest = 0;
+    for (const BatchSpan& span : batch_.spans) {
+      longest = std::max(longest, span.n_rows);
+      const int limit = span.cache->max_rows_ahead();
+      if (limit > 0) ahead = ahead == 0 ? limit : std::min(ahead, limit);
+    }
+    if (ahead == 0) ahead = longest;
+    for (int begin = 0; begin < longest; begin += ahead) {
+      piece_ = {begin, begin + ahead};
+      // Rows whose positions share a panel of the cache belong to one member.
+      size_t n_panels = 0;
+      for (const BatchSpan& span : batch_.spans) n_panels += panels_in_piece(span);
+      const TeamMember::Range mine = member_.share(n_panels);
+      size_t panel = 0;
+      for (const BatchSpan& span : batch_.spans) {
+        for (int i = 0; i < rows_in_piece(span); ++i) {
+          if (i > 0 && (span.first_position + begin + i) % kPanelRows == 0) ++panel;
+          if (panel >= mine.begin && panel < mine.end) place_row(layer_idx, layer, span, begin + i);
+        }
+        if (rows_in_piece(span) > 0) ++panel;
+      }
+      member_.barrier();
+      if (attends) attend(layer_idx);
+      member_.barrier();
+    }
+  }
+  int rows_in_piece(const BatchSpan& span) const {
+    return std::max(0, std::min(span.n_rows, piece_.end) - piece_.begin);
+  }
+  size_t panels_in_piece(const BatchSpan& span) const {
+    const int first = span.first_position + piece_.begin, n = rows_in_piece(span);
+    return n == 0 ? 0 : static_cast<size_t>((first + n - 1) / kPanelRows - first / kPanelRows + 1);
+  }
+
+  // residual += wo(attention)
+  void attention_output(int layer_idx) {
+    const LayerWeights& layer = weights_.layers[static_cast<size_t>(layer_idx)];
     const auto n_q = static_cast<size_t>(config_.n_heads * config_.head_dim);
     for (size_t row = rows_.begin; row < rows_.end; ++row) quantize(s_.attn_, row, n_q, {&layer.wo});
     member_.barrier();
@@ -194,7 +229,8 @@ class ForwardPass {
   }
 
   // Biases, head norms and rotation of one row's q and k; k and v go into the cache.
-  void place_row(int layer_idx, const LayerWeights& layer, size_t row) {
+  void place_row(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span) {
+    const auto row = static_cast<size_t>(span.first_row + row_in_span);
     const auto dim = static_cast<size_t>(config_.head_dim);
     float* q = s_.q_.as<float>() + row * s_.q_stride_;
     float* k = s_.k_.as<float>() + row * s_.kv_stride_;
@@ -213,12 +249,7 @@ class ForwardPass {
       if (!layer.k_norm.empty()) kernels().rms_norm(key, layer.k_norm.data(), dim, config_.norm_eps, key);
       rotate(config_.rope_layout, turn, config_.n_rot, key);
     }
-    for (const BatchSpan& span : batch_.spans) {
-      const auto first = static_cast<size_t>(span.first_row);
-      if (row >= first && row < first + static_cast<size_t>(span.n_rows)) {
-        span.cache->store(layer_idx, span.first_position + static_cast<int>(row - first), k, v);
-      }
-    }
+    span.cache->store(layer_idx, span.first_position + row_in_span, k, v);
   }
 
   // ---- attention: tiles of query rows x KV heads; when those are too few for the team, chunks of the cache
@@ -263,8 +294,8 @@ class ForwardPass {
         std::fill(to + head_dim, to + dim, 0.0f);
       }
     }
-    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec};
-    tile.cache->prepare(queries);
+    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec, tile.first_position, tile.group};
+    tile.cache->prepare(tile.layer, tile.kv_head, queries);
     return queries;
   }
 
@@ -274,23 +305,25 @@ class ForwardPass {
     for (int row = 0; row < tile.n_rows; ++row) {
       float* out = s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row));
       for (int head = 0; head < tile.group; ++head) {
-        finish_column(state, row * tile.group + head, dim, config_.head_dim,
-                      out + (tile.kv_head * tile.group + head) * config_.head_dim);
+        float* to = out + (tile.kv_head * tile.group + head) * config_.head_dim;
+        finish_column(state, row * tile.group + head, dim, config_.head_dim, to);
+        tile.cache->restore(tile.layer, tile.kv_head, to);
       }
     }
   }
 
-  // Calls f(span, tile, first_row) for every tile of the batch, in a fixed order.
+  // Calls f(span, tile, first_row) for every tile of the piece, in a fixed order.
   template <typename F>
   void for_each_tile(int layer, F f) {
     for (const BatchSpan& span : batch_.spans) {
-      for (int first_row = 0; first_row < span.n_rows; first_row += kTileRows) {
+      const int end = std::min(span.n_rows, piece_.end);
+      for (int first_row = piece_.begin; first_row < end; first_row += kTileRows) {
         for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
           AttentionTile tile;
           tile.cache = span.cache;
           tile.layer = layer;
           tile.kv_head = kv_head;
-          tile.n_rows = std::min(kTileRows, span.n_rows - first_row);
+          tile.n_rows = std::min(kTileRows, end - first_row);
           tile.group = config_.group();
           tile.first_position = span.first_position + first_row;
           tile.window = config_.window_of(layer);
@@ -456,7 +489,21 @@ class ForwardPass {
   const Batch& batch_;
   ForwardScratch& s_;
   TeamMember::Range rows_;  // this member's rows in row-wise steps
+  struct {
+    int begin = 0, end = 0;
+  } piece_;  // rows of each span that are being stored and attended
 };
+
+std::vector<float> rope_turns(const ModelConfig& config, const ModelWeights& weights, int layer) {
+  std::vector<float> angles(static_cast<size_t>(config.n_rot)), turns(angles.size() / 2);
+  const bool windowed = config.window_of(layer) > 0;
+  static const std::vector<float> kNone;
+  rope_angles(windowed ? config.rope_window : config.rope, config.n_rot, 1,
+              windowed ? kNone : weights.rope_factors, angles.data());
+  for (size_t pair = 0; pair < turns.size(); ++pair)
+    turns[pair] = std::atan2(angles[2 * pair + 1], angles[2 * pair]);
+  return turns;
+}
 
 void run_forward(ThreadTeam& team, const ModelConfig& config, const ModelWeights& weights, const Batch& batch,
                  ForwardScratch& scratch) {

@@ -46,6 +46,9 @@ class ForwardScratch {
   size_t attention_stride_ = 0, part_capacity_ = 0;  // floats
 };
 
+// Radians that each pair of a layer's keys turns by from a position to the next: [n_rot / 2].
+std::vector<float> rope_turns(const ModelConfig& config, const ModelWeights& weights, int layer);
+
 // Computes the batch: stores K/V of every row in its cache and leaves logits in the scratch. Allocates
 // nothing.
 void run_forward(ThreadTeam& team, const ModelConfig& config, const ModelWeights& weights, const Batch& batch,

@@ -32,6 +32,7 @@ ggml_type cache_type(KvFormat format) {
   switch (format) {
     case KvFormat::kF32:
       return GGML_TYPE_F32;
+    case KvFormat::kCsr:  // llama.cpp has none like it
     case KvFormat::kF16:
       return GGML_TYPE_F16;
     case KvFormat::kBF16:

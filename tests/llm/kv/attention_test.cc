@@ -47,8 +47,8 @@ class Filled {
     std::vector<std::byte> codec(cache->query_scratch_bytes(n_cols));
     const AttentionState total{&stats[0], &stats[n], total_out.data()},
         part{&stats[2 * n], &stats[3 * n], part_out.data()};
-    const KvQueries queries{n_cols, q.data(), codec.data()};
-    cache->prepare(queries);
+    const KvQueries queries{n_cols, q.data(), codec.data(), first_position, setting_.group};
+    cache->prepare(0, 1, queries);
     clear_state(total, n_cols, dim);
     for (int chunk = visible_chunks(tile).first; chunk < visible_chunks(tile).last; ++chunk) {
       clear_state(part, n_cols, dim);

@@ -1,0 +1,203 @@
+// frugal kv bench: how fast a long sequence decodes with each cache, beside llama.cpp, in turn in one run;
+// and how much of the time of a prompt goes into coding it.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/text.h"
+#include "cli/bench_report.h"
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/kv_dictionary.h"
+#include "llm/kernel/kernel.h"
+#include "llm/peer/peer.h"
+#include "llm/vocab/tokenizer.h"
+
+namespace frugal::cli {
+namespace {
+
+struct BenchFlags {
+  ModelFlags model;
+  std::string text, out, dictionary;
+  std::vector<std::string> caches;
+  int depth = 8000, tokens = 16, repetitions = 5, threads = 0;
+  bool peer = false, json = false;
+};
+
+struct Contender {
+  std::string name;
+  std::unique_ptr<llm::Engine> engine;
+  llm::SequenceId sequence = 0;
+  std::unique_ptr<llm::peer::Peer> peer;
+  double prefill_s = 0;
+  std::vector<double> per_second;
+};
+
+Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, double* done, double total) {
+  const double begin = wall_seconds();
+  if (c.engine) {
+    FRUGAL_TRY(c.sequence, c.engine->open_sequence());
+    FRUGAL_TRY_STATUS(c.engine->prefill(c.sequence, tokens, [&](int part, int) {
+      bar.update(*done + part, total);
+      return !interrupted();
+    }));
+  } else {
+    FRUGAL_TRY_STATUS(c.peer->forward(tokens));
+  }
+  c.prefill_s = wall_seconds() - begin;
+  *done += static_cast<double>(tokens.size());
+  return {};
+}
+
+// Decodes the tokens one by one from the depth on, and takes them back.
+Status decode(Contender& c, std::span<const llm::Token> tokens, int depth) {
+  const double begin = wall_seconds();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+    if (c.engine) {
+      const llm::BatchItem item{c.sequence, tokens.subspan(i, 1), llm::LogitRows::kLast};
+      FRUGAL_TRY_STATUS(c.engine->forward({&item, 1}));
+    } else {
+      FRUGAL_TRY_STATUS(c.peer->forward(tokens.subspan(i, 1)));
+    }
+  }
+  c.per_second.push_back(static_cast<double>(tokens.size()) / (wall_seconds() - begin));
+  if (c.engine) return c.engine->truncate(c.sequence, depth);
+  c.peer->truncate(depth);
+  return {};
+}
+
+Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::shared_ptr<const llm::Model> model,
+                                             const llm::EngineOptions& base) {
+  std::vector<Contender> all;
+  for (const std::string& name : flags.caches) {
+    EngineFlags engine;
+    engine.kv = name;
+    engine.threads = flags.threads;
+    engine.ctx = base.n_ctx;
+    engine.kv_dict = flags.dictionary;
+    FRUGAL_TRY(llm::EngineOptions options, engine_options(engine));
+    FRUGAL_TRY_STATUS(choose_cache(engine, model, options, !flags.json));
+    Contender c;
+    c.name = name;
+    FRUGAL_TRY(c.engine, llm::Engine::create(model, options));
+    all.push_back(std::move(c));
+  }
+  for (const auto attention : {llm::peer::FlashAttention::kOn, llm::peer::FlashAttention::kOff}) {
+    if (!flags.peer) break;
+    llm::peer::PeerOptions options;
+    options.n_threads = base.n_threads > 0 ? base.n_threads : all[0].engine->options().n_threads;
+    options.n_ctx = base.n_ctx;
+    options.flash_attention = attention;
+    options.kv = llm::KvFormat::kF16;
+    Contender c;
+    c.name = attention == llm::peer::FlashAttention::kOn ? "llama.cpp f16, flash attention" : "llama.cpp f16";
+    FRUGAL_TRY(c.peer, llm::peer::Peer::load(model->info().path, options));
+    all.push_back(std::move(c));
+  }
+  return all;
+}
+
+int run(BenchFlags flags) {
+  install_interrupt_handler();
+  if (flags.text.empty())
+    return fail({ErrorCode::kInvalidArgument, "there is no text: give a long one with -f FILE"});
+  if (flags.depth < 256 || flags.tokens < 1 || flags.tokens > 64 || flags.repetitions < 1)
+    return fail({ErrorCode::kInvalidArgument,
+                 "--depth must be 256 or more, --tokens 1 to 64, --repetitions 1 or more"});
+  if (flags.caches.empty()) flags.caches = {"f16", "csr:2.6", "csr:2"};
+  EngineFlags engine_flags;
+  engine_flags.threads = flags.threads;
+  auto options = engine_options(engine_flags);
+  if (!options.ok()) return fail(options.error());
+  const auto model = load_model(flags.model, options->n_threads, !flags.json);
+  if (!model.ok()) return fail(model.error());
+  options->n_ctx = flags.depth + flags.tokens;
+  const auto text = read_file(flags.text, size_t{1} << 28);
+  if (!text.ok()) return fail(text.error());
+  auto tokens = (*model)->tokenizer().encode(*text, true, false);
+  if (!tokens.ok()) return fail(tokens.error());
+  const auto wanted = static_cast<size_t>(flags.depth + flags.tokens);
+  if (tokens->size() < wanted) {
+    return fail(
+        {ErrorCode::kInvalidArgument, strf("'%s' has %zu tokens, and %zu are wanted; give a longer text",
+                                           flags.text.c_str(), tokens->size(), wanted)});
+  }
+  const std::span<const llm::Token> all(*tokens);
+  auto contenders = contenders_of(flags, *model, *options);
+  if (!contenders.ok()) return fail(contenders.error());
+  {
+    ProgressBar bar("reading", "tokens", !flags.json);
+    double done = 0;
+    for (Contender& c : *contenders) {
+      const Status status = fill(c, all.first(static_cast<size_t>(flags.depth)), bar, &done,
+                                 static_cast<double>(contenders->size()) * flags.depth);
+      if (!status.ok()) return fail(status.error());
+    }
+  }
+  ProgressBar bar("decoding", "rounds", !flags.json);
+  for (int repetition = 0; repetition <= flags.repetitions; ++repetition) {
+    for (Contender& c : *contenders) {
+      const Status status = decode(
+          c, all.subspan(static_cast<size_t>(flags.depth), static_cast<size_t>(flags.tokens)), flags.depth);
+      if (!status.ok()) return fail(status.error());
+      if (repetition == 0) c.per_second.clear();  // warm-up
+    }
+    bar.update(repetition + 1, flags.repetitions + 1);
+  }
+  bar.finish();
+  std::vector<BenchRow> rows;
+  const Contender& first = contenders->front();
+  for (const Contender& c : *contenders) {
+    BenchRow row =
+        &c == &first ? bench_row("", "tokens/s", Better::kHigher, c.per_second)
+                     : bench_row("", "tokens/s", Better::kHigher, c.per_second, first.per_second, first.name);
+    row.name = strf("decode at depth %d, %s", flags.depth, c.name.c_str());
+    row.more = {{"prefill_tokens_per_s", flags.depth / c.prefill_s}};
+    if (c.engine) row.more.push_back({"cache_bytes", static_cast<double>(c.engine->kv_bytes(c.sequence))});
+    rows.push_back(std::move(row));
+  }
+  BenchContext context;
+  context.bench = "kv_speed";
+  context.threads = first.engine->options().n_threads;
+  context.isa = llm::kernels().name;
+  context.model = std::filesystem::path((*model)->info().path).filename().string();
+  context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
+  context.command = this_command_line();
+  if (!flags.out.empty()) {
+    if (const Status status = write_bench(flags.out, context, rows); !status.ok())
+      return fail(status.error());
+  }
+  return print(flags.json ? bench_json(context, rows) : bench_table(rows))
+             ? kExitOk
+             : fail({ErrorCode::kIo, "the result could not be written to stdout"});
+}
+
+}  // namespace
+
+Action add_kv_bench(CLI::App& app) {
+  auto flags = std::make_shared<BenchFlags>();
+  add_model_options(app, flags->model);
+  app.add_option("-f,--file", flags->text, "a text longer than the depth")->type_name("FILE");
+  app.add_option("--kv", flags->caches,
+                 "caches, the first being what the others are compared with (default: f16, csr:2.6, csr:2)")
+      ->allow_extra_args(false)
+      ->type_name("NAME");
+  app.add_flag("--peer", flags->peer, "llama.cpp too, with and without flash attention");
+  app.add_option("--depth", flags->depth, "tokens in the cache")->capture_default_str();
+  app.add_option("--tokens", flags->tokens, "tokens decoded in a round")->capture_default_str();
+  app.add_option("--repetitions", flags->repetitions, "rounds")->capture_default_str();
+  app.add_option("-t,--threads", flags->threads, "threads; 0 = one for each usable processor")
+      ->capture_default_str();
+  app.add_option("--kv-dict", flags->dictionary, "dictionary of the csr caches (default: the model's own)")
+      ->type_name("FILE");
+  app.add_option("--out", flags->out, "also write rows as the benches do, for docs/benchmarks.md")
+      ->type_name("FILE");
+  app.add_flag("--json", flags->json, "rows as JSON");
+  return [flags] { return run(*flags); };
+}
+
+}  // namespace frugal::cli

@@ -1,0 +1,22 @@
+// Cache codecs that `frugal kv eval` compares with and that no run uses: they store what decoding would give,
+// in floats, and see whole and coded tokens at the same places as a csr cache.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "frugal/llm.h"
+
+namespace frugal::cli {
+
+struct KvRival {
+  std::string name;
+  double bits = 0;  // a channel, scales included, whole tokens not
+  std::shared_ptr<const llm::KvSource> source;
+};
+
+// q8_0, q4_0, rotated q4_0, rotated 3- and 2-bit (Lloyd-Max), KIVI-like 2-bit.
+std::vector<KvRival> kv_rivals();
+
+}  // namespace frugal::cli

@@ -1,0 +1,48 @@
+// Kernels of coded keys and values: groups of 4 coefficients x 16 tokens, of 0 to 4 bits each, multiplied
+// with integers without leaving the code.
+//
+// A group of b bits is 8 b bytes and holds 64 codes (8 bits: the levels themselves). Looked up in a table of
+// 16 bytes they become 64 bytes of levels, 0 to kLevelMax, in an order that is the caller's business (that of
+// the codes):
+//   keys    code = token * 4 + coefficient: a 32-bit lane is a token
+//   values  code = coefficient * 16 + token: 16 bytes are a coefficient
+// Everything is integer, so every set gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace frugal::llm {
+
+inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bits
+
+// Puts code `value` of `bits` bits at `idx` (0 to 63) of a group, over what stood there.
+inline void put_code(std::byte* group, int bits, int idx, int value) {
+  auto* bytes = reinterpret_cast<uint8_t*>(group);
+  const auto set = [](uint8_t& byte, int shift, int mask, int code) {
+    byte = static_cast<uint8_t>((byte & ~(mask << shift)) | code << shift);
+  };
+  if (bits == 4) set(bytes[idx % 32], idx / 32 * 4, 15, value);
+  if (bits == 2 || bits == 3) set(bytes[idx % 16], idx / 16 * 2, 3, value & 3);
+  if (bits == 1 || bits == 3)
+    set(bytes[(bits == 3 ? 16 : 0) + idx % 8], idx / 8, 1, bits == 3 ? value >> 2 : value);
+}
+
+struct CodeKernels {
+  const char* name;
+  // dots[c * 16 + t] = sum over groups g and i < 4 of level(g, t * 4 + i) * x[c * 4 n_groups + 4 g + i].
+  // `bits` and `tables` [n_groups]: group g has bits[g] and the 16 levels at tables + 16 * bits[g]; groups
+  // stand one after the other. |x| <= 127.
+  void (*dot_keys)(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
+                   const int8_t* x, size_t n_cols, int32_t* dots);
+  // dots[c * 4 + i] = sum over 16 n_panels tokens t of level(i * 16 + t) * (w[c * w_stride + t] * 128 +
+  // w[c * w_stride + low + t]): weights in two halves of 7 bits. The panels of one group, `stride` bytes
+  // apart.
+  void (*dot_values)(const std::byte* group, size_t stride, size_t n_panels, int bits, const uint8_t* table,
+                     const int8_t* w, size_t low, size_t w_stride, size_t n_cols, int32_t* dots);
+};
+
+const CodeKernels& code_kernels();
+const CodeKernels* find_code_kernels(const char* name);  // "generic", "avx2", or null
+
+}  // namespace frugal::llm

@@ -1,0 +1,554 @@
+// The CSR cache: every token is coded when it is stored, and the newest are kept whole beside their codes.
+//
+// Which form a query row sees is a matter of positions alone: a row in block c (of 64 tokens) sees blocks c
+// and c - 1 whole, older ones coded, and the first 4 tokens always whole. So the last 65 to 128 tokens are
+// whole, and a row sees the same whether it comes alone, in a verify window or in a prompt's chunk. Three
+// blocks stand in the ring: a forward pass may store 64 rows ahead, and as many can be taken back.
+//
+// Whole tokens are held with 8 bits (the keys as they are, the values in the coordinates of their atoms).
+// Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
+// levels; the mean of the keys, which turns with the position, is a second such product with a table of
+// cosines. Values: weights as 14-bit integers times levels. docs/design/kv-codec.md.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "base/text.h"
+#include "llm/kernel/codes.h"
+#include "llm/kernel/kernel.h"
+#include "llm/kernel/panel.h"
+#include "llm/kv/csr_plan.h"
+#include "llm/tensor/buffer.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kSinks = 4;
+constexpr int kRingBlocks = 3;
+constexpr int kRingTokens = kRingBlocks * kKvBlock;
+
+// x as integers of at most 127 in size times the returned scale; not finite: zeros, and a scale that is NaN.
+float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
+  float largest = 0;
+  bool finite = true;
+  for (int i = 0; i < n; ++i) {
+    largest = std::max(largest, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  *sum = 0;
+  if (!finite || largest == 0) {
+    std::memset(q, 0, static_cast<size_t>(n));
+    return finite ? 0.0f : std::nanf("");
+  }
+  const float inverse = 127.0f / largest;
+  int32_t total = 0;
+  for (int i = 0; i < n; ++i) {
+    const float scaled = x[i] * inverse;
+    const int value = static_cast<int>(scaled + (scaled >= 0 ? 0.5f : -0.5f));
+    q[i] = static_cast<int8_t>(value);
+    total += value;
+  }
+  *sum = total;
+  return largest / 127.0f;
+}
+
+class CsrCache final : public KvCache {
+ public:
+  CsrCache(const KvShape& shape, std::shared_ptr<const CsrPlan> plan)
+      : KvCache(shape, KvFormat::kCsr), plan_(std::move(plan)) {
+    for (auto& slot : slots_) slot.store(-1, std::memory_order_relaxed);
+  }
+
+  Status reserve() {
+    const size_t n_panels = static_cast<size_t>(shape_.max_blocks()) * (kKvBlock / 16);
+    size_t bytes = 0;
+    for (const SidePlan& side : plan_->sides) {
+      code_origin_.push_back(bytes);
+      bytes += n_panels * side.panel_bytes;
+    }
+    FRUGAL_TRY(codes_, Buffer::allocate(bytes + 64));
+    const size_t n_heads = static_cast<size_t>(shape_.n_layers) * heads();
+    FRUGAL_TRY(whole_, Buffer::allocate(n_heads * whole_bytes()));
+    // Cosines and sines of the blocks' beginnings, and of the 64 positions in a block.
+    const size_t pairs = dim() / 2, n_kinds = plan_->turns.size() / pairs;
+    const auto n_blocks = static_cast<size_t>(shape_.max_blocks());
+    block_turns_.resize(n_kinds * n_blocks * 2 * pairs);
+    offset_turns_.resize(n_kinds * kKvBlock * 2 * pairs);
+    cosines_.resize(n_kinds * kKvBlock * 2 * pairs);
+    for (size_t kind = 0; kind < n_kinds; ++kind) {
+      for (size_t pair = 0; pair < pairs; ++pair) {
+        const double turn = static_cast<double>(plan_->turns[kind * pairs + pair]);
+        const auto put = [&](float* row, double angle) {
+          row[pair] = static_cast<float>(std::cos(angle));
+          row[pairs + pair] = static_cast<float>(std::sin(angle));
+        };
+        for (size_t b = 0; b < n_blocks; ++b)
+          put(&block_turns_[(kind * n_blocks + b) * 2 * pairs], turn * static_cast<double>(b * kKvBlock));
+        for (size_t t = 0; t < kKvBlock; ++t) {
+          float* row = &offset_turns_[(kind * kKvBlock + t) * 2 * pairs];
+          put(row, turn * static_cast<double>(t));
+          for (const size_t i : {pair, pairs + pair}) {
+            // Group i / 4 of panel t / 16, in the order of keys.
+            cosines_[kind * kKvBlock * 2 * pairs + (t / 16) * 32 * pairs + i / 4 * 64 + t % 16 * 4 + i % 4] =
+                static_cast<uint8_t>(std::lround(row[i] * kLevelCentre) + kLevelCentre);
+          }
+        }
+      }
+    }
+    eights_.assign(dim() / kAtomGroup, 8);
+    return {};
+  }
+
+  int max_rows_ahead() const override { return kKvBlock; }
+  bool can_rewind(int n_held, int n_past) const override {
+    if (n_past == n_held || n_past == 0) return true;
+    for (int b = std::max(0, n_past / kKvBlock - 1); b <= (n_past - 1) / kKvBlock; ++b) {
+      if (slots_[b % kRingBlocks].load(std::memory_order_relaxed) != b) return false;
+    }
+    return true;
+  }
+
+  void store(int layer, int position, const float* k, const float* v) override {
+    slots_[position / kKvBlock % kRingBlocks].store(position / kKvBlock, std::memory_order_relaxed);
+    alignas(64) float x[kMaxCodedDim], y[kMaxCodedDim];
+    for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
+      const SidePlan& keys = plan_->side(layer, KvSide::kKeys, head);
+      const Whole whole = whole_of(layer, head);
+      put_whole_key(whole.keys, position % kRingTokens, k);
+      if (position < kSinks) put_whole_key(whole.sink_keys, position, k);
+      turned_mean(layer, keys.mean.data(), position, x);
+      for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
+      transform(keys.analysis, x, 1, y);
+      put_codes(layer, KvSide::kKeys, head, position, y);
+
+      const SidePlan& values = plan_->side(layer, KvSide::kValues, head);
+      for (size_t i = 0; i < dim(); ++i) x[i] = v[i] - values.mean[i];
+      transform(values.analysis, x, 1, y);
+      put_whole_value(whole.values, whole.value_scales, position % kRingTokens, y);
+      if (position < kSinks) put_whole_value(whole.sink_values, whole.sink_scales, position, y);
+      put_codes(layer, KvSide::kValues, head, position, y);
+    }
+  }
+
+  size_t query_scratch_bytes(int n_cols) const override {
+    return static_cast<size_t>(n_cols) * column_bytes();
+  }
+
+  void prepare(int layer, int head, const KvQueries& queries) const override {
+    const Prepared p = prepared(queries);
+    const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
+    const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
+    const int pairs = shape_.head_dim / 2;
+    alignas(64) float y[kMaxCodedDim];
+    for (size_t col = 0; col < static_cast<size_t>(queries.n_cols); ++col) {
+      const float* q = queries.q + col * dim();
+      kernels().quantize_blocks(q, dim(), p.whole + col * dim(), p.whole_scales + col * dim() / 32,
+                                p.whole_sums + col * dim() / 32);
+      transform(side.synthesis, q, 1, y);
+      for (int i = 0; i < 4 * side.n_groups; ++i) y[i] *= levels.scale[side.bits[static_cast<size_t>(i / 4)]];
+      p.code_scales[col] = quantize_column(
+          y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_sums[col]);
+      float* cos = p.mean + col * dim();
+      float* sin = cos + pairs;
+      for (int pair = 0; pair < pairs; ++pair) {
+        const auto first = static_cast<size_t>(plan_->first_of(pair)),
+                   second = static_cast<size_t>(plan_->second_of(pair));
+        cos[pair] = q[first] * side.mean[first] + q[second] * side.mean[second];
+        sin[pair] = q[second] * side.mean[first] - q[first] * side.mean[second];
+      }
+    }
+  }
+
+  void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                   float* scores) const override {
+    const Prepared p = prepared(queries);
+    const Whole whole = whole_of(layer, head);
+    const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
+    if (n_whole > 0) {
+      score_whole(whole.keys + static_cast<size_t>(block % kRingBlocks) * 4 * panel_size(), n_tokens, p, 0,
+                  n_whole, scores);
+    }
+    if (n_whole == queries.n_cols) return;
+    score_codes(layer, head, block, p, n_whole, queries.n_cols, scores);
+    if (block > 0) return;
+    float sink[16 * 64];
+    for (int first = n_whole; first < queries.n_cols; first += 16) {
+      const int n = std::min(16, queries.n_cols - first);
+      score_whole(whole.sink_keys, kSinks, p, first, n, sink);
+      for (int c = 0; c < n; ++c)
+        std::memcpy(scores + static_cast<size_t>(first + c) * kKvBlock, sink + c * kKvBlock,
+                    kSinks * sizeof(float));
+    }
+  }
+
+  void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                  const float* weights, float* out, float* scratch) const override {
+    const Whole whole = whole_of(layer, head);
+    const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
+    const auto slot = static_cast<size_t>(block % kRingBlocks) * kKvBlock;
+    if (n_whole > 0) {
+      add_whole(whole.values + slot * dim(), whole.value_scales + slot * dim() / 32, n_tokens, weights,
+                n_whole, out, scratch);
+    }
+    if (n_whole == queries.n_cols) return;
+    const auto first = static_cast<size_t>(n_whole);
+    weights += first * kKvBlock;
+    out += first * dim();
+    const int n_cols = queries.n_cols - n_whole;
+    if (block == 0) add_whole(whole.sink_values, whole.sink_scales, kSinks, weights, n_cols, out, scratch);
+    add_codes(layer, head, block, weights, n_cols, out, scratch);
+  }
+
+  void restore(int layer, int head, float* out) const override {
+    const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
+    alignas(64) float x[kMaxCodedDim];
+    transform(side.synthesis, out, 1, x);
+    for (size_t i = 0; i < dim(); ++i) out[i] = x[i] + side.mean[i];
+  }
+
+  uint64_t bytes_used(int n_tokens) const override {
+    const uint64_t n_heads = static_cast<uint64_t>(shape_.n_layers) * heads();
+    const auto n_whole = static_cast<uint64_t>(std::min(n_tokens, kRingTokens));
+    return code_bytes(n_tokens) + n_heads * (n_whole * 2 * (dim() + dim() / 16) + sink_bytes());
+  }
+
+  // Image: the blocks that stand in the ring, the whole tokens, then for each layer, of keys, then of values,
+  // the codes of each head in whole panels.
+  uint64_t save_bytes(int n_tokens) const override {
+    return sizeof(int32_t) * 4 + whole_.size() + code_bytes(n_tokens);
+  }
+  void save(int n_tokens, std::byte* image) const override {
+    int32_t slots[4] = {};
+    for (int i = 0; i < kRingBlocks; ++i) slots[i] = slots_[i].load(std::memory_order_relaxed);
+    std::memcpy(image, slots, sizeof slots);
+    image += sizeof slots;
+    std::memcpy(image, whole_.data(), whole_.size());
+    image += whole_.size();
+    for (size_t side = 0; side < plan_->sides.size(); ++side) {
+      const size_t n = panels(n_tokens) * plan_->sides[side].panel_bytes;
+      std::memcpy(image, codes_.data() + code_origin_[side], n);
+      image += n;
+    }
+  }
+  void load(int n_tokens, const std::byte* image) override {
+    int32_t slots[4];
+    std::memcpy(slots, image, sizeof slots);
+    for (int i = 0; i < kRingBlocks; ++i) slots_[i].store(slots[i], std::memory_order_relaxed);
+    image += sizeof slots;
+    std::memcpy(whole_.data(), image, whole_.size());
+    image += whole_.size();
+    for (size_t side = 0; side < plan_->sides.size(); ++side) {
+      const size_t n = panels(n_tokens) * plan_->sides[side].panel_bytes;
+      std::memcpy(codes_.data() + code_origin_[side], image, n);
+      image += n;
+    }
+  }
+
+ private:
+  size_t heads() const { return static_cast<size_t>(shape_.n_kv_heads); }
+  size_t dim() const { return static_cast<size_t>(shape_.head_dim); }
+  size_t panel_size() const { return panel_bytes(PanelType::kQ8_0, dim()); }
+  static size_t panels(int n_tokens) { return static_cast<size_t>((n_tokens + 15) / 16); }
+  uint64_t code_bytes(int n_tokens) const {
+    uint64_t bytes = 0;
+    for (const SidePlan& side : plan_->sides) bytes += panels(n_tokens) * side.panel_bytes;
+    return bytes;
+  }
+
+  // ---- whole tokens: for each layer and head a ring of keys (Q8_0 panels) and values, and the sinks ----
+
+  struct Whole {
+    std::byte* keys;         // kRingTokens / 16 panels
+    std::byte* sink_keys;    // one panel
+    int8_t* values;          // [kRingTokens, dim]
+    int8_t* sink_values;     // [kSinks, dim]
+    uint16_t* value_scales;  // [kRingTokens, dim / 32]
+    uint16_t* sink_scales;   // [kSinks, dim / 32]
+  };
+  size_t sink_bytes() const { return panel_size() + kSinks * (dim() + dim() / 16); }
+  size_t whole_bytes() const {
+    return kRingTokens / 16 * panel_size() + kRingTokens * (dim() + dim() / 16) + sink_bytes();
+  }
+  Whole whole_of(int layer, int head) const {
+    auto* at = const_cast<std::byte*>(whole_.data()) +
+               (static_cast<size_t>(layer) * heads() + static_cast<size_t>(head)) * whole_bytes();
+    Whole w;
+    w.keys = at;
+    w.sink_keys = w.keys + kRingTokens / 16 * panel_size();
+    w.values = reinterpret_cast<int8_t*>(w.sink_keys + panel_size());
+    w.sink_values = w.values + kRingTokens * dim();
+    w.value_scales = reinterpret_cast<uint16_t*>(w.sink_values + kSinks * dim());
+    w.sink_scales = w.value_scales + kRingTokens * dim() / 32;
+    return w;
+  }
+
+  void put_whole_key(std::byte* panels_at, int slot, const float* k) const {
+    int8_t q[kMaxCodedDim];
+    float scale[kMaxCodedDim / 32];
+    float sum[kMaxCodedDim / 32];
+    kernels().quantize_blocks(k, dim(), q, scale, sum);
+    std::byte* panel = panels_at + static_cast<size_t>(slot / 16) * panel_size();
+    const auto token = static_cast<size_t>(slot % 16);
+    for (size_t block = 0; block < dim() / 32; ++block, panel += panel_block_bytes(PanelType::kQ8_0)) {
+      const uint16_t half = f32_to_f16(scale[block]);
+      std::memcpy(panel + 2 * token, &half, 2);
+      for (size_t i = 0; i < 8; ++i) std::memcpy(panel + 32 + i * 64 + 4 * token, q + block * 32 + 4 * i, 4);
+    }
+  }
+  void put_whole_value(int8_t* values, uint16_t* scales, int slot, const float* y) const {
+    float scale[kMaxCodedDim / 32];
+    float sum[kMaxCodedDim / 32];
+    const auto token = static_cast<size_t>(slot);
+    kernels().quantize_blocks(y, dim(), values + token * dim(), scale, sum);
+    kernels().to_f16(scale, dim() / 32, scales + token * dim() / 32);
+  }
+
+  struct Prepared;
+  void score_whole(const std::byte* panel, int n_tokens, const Prepared& p, int first_col, int n_cols,
+                   float* scores) const {
+    const size_t groups = dim() / 32;
+    const ActColumns columns =
+        ActColumns{p.whole, p.whole_scales, p.whole_sums, nullptr, dim(), groups, groups}.from(
+            static_cast<size_t>(first_col));
+    for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
+      kernels().panel_q8_0(panel, dim(), columns, static_cast<size_t>(n_cols), scores + first, kKvBlock);
+    }
+  }
+
+  void add_whole(const int8_t* rows, const uint16_t* row_scales, int n_tokens, const float* weights,
+                 int n_cols, float* out, float* scratch) const {
+    const size_t groups = dim() / 32;
+    for (size_t group = 0; group < groups; ++group) {
+      float scale[kKvBlock];
+      for (size_t t = 0; t < static_cast<size_t>(n_tokens); ++t)
+        scale[t] = f16_to_f32(row_scales[t * groups + group]);
+      for (size_t col = 0; col < static_cast<size_t>(n_cols); ++col) {
+        for (size_t t = 0; t < static_cast<size_t>(n_tokens); ++t)
+          scratch[col * kKvBlock + t] = weights[col * kKvBlock + t] * scale[t];
+      }
+      kernels().panel_s8({rows + group * 32, dim(), 16, 2, static_cast<size_t>(n_tokens)}, scratch, kKvBlock,
+                         static_cast<size_t>(n_cols), out + group * 32, dim(), true);
+    }
+  }
+
+  // ---- codes ----
+
+  std::byte* panel_at(int layer, KvSide of, int head, int panel) const {
+    const size_t idx =
+        static_cast<size_t>((layer * 2 + (of == KvSide::kValues ? 1 : 0)) * shape_.n_kv_heads + head);
+    return const_cast<std::byte*>(codes_.data()) + code_origin_[idx] +
+           static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
+  }
+
+  void put_codes(int layer, KvSide of, int head, int position, const float* y) {
+    const SidePlan& side = plan_->side(layer, of, head);
+    const LevelPlan& levels = plan_->levels_of(layer, of);
+    std::byte* panel = panel_at(layer, of, head, position / 16);
+    const int token = position % 16;
+    for (int g = 0; g < side.n_groups; ++g) {
+      const auto group = static_cast<size_t>(g);
+      const int bits = side.bits[group];
+      if (bits == 0) continue;
+      const float* bounds = levels.bounds[static_cast<size_t>(bits)].data();
+      const int n_bounds = (1 << bits) - 1;
+      for (int i = 0; i < kAtomGroup; ++i) {
+        int code = 0;
+        for (int b = 0; b < n_bounds; ++b) code += y[4 * g + i] > bounds[b] ? 1 : 0;
+        put_code(panel + side.offset[group], bits, of == KvSide::kKeys ? token * 4 + i : i * 16 + token,
+                 code);
+      }
+    }
+  }
+
+  // The mean of keys at a position: the mean before RoPE, turned.
+  void turned_mean(int layer, const float* mean, int position, float* x) const {
+    const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
+    const size_t pairs = dim() / 2;
+    const float* at = &block_turns_[(kind * static_cast<size_t>(shape_.max_blocks()) +
+                                     static_cast<size_t>(position / kKvBlock)) *
+                                    2 * pairs];
+    const float* by =
+        &offset_turns_[(kind * kKvBlock + static_cast<size_t>(position % kKvBlock)) * 2 * pairs];
+    for (size_t pair = 0; pair < pairs; ++pair) {
+      const float cos = at[pair] * by[pair] - at[pairs + pair] * by[pairs + pair];
+      const float sin = at[pairs + pair] * by[pair] + at[pair] * by[pairs + pair];
+      const int first = plan_->first_of(static_cast<int>(pair)),
+                second = plan_->second_of(static_cast<int>(pair));
+      x[first] = mean[first] * cos - mean[second] * sin;
+      x[second] = mean[first] * sin + mean[second] * cos;
+    }
+  }
+
+  void score_codes(int layer, int head, int block, const Prepared& p, int first_col, int n_cols,
+                   float* scores) const {
+    const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
+    const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
+    const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
+    const size_t pairs = dim() / 2, n_groups = static_cast<size_t>(side.n_groups);
+    const float* at =
+        &block_turns_[(kind * static_cast<size_t>(shape_.max_blocks()) + static_cast<size_t>(block)) * 2 *
+                      pairs];
+    const auto* cosines = reinterpret_cast<const std::byte*>(&cosines_[kind * kKvBlock * dim()]);
+    constexpr size_t kTile = 3;
+    alignas(64) int8_t mean[kTile * kMaxCodedDim];
+    alignas(64) float turned[kMaxCodedDim];
+    alignas(64) int32_t dots[kTile * 16], mean_dots[kTile * 16];
+    for (size_t first = static_cast<size_t>(first_col); first < static_cast<size_t>(n_cols); first += kTile) {
+      const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
+      float mean_scales[kTile];
+      int32_t mean_sums[kTile];
+      for (size_t c = 0; c < n; ++c) {
+        const float* cos = p.mean + (first + c) * dim();
+        const float* sin = cos + pairs;
+        for (size_t pair = 0; pair < pairs; ++pair) {
+          turned[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs + pair];
+          turned[pairs + pair] = sin[pair] * at[pair] - cos[pair] * at[pairs + pair];
+        }
+        mean_scales[c] = quantize_column(turned, shape_.head_dim, mean + c * dim(), &mean_sums[c]);
+      }
+      for (int panel = 0; panel < kKvBlock / 16; ++panel) {
+        code_kernels().dot_keys(panel_at(layer, KvSide::kKeys, head, block * 4 + panel), side.bits.data(),
+                                n_groups, levels.table.data(), p.codes + first * 4 * n_groups, n, dots);
+        code_kernels().dot_keys(cosines + static_cast<size_t>(panel) * 16 * dim(), eights_.data(), dim() / 4,
+                                levels.table.data(), mean, n, mean_dots);
+        for (size_t c = 0; c < n; ++c) {
+          float* row = scores + (first + c) * kKvBlock + panel * 16;
+          const int32_t code_zero = kLevelCentre * p.code_sums[first + c],
+                        mean_zero = kLevelCentre * mean_sums[c];
+          const float code_scale = p.code_scales[first + c];
+          const float mean_scale = mean_scales[c] * (1.0f / kLevelCentre);
+          for (size_t t = 0; t < 16; ++t) {
+            row[t] = code_scale * static_cast<float>(dots[c * 16 + t] - code_zero) +
+                     mean_scale * static_cast<float>(mean_dots[c * 16 + t] - mean_zero);
+          }
+        }
+      }
+    }
+  }
+
+  void add_codes(int layer, int head, int block, const float* weights, int n_cols, float* out,
+                 float* scratch) const {
+    const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
+    const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
+    constexpr size_t kTile = 3;
+    constexpr float kLargest = 127 * 128;
+    auto* integers = reinterpret_cast<int8_t*>(scratch);  // [col, 2, 64]
+    int32_t dots[kTile * 4];
+    for (size_t first = 0; first < static_cast<size_t>(n_cols); first += kTile) {
+      const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
+      float scales[kTile];
+      int32_t sums[kTile];
+      for (size_t c = 0; c < n; ++c) {
+        int8_t* high = integers + c * 2 * kKvBlock;
+        int8_t* low = high + kKvBlock;
+        float row[kKvBlock];
+        std::memcpy(row, weights + (first + c) * kKvBlock, sizeof row);
+        if (block == 0) std::fill_n(row, kSinks, 0.0f);
+        const float largest = kernels().max(row, kKvBlock);
+        scales[c] = largest / kLargest;
+        const float inverse = largest > 1e-30f ? kLargest / largest : 0.0f;
+        int32_t sum = 0;
+        for (int t = 0; t < kKvBlock; ++t) {
+          // Not finite: 0 here, and a scale that makes the sum NaN.
+          const float scaled = row[t] * inverse + 0.5f;
+          const int value = scaled >= 0 && scaled <= kLargest + 1 ? static_cast<int>(scaled) : 0;
+          high[t] = static_cast<int8_t>(value >> 7);
+          low[t] = static_cast<int8_t>(value & 127);
+          sum += value;
+        }
+        sums[c] = sum;
+      }
+      const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
+      for (int g = 0; g < side.n_groups; ++g) {
+        const auto group = static_cast<size_t>(g);
+        const int bits = side.bits[group];
+        if (bits == 0) continue;
+        code_kernels().dot_values(panel + side.offset[group], side.panel_bytes, kKvBlock / 16, bits,
+                                  levels.table.data() + 16 * bits, integers, kKvBlock, 2 * kKvBlock, n, dots);
+        for (size_t c = 0; c < n; ++c) {
+          if (scales[c] == 0) continue;
+          const float scale = scales[c] * levels.scale[static_cast<size_t>(bits)];
+          float* to = out + (first + c) * dim() + 4 * group;
+          for (size_t i = 0; i < 4; ++i)
+            to[i] += scale * static_cast<float>(dots[c * 4 + i] - kLevelCentre * sums[c]);
+        }
+      }
+    }
+  }
+
+  // ---- queries ----
+
+  struct Prepared {
+    float* mean;          // [n_cols, dim]: factors of the cosines, then of the sines
+    float* whole_scales;  // [n_cols, dim / 32]
+    float* whole_sums;    // [n_cols, dim / 32]
+    float* code_scales;   // [n_cols]
+    int32_t* code_sums;   // [n_cols]
+    int8_t* whole;        // [n_cols, dim]
+    int8_t* codes;        // [n_cols, 4 n_groups]
+  };
+  size_t column_bytes() const { return 4 * dim() + dim() / 4 + 8 + 2 * dim(); }
+  Prepared prepared(const KvQueries& queries) const {
+    const auto n = static_cast<size_t>(queries.n_cols);
+    Prepared p;
+    p.mean = reinterpret_cast<float*>(queries.scratch);
+    p.whole_scales = p.mean + n * dim();
+    p.whole_sums = p.whole_scales + n * dim() / 32;
+    p.code_scales = p.whole_sums + n * dim() / 32;
+    p.code_sums = reinterpret_cast<int32_t*>(p.code_scales + n);
+    p.whole = reinterpret_cast<int8_t*>(p.code_sums + n);
+    p.codes = p.whole + n * dim();
+    return p;
+  }
+
+  // y[n_cols, dim] = x[n_cols, dim] times a [dim, dim].
+  void transform(const std::vector<float>& a, const float* x, size_t n_cols, float* y) const {
+    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n_cols, y, dim(), false);
+  }
+
+  std::shared_ptr<const CsrPlan> plan_;
+  std::vector<size_t> code_origin_;  // of each side of the plan
+  Buffer codes_, whole_;
+  std::vector<float> block_turns_, offset_turns_;  // [kind, block or offset, cos and sin, pair]
+  std::vector<uint8_t> cosines_;                   // offset_turns_ as integer levels, in groups as keys
+  std::vector<uint8_t> eights_;                    // the bits of their groups
+  std::atomic<int> slots_[kRingBlocks];            // the block that stands in each part of the ring
+};
+
+class CsrSource final : public KvSource {
+ public:
+  explicit CsrSource(std::shared_ptr<const CsrPlan> plan) : plan_(std::move(plan)) {}
+  std::string name() const override { return plan_->name; }
+  uint64_t content_hash() const override { return plan_->hash; }
+  Result<std::unique_ptr<KvCache>> make(const KvShape& shape) const override {
+    if (shape.n_layers != plan_->n_layers || shape.n_kv_heads != plan_->n_kv_heads ||
+        shape.head_dim != plan_->dim)
+      return Error{ErrorCode::kInvalidArgument, "the dictionary belongs to a model of another shape"};
+    auto cache = std::make_unique<CsrCache>(shape, plan_);
+    FRUGAL_TRY_STATUS(cache->reserve());
+    return std::unique_ptr<KvCache>(std::move(cache));
+  }
+
+ private:
+  std::shared_ptr<const CsrPlan> plan_;
+};
+
+}  // namespace
+
+Result<std::shared_ptr<const KvSource>> make_csr_source(std::shared_ptr<const Dictionary> dictionary,
+                                                        double bits) {
+  if (!(bits >= 0.25 && bits <= 4))
+    return Error{ErrorCode::kInvalidArgument, strf("csr:%g: bits a channel have to lie in 0.25 to 4", bits)};
+  if (dictionary->head_dim % 32 != 0 || dictionary->head_dim > kMaxCodedDim) {
+    return Error{
+        ErrorCode::kUnsupported,
+        strf("a csr cache wants a head size that is a multiple of 32 up to %d, and this model's is %d; use "
+             "f16",
+             kMaxCodedDim, dictionary->head_dim)};
+  }
+  return std::shared_ptr<const KvSource>(
+      std::make_shared<CsrSource>(std::make_shared<const CsrPlan>(*dictionary, bits)));
+}
+
+}  // namespace frugal::llm

@@ -1,0 +1,57 @@
+// What the CSR caches of one engine share: the dictionary in the forms that encoding and attention read, and
+// where each code lies.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "llm/kv/dictionary.h"
+
+namespace frugal::llm {
+
+inline constexpr int kLevelCentre = 63;  // integer level of a coefficient of 0
+
+// Codes of one head, keys or values. A panel holds 16 tokens: the used groups one after the other.
+struct SidePlan {
+  int n_groups = 0;              // up to the last with bits
+  std::vector<uint8_t> bits;     // [n_groups]
+  std::vector<uint32_t> offset;  // [n_groups], bytes from the panel's beginning
+  uint32_t panel_bytes = 0;
+  std::vector<float> mean;      // [dim]
+  std::vector<float> analysis;  // [dim of x, atom]: panels of 16 atoms side by side
+  std::vector<float>
+      synthesis;  // keys [dim of x, atom], to turn queries; values [atom, dim of x], to restore
+};
+
+// Quantisers of one layer, keys or values.
+struct LevelPlan {
+  std::array<std::array<float, 15>, kMaxAtomBits + 1> bounds{};      // [bits][2^bits - 1], ascending
+  alignas(16) std::array<uint8_t, 16 * (kMaxAtomBits + 1)> table{};  // integer levels, 0 to 126
+  std::array<float, kMaxAtomBits + 1> scale{};  // a coefficient is scale * (level - centre)
+};
+
+struct CsrPlan {
+  CsrPlan(const Dictionary& dictionary, double bits);
+
+  int n_layers, n_kv_heads, dim, n_rot;
+  bool interleaved;
+  double bits;
+  std::string name;
+  uint64_t hash;
+  std::vector<SidePlan> sides;    // [n_layers, 2, n_kv_heads]
+  std::vector<LevelPlan> levels;  // [n_layers, 2]
+  std::vector<float> turns;  // distinct rows of the dictionary's turns, [n_kinds, dim / 2]; 0 beyond n_rot
+  std::vector<int> kind;     // [n_layers], into turns
+
+  const SidePlan& side(int layer, KvSide of, int head) const {
+    return sides[static_cast<size_t>((layer * 2 + (of == KvSide::kValues ? 1 : 0)) * n_kv_heads + head)];
+  }
+  const LevelPlan& levels_of(int layer, KvSide of) const {
+    return levels[static_cast<size_t>(layer * 2 + (of == KvSide::kValues ? 1 : 0))];
+  }
+  // Channels of pair i. Channels beyond n_rot are paired in order, and turn by 0.
+  int first_of(int pair) const { return pair >= n_rot / 2 ? 2 * pair : interleaved ? 2 * pair : pair; }
+  int second_of(int pair) const { return pair >= n_rot / 2 || interleaved ? 2 * pair + 1 : pair + n_rot / 2; }
+};
+
+}  // namespace frugal::llm

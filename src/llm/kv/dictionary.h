@@ -1,0 +1,94 @@
+// Dictionary: what the CSR codec knows about a model. For each layer and KV head, of keys and of values: a
+// mean, an analysis basis whose rows are the atoms, and the weight of each atom's error; for each layer,
+// scalar quantisers of 1 to 4 bits. docs/formats/dictionary.md, docs/design/kv-codec.md.
+//
+// A Recipe spends a budget of bits on atoms: most atoms of a vector get none, so a code is sparse.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "frugal/llm.h"
+#include "frugal/result.h"
+#include "llm/kv/kv_cache.h"
+
+namespace frugal::llm {
+
+inline constexpr int kAtomGroup = 4;    // atoms that share a number of bits
+inline constexpr int kMaxAtomBits = 4;  // bits of a coefficient
+inline constexpr int kMaxCodedDim = 256;
+
+enum class KvSide { kKeys, kValues };
+
+// Quantisers of coefficients with unit variance, one for each number of bits.
+struct CoefficientLevels {
+  // levels[b - 1]: 2^b values in ascending order.
+  std::array<std::array<float, 1 << kMaxAtomBits>, kMaxAtomBits> levels{};
+  // Mean squared error with b bits; [0] is 1.
+  std::array<float, kMaxAtomBits + 1> error{};
+};
+
+// Of one KV head, keys or values. A vector x is mean + synthesis y, and y = analysis (x - mean), with y of
+// unit variance. Keys are coded as attention reads them, after RoPE, but their mean is one before RoPE: it is
+// turned to the key's position before it is taken off.
+struct HeadBasis {
+  std::vector<float> mean;       // [dim]
+  std::vector<float> analysis;   // [dim, dim], a row an atom
+  std::vector<float> synthesis;  // [dim, dim], its inverse
+  std::vector<float> weight;     // [dim], descending: what a unit of squared error in a coefficient costs
+};
+
+struct Dictionary {
+  uint64_t model_hash = 0;
+  int n_layers = 0, n_kv_heads = 0, head_dim = 0;
+  // Rotation of keys: pair i of a layer turns by turn[layer][i] radians a position. Pairs beyond n_rot / 2 do
+  // not turn. `interleaved`: pair i is channels 2i and 2i + 1, else i and i + n_rot / 2.
+  int n_rot = 0;
+  bool interleaved = false;
+  std::vector<float> turns;               // [n_layers, n_rot / 2]
+  std::vector<HeadBasis> bases;           // [n_layers, 2, n_kv_heads]
+  std::vector<CoefficientLevels> levels;  // [n_layers, 2]
+
+  size_t basis_index(int layer, KvSide side, int head) const {
+    return (static_cast<size_t>(layer) * 2 + (side == KvSide::kValues ? 1 : 0)) *
+               static_cast<size_t>(n_kv_heads) +
+           static_cast<size_t>(head);
+  }
+  const HeadBasis& basis(int layer, KvSide side, int head) const {
+    return bases[basis_index(layer, side, head)];
+  }
+  const CoefficientLevels& levels_of(int layer, KvSide side) const {
+    return levels[static_cast<size_t>(layer) * 2 + (side == KvSide::kValues ? 1 : 0)];
+  }
+  const float* turns_of(int layer) const {
+    return turns.data() + static_cast<size_t>(layer) * static_cast<size_t>(n_rot / 2);
+  }
+  // Bytes held in memory by a cache that uses it.
+  uint64_t bytes() const;
+};
+
+// x [dim] turned to `position`, as RoPE turns keys.
+void turn_to(const Dictionary& dictionary, int layer, int position, const float* x, float* turned);
+
+// Whether the dictionary is of this model: kInvalidArgument with both hashes.
+Status check_model(const Dictionary& dictionary, const ModelInfo& info, const std::string& path);
+
+// kNotFound, kCorrupt (what), kUnsupported (a newer version).
+Result<Dictionary> read_dictionary(const std::string& path);
+Result<Dictionary> parse_dictionary(std::span<const std::byte> bytes, const std::string& name);
+// In one step: a full disk leaves the old file whole.
+Status write_dictionary(const Dictionary& dictionary, const std::string& path);
+
+// Bits of each group of atoms, [bases, dim / kAtomGroup], that sum to at most `bits` a channel with the least
+// weighted error: greedy, which is optimal as long as each further bit brings less than the one before.
+std::vector<uint8_t> allot_bits(const Dictionary& dictionary, double bits);
+
+// A cache source for csr:<bits>. kInvalidArgument for bits outside [0.25, 4]; kUnsupported head sizes.
+Result<std::shared_ptr<const KvSource>> make_csr_source(std::shared_ptr<const Dictionary> dictionary,
+                                                        double bits);
+
+}  // namespace frugal::llm

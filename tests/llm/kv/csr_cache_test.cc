@@ -1,0 +1,221 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/rng.h"
+#include "llm/kv/csr_plan.h"
+#include "llm/kv/dictionary.h"
+#include "llm/kv/kv_cache.h"
+#include "support/tiny_dictionary.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kDim = 32, kHeads = 2, kTokens = 400, kGroup = 3;
+
+// A cache of random tokens, and what its codes mean, computed one coefficient at a time.
+struct Filled {
+  Filled(uint64_t seed, double bits)
+      : dictionary(std::make_shared<Dictionary>(test::tiny_dictionary(seed, 1, kHeads, kDim))),
+        plan(*dictionary, bits) {
+    source = make_csr_source(dictionary, bits).value();
+    cache = source->make({1, kHeads, kDim, kTokens}).value();
+    Rng rng(seed + 100);
+    for (int t = 0; t < kTokens; ++t) {
+      std::vector<float> row[2];
+      for (auto& side : row) {
+        for (int i = 0; i < kHeads * kDim; ++i) side.push_back(static_cast<float>(rng.normal()));
+      }
+      cache->store(0, t, row[0].data(), row[1].data());
+      keys.push_back(row[0]);
+      values.push_back(row[1]);
+    }
+  }
+
+  // The vector that a token's code stands for.
+  std::vector<double> decoded(KvSide side, int head, int t) const {
+    const HeadBasis& basis = dictionary->basis(0, side, head);
+    const float* x =
+        &(side == KvSide::kKeys ? keys : values)[static_cast<size_t>(t)][static_cast<size_t>(head * kDim)];
+    std::vector<float> mean = basis.mean;
+    if (side == KvSide::kKeys) turn_to(*dictionary, 0, t, basis.mean.data(), mean.data());
+    const SidePlan& of = plan.side(0, side, head);
+    const LevelPlan& levels = plan.levels_of(0, side);
+    std::vector<double> out(mean.begin(), mean.end());
+    for (int a = 0; a < 4 * of.n_groups; ++a) {
+      const int bits = of.bits[static_cast<size_t>(a / 4)];
+      if (bits == 0) continue;
+      double y = 0;
+      for (int i = 0; i < kDim; ++i)
+        y += static_cast<double>(basis.analysis[static_cast<size_t>(a * kDim + i)]) *
+             (x[i] - mean[static_cast<size_t>(i)]);
+      int code = 0;
+      for (int b = 0; b < (1 << bits) - 1; ++b)
+        code +=
+            y > static_cast<double>(levels.bounds[static_cast<size_t>(bits)][static_cast<size_t>(b)]) ? 1 : 0;
+      const double level = static_cast<double>(levels.scale[static_cast<size_t>(bits)]) *
+                           (levels.table[static_cast<size_t>(16 * bits + code)] - kLevelCentre);
+      for (int i = 0; i < kDim; ++i)
+        out[static_cast<size_t>(i)] +=
+            level * static_cast<double>(basis.synthesis[static_cast<size_t>(i * kDim + a)]);
+    }
+    return out;
+  }
+
+  std::shared_ptr<const Dictionary> dictionary;
+  CsrPlan plan;
+  std::shared_ptr<const KvSource> source;
+  std::unique_ptr<KvCache> cache;
+  std::vector<std::vector<float>> keys, values;
+};
+
+std::vector<float> queries_of(int n_cols) {
+  Rng rng(77);
+  std::vector<float> q(static_cast<size_t>(n_cols * kDim));
+  for (float& x : q) x = static_cast<float>(rng.normal()) * 0.3f;
+  return q;
+}
+
+// Rounding: factors of the atoms and of the mean to 1 / 254 of their largest (about 1), cosines and levels
+// (at most 2.4) to 1 / 126. Over 32 terms that is sqrt(32) * (2.4 / 254 + 1 / 254 + 1 / 126) = 0.12 were
+// every one at its worst.
+TEST(CsrCache, ScoresAreThoseOfTheDecodedKeys) {
+  for (const double bits : {1.0, 2.0, 3.5}) {
+    const Filled f(bits > 1 ? 1 : 2, bits);
+    const auto q = queries_of(kGroup);
+    std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+    const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+    f.cache->prepare(0, 1, queries);
+    for (int block = 0; block < 4; ++block) {
+      std::vector<float> scores(kGroup * kKvBlock);
+      f.cache->score_block(0, 1, block, kKvBlock, queries, scores.data());
+      for (int col = 0; col < kGroup; ++col) {
+        for (int t = 0; t < kKvBlock; ++t) {
+          const int token = block * kKvBlock + t;
+          const auto k = f.decoded(KvSide::kKeys, 1, token);
+          double expected = 0;
+          for (int i = 0; i < kDim; ++i) {
+            const double key = token < 4 ? f.keys[static_cast<size_t>(token)][static_cast<size_t>(kDim + i)]
+                                         : k[static_cast<size_t>(i)];
+            expected += static_cast<double>(q[static_cast<size_t>(col * kDim + i)]) * key;
+          }
+          ASSERT_NEAR(scores[static_cast<size_t>(col * kKvBlock + t)], expected, 0.12)
+              << bits << " " << token;
+        }
+      }
+    }
+  }
+}
+
+// Weights are rounded to 14 bits of the largest.
+TEST(CsrCache, SumsAreThoseOfTheDecodedValues) {
+  const Filled f(1, 2);
+  const auto q = queries_of(kGroup);
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+  const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+  Rng rng(5);
+  std::vector<float> weights(kGroup * kKvBlock), out(kGroup * kDim), spare(kGroup * kKvBlock);
+  for (float& w : weights) w = static_cast<float>(rng.uniform() * rng.uniform());
+  double sum[kGroup] = {};
+  for (int col = 0; col < kGroup; ++col) {
+    for (int t = 0; t < kKvBlock; ++t) sum[col] += weights[static_cast<size_t>(col * kKvBlock + t)];
+  }
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), out.data(), spare.data());
+  for (int col = 0; col < kGroup; ++col) {
+    float* row = &out[static_cast<size_t>(col * kDim)];
+    for (int i = 0; i < kDim; ++i) row[i] /= static_cast<float>(sum[col]);
+    f.cache->restore(0, 0, row);
+    std::vector<double> expected(kDim, 0.0);
+    for (int t = 0; t < kKvBlock; ++t) {
+      const auto v = f.decoded(KvSide::kValues, 0, 2 * kKvBlock + t);
+      for (size_t i = 0; i < kDim; ++i)
+        expected[i] += weights[static_cast<size_t>(col * kKvBlock + t)] / sum[col] * v[i];
+    }
+    for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(row[i], expected[i], 2e-3);
+  }
+}
+
+// A tile whose rows stand on both sides of the place where a block stops being whole.
+TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
+  const Filled f(2, 2);
+  const int n_rows = 16, first = 2 * kKvBlock + 2 * kKvBlock - 7,
+            n_cols = n_rows * kGroup;  // block 2 straddles
+  const auto q = queries_of(n_cols);
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(n_cols));
+  const KvQueries tile{n_cols, q.data(), scratch.data(), first, kGroup};
+  f.cache->prepare(0, 0, tile);
+  std::vector<float> scores(static_cast<size_t>(n_cols * kKvBlock)), weights(scores.size()),
+      spare(scores.size()), out(static_cast<size_t>(n_cols * kDim));
+  Rng rng(6);
+  for (float& w : weights) w = static_cast<float>(rng.uniform());
+  for (const int block : {0, 2}) {
+    f.cache->score_block(0, 0, block, kKvBlock, tile, scores.data());
+    std::fill(out.begin(), out.end(), 0.0f);
+    f.cache->add_values(0, 0, block, kKvBlock, tile, weights.data(), out.data(), spare.data());
+    for (int row = 0; row < n_rows; ++row) {
+      std::vector<std::byte> own(f.cache->query_scratch_bytes(kGroup));
+      const KvQueries alone{kGroup, &q[static_cast<size_t>(row * kGroup * kDim)], own.data(), first + row,
+                            kGroup};
+      f.cache->prepare(0, 0, alone);
+      std::vector<float> a(kGroup * kKvBlock), b(kGroup * kDim);
+      f.cache->score_block(0, 0, block, kKvBlock, alone, a.data());
+      f.cache->add_values(0, 0, block, kKvBlock, alone,
+                          &weights[static_cast<size_t>(row * kGroup * kKvBlock)], b.data(), spare.data());
+      EXPECT_EQ(std::memcmp(a.data(), &scores[static_cast<size_t>(row * kGroup * kKvBlock)], a.size() * 4), 0)
+          << row;
+      EXPECT_EQ(std::memcmp(b.data(), &out[static_cast<size_t>(row * kGroup * kDim)], b.size() * 4), 0)
+          << row;
+    }
+  }
+}
+
+TEST(CsrCache, SaysWhatItCanTakeBack) {
+  const Filled f(1, 2);
+  const KvCache& cache = *f.cache;
+  EXPECT_EQ(cache.max_rows_ahead(), kKvBlock);
+  EXPECT_TRUE(cache.can_rewind(kTokens, kTokens));
+  EXPECT_TRUE(cache.can_rewind(kTokens, kTokens - kKvBlock));
+  EXPECT_FALSE(cache.can_rewind(kTokens, kTokens - 3 * kKvBlock));
+  EXPECT_FALSE(cache.can_rewind(kTokens, 1));
+  EXPECT_TRUE(cache.can_rewind(kTokens, 0));
+}
+
+TEST(CsrCache, SavesAndLoads) {
+  const Filled f(1, 1.5);
+  std::vector<std::byte> image(f.cache->save_bytes(kTokens)), again(image.size());
+  f.cache->save(kTokens, image.data());
+  const auto other = f.source->make({1, kHeads, kDim, kTokens}).value();
+  other->load(kTokens, image.data());
+  other->save(kTokens, again.data());
+  EXPECT_EQ(image, again);
+  EXPECT_FALSE(other->can_rewind(kTokens, 1));
+}
+
+TEST(CsrCache, TakesNumbersThatAreNotFinite) {
+  const Filled f(1, 2);
+  std::vector<float> bad(kHeads * kDim, std::nanf(""));
+  bad[3] = INFINITY;
+  f.cache->store(0, 130, bad.data(), bad.data());
+  const auto q = bad;
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(2));
+  const KvQueries queries{2, q.data(), scratch.data(), kTokens - 1, 2};
+  f.cache->prepare(0, 0, queries);
+  std::vector<float> scores(2 * kKvBlock), out(2 * kDim), spare(2 * kKvBlock);
+  f.cache->score_block(0, 0, 2, kKvBlock, queries, scores.data());
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), out.data(), spare.data());
+  EXPECT_TRUE(std::isnan(scores[0]));  // it shows
+}
+
+TEST(CsrCache, RefusesWhatItCannotDo) {
+  const auto dictionary = std::make_shared<const Dictionary>(test::tiny_dictionary(1, 1, kHeads, kDim));
+  EXPECT_FALSE(make_csr_source(dictionary, 0.1).ok());
+  EXPECT_FALSE(make_csr_source(dictionary, std::nan("")).ok());
+  const auto odd = std::make_shared<const Dictionary>(test::tiny_dictionary(1, 1, kHeads, 48));
+  EXPECT_EQ(make_csr_source(odd, 2).error().code, ErrorCode::kUnsupported);
+  EXPECT_FALSE(make_csr_source(dictionary, 2).value()->make({2, kHeads, kDim, 64}).ok());
+}
+
+}  // namespace
+}  // namespace frugal::llm

@@ -1,0 +1,79 @@
+#include "llm/kv/dictionary.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "base/file.h"
+#include "support/temp_file.h"
+#include "support/tiny_dictionary.h"
+
+namespace frugal::llm {
+namespace {
+
+std::string file_of(const Dictionary& dictionary) {
+  const frugal::test::TempFile file("", ".dict");
+  EXPECT_TRUE(write_dictionary(dictionary, file.path()).ok());
+  return read_file(file.path()).value();
+}
+Result<Dictionary> parse(const std::string& bytes) {
+  return parse_dictionary(std::as_bytes(std::span(bytes)), "d");
+}
+
+TEST(Dictionary, ComesBackAsItWasWritten) {
+  const Dictionary d = test::tiny_dictionary(4, 2, 2, 32);
+  const auto back = parse(file_of(d));
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(back->turns, d.turns);
+  EXPECT_EQ(back->interleaved, d.interleaved);
+  for (size_t i = 0; i < d.bases.size(); ++i) {
+    EXPECT_EQ(back->bases[i].mean, d.bases[i].mean);
+    EXPECT_EQ(back->bases[i].analysis, d.bases[i].analysis);
+    EXPECT_EQ(back->bases[i].synthesis, d.bases[i].synthesis);
+  }
+  EXPECT_EQ(make_csr_source(std::make_shared<Dictionary>(d), 2).value()->content_hash(),
+            make_csr_source(std::make_shared<Dictionary>(*back), 2).value()->content_hash());
+}
+
+TEST(Dictionary, EveryDamageIsSeen) {
+  const std::string good = file_of(test::tiny_dictionary(4, 1, 1, 32));
+  for (size_t at = 0; at < good.size(); at += at < 64 ? 1 : 211) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 0x10);
+    EXPECT_FALSE(parse(bad).ok()) << at;
+  }
+  for (const size_t n : {size_t{0}, size_t{20}, size_t{56}, good.size() - 1})
+    EXPECT_FALSE(parse(good.substr(0, n)).ok());
+  EXPECT_FALSE(parse(good + "x").ok());
+  std::string newer = good;
+  newer[8] = 2;
+  EXPECT_EQ(parse(newer).error().code, ErrorCode::kUnsupported);
+}
+
+TEST(Dictionary, OfAnotherModelIsRefused) {
+  const Dictionary d = test::tiny_dictionary(4, 1, 1, 32);
+  ModelInfo info;
+  info.file_hash = d.model_hash;
+  info.n_layers = 1;
+  info.n_kv_heads = 1;
+  info.head_dim = 32;
+  EXPECT_TRUE(check_model(d, info, "d").ok());
+  info.file_hash ^= 1;
+  EXPECT_EQ(check_model(d, info, "d").error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(Dictionary, BitsGoWhereTheyBringMost) {
+  const Dictionary d = test::tiny_dictionary(4, 1, 1, 32);
+  for (const double bits : {0.5, 1.0, 2.6, 4.0}) {
+    const auto allotted = allot_bits(d, bits);
+    EXPECT_EQ(std::accumulate(allotted.begin(), allotted.end(), 0),
+              static_cast<int>(bits * static_cast<double>(allotted.size())));
+    // Weights fall within a basis, and so do bits.
+    for (size_t base = 0; base < 2; ++base) {
+      for (size_t g = 1; g < 8; ++g) EXPECT_LE(allotted[base * 8 + g], allotted[base * 8 + g - 1]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace frugal::llm
