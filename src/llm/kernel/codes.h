@@ -22,6 +22,7 @@ inline void put_code(std::byte* group, int bits, int idx, int value) {
   const auto set = [](uint8_t& byte, int shift, int mask, int code) {
     byte = static_cast<uint8_t>((byte & ~(mask << shift)) | code << shift);
   };
+  if (bits == 8) bytes[idx] = static_cast<uint8_t>(value);
   if (bits == 4) set(bytes[idx % 32], idx / 32 * 4, 15, value);
   if (bits == 2 || bits == 3) set(bytes[idx % 16], idx / 16 * 2, 3, value & 3);
   if (bits == 1 || bits == 3)

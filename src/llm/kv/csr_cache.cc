@@ -7,7 +7,7 @@
 //
 // Whole tokens are held with 8 bits (the keys as they are, the values in the coordinates of their atoms).
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
-// levels; the mean of the keys, which turns with the position, is a second such product with a table of
+// levels; the mean of the keys, which turns with the position, is a product in floats with a table of
 // cosines. Values: weights as 14-bit integers times levels. docs/design/kv-codec.md.
 #include <algorithm>
 #include <atomic>
@@ -88,15 +88,11 @@ class CsrCache final : public KvCache {
         for (size_t t = 0; t < kKvBlock; ++t) {
           float* row = &offset_turns_[(kind * kKvBlock + t) * 2 * pairs];
           put(row, turn * static_cast<double>(t));
-          for (const size_t i : {pair, pairs + pair}) {
-            // Group i / 4 of panel t / 16, in the order of keys.
-            cosines_[kind * kKvBlock * 2 * pairs + (t / 16) * 32 * pairs + i / 4 * 64 + t % 16 * 4 + i % 4] =
-                static_cast<uint8_t>(std::lround(row[i] * kLevelCentre) + kLevelCentre);
-          }
+          for (const size_t i : {pair, pairs + pair})
+            cosines_[(kind * kKvBlock + t / 16 * 16) * 2 * pairs + i * 16 + t % 16] = row[i];
         }
       }
     }
-    eights_.assign(dim() / kAtomGroup, 8);
     return {};
   }
 
@@ -350,6 +346,17 @@ class CsrCache final : public KvCache {
       const auto group = static_cast<size_t>(g);
       const int bits = side.bits[group];
       if (bits == 0) continue;
+      if (bits == kFineBits) {
+        const float inverse = 1 / levels.scale[kFineBits];
+        for (int i = 0; i < kAtomGroup; ++i) {
+          // Not a number becomes the lowest level.
+          const float level =
+              std::min(std::max(0.0f, std::floor(y[4 * g + i] * inverse + (kLevelCentre + 0.5f))),
+                       static_cast<float>(kLevelMax));
+          put_code(panel + side.offset[group], bits, token * 4 + i, static_cast<int>(level));
+        }
+        continue;
+      }
       const float* bounds = levels.bounds[static_cast<size_t>(bits)].data();
       const int n_bounds = (1 << bits) - 1;
       for (int i = 0; i < kAtomGroup; ++i) {
@@ -389,39 +396,32 @@ class CsrCache final : public KvCache {
     const float* at =
         &block_turns_[(kind * static_cast<size_t>(shape_.max_blocks()) + static_cast<size_t>(block)) * 2 *
                       pairs];
-    const auto* cosines = reinterpret_cast<const std::byte*>(&cosines_[kind * kKvBlock * dim()]);
+    const float* cosines = &cosines_[kind * kKvBlock * dim()];
     constexpr size_t kTile = 3;
-    alignas(64) int8_t mean[kTile * kMaxCodedDim];
-    alignas(64) float turned[kMaxCodedDim];
-    alignas(64) int32_t dots[kTile * 16], mean_dots[kTile * 16];
+    alignas(64) float turned[kTile * kMaxCodedDim];
+    alignas(64) int32_t dots[kTile * 16];
     for (size_t first = static_cast<size_t>(first_col); first < static_cast<size_t>(n_cols); first += kTile) {
       const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
-      float mean_scales[kTile];
-      int32_t mean_sums[kTile];
       for (size_t c = 0; c < n; ++c) {
         const float* cos = p.mean + (first + c) * dim();
         const float* sin = cos + pairs;
+        float* to = turned + c * dim();
         for (size_t pair = 0; pair < pairs; ++pair) {
-          turned[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs + pair];
-          turned[pairs + pair] = sin[pair] * at[pair] - cos[pair] * at[pairs + pair];
+          to[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs + pair];
+          to[pairs + pair] = sin[pair] * at[pair] - cos[pair] * at[pairs + pair];
         }
-        mean_scales[c] = quantize_column(turned, shape_.head_dim, mean + c * dim(), &mean_sums[c]);
       }
-      for (int panel = 0; panel < kKvBlock / 16; ++panel) {
+      float* rows = scores + first * kKvBlock;
+      for (int panel = 0; panel < kKvBlock / 16; ++panel, rows += 16) {
+        kernels().panel_f32({cosines + static_cast<size_t>(panel) * 16 * dim(), 16, 16, 1, dim()}, turned,
+                            dim(), n, rows, kKvBlock, false);
         code_kernels().dot_keys(panel_at(layer, KvSide::kKeys, head, block * 4 + panel), side.bits.data(),
                                 n_groups, levels.table.data(), p.codes + first * 4 * n_groups, n, dots);
-        code_kernels().dot_keys(cosines + static_cast<size_t>(panel) * 16 * dim(), eights_.data(), dim() / 4,
-                                levels.table.data(), mean, n, mean_dots);
         for (size_t c = 0; c < n; ++c) {
-          float* row = scores + (first + c) * kKvBlock + panel * 16;
-          const int32_t code_zero = kLevelCentre * p.code_sums[first + c],
-                        mean_zero = kLevelCentre * mean_sums[c];
-          const float code_scale = p.code_scales[first + c];
-          const float mean_scale = mean_scales[c] * (1.0f / kLevelCentre);
-          for (size_t t = 0; t < 16; ++t) {
-            row[t] = code_scale * static_cast<float>(dots[c * 16 + t] - code_zero) +
-                     mean_scale * static_cast<float>(mean_dots[c * 16 + t] - mean_zero);
-          }
+          const int32_t zero = kLevelCentre * p.code_sums[first + c];
+          const float scale = p.code_scales[first + c];
+          for (size_t t = 0; t < 16; ++t)
+            rows[c * kKvBlock + t] += scale * static_cast<float>(dots[c * 16 + t] - zero);
         }
       }
     }
@@ -511,8 +511,7 @@ class CsrCache final : public KvCache {
   std::vector<size_t> code_origin_;  // of each side of the plan
   Buffer codes_, whole_;
   std::vector<float> block_turns_, offset_turns_;  // [kind, block or offset, cos and sin, pair]
-  std::vector<uint8_t> cosines_;                   // offset_turns_ as integer levels, in groups as keys
-  std::vector<uint8_t> eights_;                    // the bits of their groups
+  std::vector<float> cosines_;                     // offset_turns_ as panels of 16 positions
   std::atomic<int> slots_[kRingBlocks];            // the block that stands in each part of the ring
 };
 

@@ -25,6 +25,7 @@ LevelPlan level_plan(const CoefficientLevels& levels) {
       if (i > 0) plan.bounds[bits][i - 1] = 0.5f * (values[i - 1] + values[i]);
     }
   }
+  plan.scale[kFineBits] = levels.fine_step();
   return plan;
 }
 

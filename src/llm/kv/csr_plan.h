@@ -9,8 +9,6 @@
 
 namespace frugal::llm {
 
-inline constexpr int kLevelCentre = 63;  // integer level of a coefficient of 0
-
 // Codes of one head, keys or values. A panel holds 16 tokens: the used groups one after the other.
 struct SidePlan {
   int n_groups = 0;              // up to the last with bits
@@ -25,9 +23,10 @@ struct SidePlan {
 
 // Quantisers of one layer, keys or values.
 struct LevelPlan {
-  std::array<std::array<float, 15>, kMaxAtomBits + 1> bounds{};      // [bits][2^bits - 1], ascending
-  alignas(16) std::array<uint8_t, 16 * (kMaxAtomBits + 1)> table{};  // integer levels, 0 to 126
-  std::array<float, kMaxAtomBits + 1> scale{};  // a coefficient is scale * (level - centre)
+  std::array<std::array<float, 15>, kMaxAtomBits + 1> bounds{};  // [bits][2^bits - 1], ascending
+  alignas(16)
+      std::array<uint8_t, 16 * (kFineBits + 1)> table{};  // integer levels, 0 to 126; fine codes need none
+  std::array<float, kFineBits + 1> scale{};               // a coefficient is scale * (level - centre)
 };
 
 struct CsrPlan {

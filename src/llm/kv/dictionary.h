@@ -5,7 +5,9 @@
 // A Recipe spends a budget of bits on atoms: most atoms of a vector get none, so a code is sparse.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,7 +21,12 @@
 namespace frugal::llm {
 
 inline constexpr int kAtomGroup = 4;    // atoms that share a number of bits
-inline constexpr int kMaxAtomBits = 4;  // bits of a coefficient
+inline constexpr int kMaxAtomBits = 4;  // bits of a coefficient with trained levels
+// Keys may have coefficients of 8 bits, too: 127 even steps up to kFineReach times the largest trained level.
+// A few atoms carry scores of several nats, and would drown all else in their error.
+inline constexpr int kFineBits = 8;
+inline constexpr float kFineReach = 1.75f;
+inline constexpr int kLevelCentre = 63;  // integer level of a coefficient of 0
 inline constexpr int kMaxCodedDim = 256;
 
 enum class KvSide { kKeys, kValues };
@@ -30,6 +37,11 @@ struct CoefficientLevels {
   std::array<std::array<float, 1 << kMaxAtomBits>, kMaxAtomBits> levels{};
   // Mean squared error with b bits; [0] is 1.
   std::array<float, kMaxAtomBits + 1> error{};
+
+  float fine_step() const {
+    const auto& finest = levels[kMaxAtomBits - 1];
+    return kFineReach * std::max({std::fabs(finest.front()), std::fabs(finest.back()), 1e-6f}) / kLevelCentre;
+  }
 };
 
 // Of one KV head, keys or values. A vector x is mean + synthesis y, and y = analysis (x - mean), with y of

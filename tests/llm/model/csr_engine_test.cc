@@ -34,7 +34,8 @@ class CsrEngine : public testing::Test {
     tiny.architecture = "llama";
     const frugal::test::TempFile file(test::tiny_gguf(tiny));
     model_ = Model::load(file.path()).value();
-    source_ = make_csr_source(std::make_shared<Dictionary>(train(1)), 2).value();
+    dictionary_ = std::make_shared<Dictionary>(train(1));
+    source_ = make_csr_source(dictionary_, 2).value();
   }
 
   Dictionary train(int n_threads) const {
@@ -94,6 +95,7 @@ class CsrEngine : public testing::Test {
   }
 
   std::shared_ptr<const Model> model_;
+  std::shared_ptr<const Dictionary> dictionary_;
   std::shared_ptr<const KvSource> source_;
 };
 
@@ -111,22 +113,30 @@ TEST_F(CsrEngine, TheSameBitsHoweverTheWorkIsCut) {
   }
 }
 
-TEST_F(CsrEngine, CodesAreUsedAndAreNearTheDenseCache) {
+// The tiny model's keys and values are noise, which no basis makes small: what can be asked is that the error
+// falls with the bits. Quantisers of a Gaussian leave 0.36, 0.12 and 0.01 of its variance at 1, 2 and 4 bits;
+// through two layers of attention the logits lose no more than ten times the last.
+TEST_F(CsrEngine, CodesAreUsedAndComeNearerTheDenseCacheWithEachBit) {
   const auto tokens = random_tokens(kTokens, 1);
-  const auto coded = engine(2);
   EngineOptions options;
   options.n_ctx = kContext;
   options.kv = KvFormat::kF32;
   const auto dense = Engine::create(model_, options).value();
-  const auto a = run(*coded, coded->open_sequence().value(), tokens, 64, 8);
-  const auto b = run(*dense, dense->open_sequence().value(), tokens, 64, 8);
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += b[i] * b[i];
+  const auto expected = run(*dense, dense->open_sequence().value(), tokens, 64, 8);
+  double size = 0, last = INFINITY;
+  for (const float x : expected) size += x * x;
+  for (const int bits : {1, 2, 4}) {
+    source_ = make_csr_source(dictionary_, bits).value();
+    const auto coded = engine(2);
+    const auto got = run(*coded, coded->open_sequence().value(), tokens, 64, 8);
+    double difference = 0;
+    for (size_t i = 0; i < got.size(); ++i) difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+    SCOPED_TRACE(bits);
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(difference / size, 0.7 * last);
+    last = difference / size;
   }
-  EXPECT_GT(difference, 0);
-  EXPECT_LT(difference, 0.05 * size);
+  EXPECT_LT(last, 0.1);
 }
 
 // Drafts that are rejected, and a return to far before: as if they had never been there.
