@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import unittest
 
@@ -33,6 +34,17 @@ class Terminal:
 
     def send(self, text):
         os.write(self.fd, text.encode())
+
+    def prompt(self, pattern="> ", seconds=60):
+        """Waits for the prompt, and until the editor has the terminal: it prints the prompt first, and what comes
+        while it switches the terminal's mode can be lost. A person is never that fast."""
+        taken = self.expect(pattern)
+        end = time.monotonic() + seconds
+        while termios.tcgetattr(self.fd)[3] & termios.ICANON:
+            if time.monotonic() > end:
+                raise AssertionError(f"the editor never took the terminal: {self.output!r}")
+            time.sleep(0.01)
+        return taken
 
     def read_some(self, seconds):
         if select.select([self.fd], [], [], seconds)[0]:
@@ -76,27 +88,27 @@ class ChatTest(unittest.TestCase):
 
     def chat(self, *args):
         terminal = Terminal("chat", "-m", self.model, *args, home=self.home)
-        terminal.expect("> ")
+        terminal.prompt()
         return terminal
 
     def test_conversation(self):
         terminal = self.chat("-n", "16")
         terminal.send("/help\n")
         terminal.expect("/exit")
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("The capital of Italy?\n")
         terminal.expect("Rom")  # this small model mixes languages: Roma, Rome
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("/stats\n")
         self.assertIn("tokens/s", terminal.expect("energy"))
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("And of Spain?\n")
-        terminal.expect("\n> ")
+        terminal.prompt("\n> ")
         terminal.send("/stats\n")
         stats = terminal.expect("energy")
         self.assertRegex(stats, r"(\d+) more from the cache")  # the first turn was not computed again
         self.assertGreater(int(re.search(r"(\d+) more from the cache", stats).group(1)), 20)
-        terminal.expect("> ")
+        terminal.prompt()
         saved = pathlib.Path(self.home) / "talk.json"
         terminal.send(f"/save {saved}\n")
         terminal.expect("4 messages")
@@ -119,17 +131,17 @@ class ChatTest(unittest.TestCase):
         terminal.expect("[a-z]{3,} [a-z]{2,} ")
         terminal.send("\x03")
         terminal.expect(r"\[stopped\]")
-        terminal.expect("> ")
+        terminal.prompt()
         # At the prompt it drops the line. A signal between the printing of the prompt and the read that waits for the
         # line waits with it for the next key: faster than a person types, so the test types the line first.
         terminal.send("half a line")
         terminal.expect("half a line")
         time.sleep(0.3)
         terminal.send("\x03")
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("/stats\n")
         self.assertIn("cancelled", terminal.expect("energy"))
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("\x04")  # Ctrl-D
         self.assertEqual(terminal.status(), 0)
 
@@ -137,14 +149,14 @@ class ChatTest(unittest.TestCase):
         terminal = self.chat("-n", "2")
         terminal.send("/helX\x7fp\n")  # backspace
         terminal.expect("/reset")
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("/exit\n")
         self.assertEqual(terminal.status(), 0)
         self.assertIn("/help", (pathlib.Path(self.home) / ".frugal_history").read_text().replace("\\040", " "))
         terminal = self.chat("-n", "2")
         terminal.send("\x1b[A\x1b[A\n")  # up, up: the line before /exit, from the last conversation
         terminal.expect("/reset")
-        terminal.expect("> ")
+        terminal.prompt()
         terminal.send("\x04")
         self.assertEqual(terminal.status(), 0)
 
