@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/team.h"
 #include "base/text.h"
+#include "cli/bench_llm_widths.h"
 #include "cli/bench_report.h"
 #include "cli/bench_tools.h"
 #include "cli/commands.h"
@@ -32,7 +33,9 @@ using llm::peer::Peer;
 struct BenchFlags {
   ModelFlags model;
   std::vector<int> threads = {0}, depths = {0, 512, 1536}, prefill = {128, 512};
-  int reps = 5, decode_tokens = 24;
+  std::vector<int> verify = {4, 8}, verify_depths = {300, 2000};
+  std::vector<std::string> types;
+  int reps = 5, decode_tokens = 24, sequences = 8;
   std::string kv = "f16", llama_bench, out;
   bool quick = false, json = false;
 };
@@ -318,6 +321,14 @@ Status check(const BenchFlags& flags) {
   for (const int n : flags.prefill) {
     if (n < 1) return refuse(strf("a prefill of %d tokens; it takes 1 or more", n));
   }
+  for (const int n : flags.verify) {
+    if (n < 1 || n > 64) return refuse(strf("a verify step of %d rows; they are from 1 to 64", n));
+  }
+  for (const int depth : flags.verify_depths) {
+    if (depth < 1) return refuse(strf("a verify depth of %d; depths are 1 or more", depth));
+  }
+  if (flags.sequences < 0 || flags.sequences > 8)
+    return refuse(strf("--sequences is %d, but must be from 0 to 8", flags.sequences));
   for (const int n : flags.threads) {
     if (n < 0 || n > 256) return refuse(strf("%d threads; they are from 1 to 256, or 0 for all", n));
   }
@@ -336,6 +347,16 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   for (const int n_threads : flags.threads) {
     FRUGAL_TRY_STATUS(bench_speed(session, n_threads, bar, &done, total, &rows));
   }
+  {
+    WidthBench widths{session.model_path, flags.verify_depths, flags.verify,       flags.sequences,
+                      flags.threads[0],   flags.reps,          llm::KvFormat::kF16};
+    FRUGAL_TRY(widths.kv, llm::parse_kv_format(flags.kv));
+    FRUGAL_TRY(const auto model, llm::Model::load(session.model_path));
+    int n_tokens = 256;
+    for (const int depth : flags.verify_depths) n_tokens = std::max(n_tokens, depth + 64);
+    const std::vector<Token> tokens = bench_tokens(*model, static_cast<size_t>(n_tokens));
+    FRUGAL_TRY_STATUS(bench_widths(widths, tokens, &rows));
+  }
   FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
   BenchRow bandwidth =
       bench_row("read bandwidth of this machine", "GB/s", Better::kHigher, {session.bandwidth / 1e9});
@@ -343,11 +364,54 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   return rows;
 }
 
+// The rows of each weight type, named with it, and the contract's: the worst ratio over the types.
+Result<std::vector<BenchRow>> measure_types(Session& session) {
+  if (session.flags.types.empty()) return measure(session);
+  std::vector<BenchRow> all;
+  const std::string given = session.model_path;
+  for (const std::string& type : session.flags.types) {
+    FRUGAL_TRY(session.model_path, model_of_type(given, type));
+    FRUGAL_TRY(std::vector<BenchRow> rows, measure(session));
+    for (BenchRow& row : rows) {
+      row.name += ", " + type;
+      all.push_back(std::move(row));
+    }
+  }
+  struct Contract {
+    const char *name, *measured;
+  };
+  constexpr Contract kContract[] = {{"decode_0", "decode at depth 0,"},
+                                    {"decode_2048", "decode at depth 2048,"},
+                                    {"decode_8000", "decode at depth 8000,"},
+                                    {"prefill_2048", "prefill of 2048 tokens,"},
+                                    {"prefill_2048_q4_1", "prefill of 2048 tokens, q4_1"},
+                                    {"verify_4", "verify of 4 tokens"},
+                                    {"verify_8", "verify of 8 tokens"},
+                                    {"batch_8", "batch of 8 sequences,"}};
+  std::vector<BenchRow> contract;
+  for (const Contract& want : kContract) {
+    const bool in_steps = std::string_view(want.name).starts_with("verify");
+    const BenchRow* worst = nullptr;
+    for (const BenchRow& row : all) {
+      if (!row.name.starts_with(want.measured)) continue;
+      if (in_steps && row.name.ends_with("f16")) continue;  // asked for quantised weights
+      if (worst == nullptr || (in_steps ? row.ours > worst->ours : row.ratio < worst->ratio)) worst = &row;
+    }
+    if (worst == nullptr) continue;
+    BenchRow row = *worst;
+    row.name = std::string(want.name) + " (" + worst->name + ")";
+    contract.push_back(std::move(row));
+  }
+  contract.insert(contract.end(), all.begin(), all.end());
+  return contract;
+}
+
 int run(BenchFlags flags) {
   install_interrupt_handler();
   if (flags.quick) {
     flags.depths = {0, 512};
     flags.prefill = {128};
+    flags.verify_depths = {300};
     flags.reps = 3;
     flags.decode_tokens = 12;
   }
@@ -361,7 +425,7 @@ int run(BenchFlags flags) {
     session.n_ctx = std::max(session.n_ctx, bench.size + flags.decode_tokens);
   }
   session.n_ctx = std::max((session.n_ctx + 255) / 256 * 256, 256);  // llama.cpp rounds up to this anyway
-  const auto rows = measure(session);
+  const auto rows = measure_types(session);
   if (!rows.ok()) return fail(rows.error());
 
   BenchContext context;
@@ -396,6 +460,17 @@ Action add_bench_llm(CLI::App& app) {
   app.add_option("--prefill", flags->prefill, "prompt lengths to run")->capture_default_str()->delimiter(',');
   app.add_option("-t,--threads", flags->threads, "thread counts; 0 = one for each usable processor")
       ->capture_default_str()
+      ->delimiter(',');
+  app.add_option("--verify", flags->verify, "rows of a verify step")->capture_default_str()->delimiter(',');
+  app.add_option("--verify-depths", flags->verify_depths, "depths at which they are verified")
+      ->capture_default_str()
+      ->delimiter(',');
+  app.add_option("--sequences", flags->sequences, "sequences of the batch; 0 = no such row")
+      ->capture_default_str();
+  app.add_option("--types", flags->types,
+                 "measure versions of the model in these weight types (q4_1, q4_0, q4_k, q8_0, f16), made by "
+                 "llama.cpp's "
+                 "quantiser and kept beside the installed models")
       ->delimiter(',');
   app.add_option("--reps", flags->reps, "repetitions, ours and the peer's in turn")->capture_default_str();
   app.add_option("--decode-tokens", flags->decode_tokens, "tokens of one decode repetition")

@@ -9,6 +9,7 @@ namespace frugal::llm {
 extern const Kernels kGenericKernels;
 #ifdef FRUGAL_HAVE_AVX2
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
 #endif
 
 const Kernels* find_kernels(const char* name) {
@@ -19,6 +20,12 @@ const Kernels* find_kernels(const char* name) {
       __builtin_cpu_supports("f16c")) {
     return &kAvx2Kernels;
   }
+  if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("f16c")) {
+    return &kAvx512Kernels;
+  }
 #endif
   return nullptr;
 }
@@ -26,8 +33,10 @@ const Kernels* find_kernels(const char* name) {
 namespace {
 
 const Kernels* best_kernels() {
-  const Kernels* avx2 = find_kernels("avx2");
-  return avx2 != nullptr ? avx2 : &kGenericKernels;
+  for (const char* name : {"avx512", "avx2"}) {
+    if (const Kernels* set = find_kernels(name)) return set;
+  }
+  return &kGenericKernels;
 }
 
 std::atomic<const Kernels*> current{nullptr};

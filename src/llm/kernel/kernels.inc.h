@@ -11,6 +11,12 @@
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
 
+// A tile is one function with everything inlined, or its sums would live in memory. Sets in plain C++ have
+// nothing to win by it, and take minutes to compile: they define this as nothing.
+#ifndef FRUGAL_FLATTEN
+#define FRUGAL_FLATTEN [[gnu::flatten]]
+#endif
+
 namespace frugal::llm {
 namespace {
 
@@ -58,9 +64,9 @@ struct KernelSet {
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
   template <int kPanels, int kCols, typename T>
-  [[gnu::flatten]] static void float_tile(const T* w, size_t k_stride, size_t panel_stride, size_t k,
-                                          const float* x, size_t x_stride, float* y, size_t y_stride,
-                                          bool accumulate) {
+  FRUGAL_FLATTEN static void float_tile(const T* w, size_t k_stride, size_t panel_stride, size_t k,
+                                        const float* x, size_t x_stride, float* y, size_t y_stride,
+                                        bool accumulate) {
     Vf sum[kPanels * kCols];
     each<kCols>([&]<int c>() {
       each<kPanels>(
@@ -137,8 +143,8 @@ struct KernelSet {
 
   // sum += d * scale * dots + m * (scale * sum of q): the second product is a block's minimum, or its offset.
   template <PanelType kType, int kCols>
-  [[gnu::flatten]] static void block_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs,
-                                          float* y, size_t y_stride) {
+  FRUGAL_FLATTEN static void block_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                        size_t y_stride) {
     constexpr bool kFive = five_bits(kType), kMin = has_min(kType);
     constexpr size_t kHead = kMin ? 64 : 32, kBytes = kHead + 256 + (kFive ? 64 : 0);
     const int8_t* q = xs.q;
@@ -172,8 +178,8 @@ struct KernelSet {
   }
 
   template <int kCols>
-  [[gnu::flatten]] static void q8_0_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
-                                         size_t y_stride) {
+  FRUGAL_FLATTEN static void q8_0_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                       size_t y_stride) {
     const int8_t* q = xs.q;
     const float* scales = xs.scales;
     const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride;
@@ -206,8 +212,8 @@ struct KernelSet {
   // super-block ----
 
   template <PanelType kType, int kCols>
-  [[gnu::flatten]] static void super_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs,
-                                          float* y, size_t y_stride) {
+  FRUGAL_FLATTEN static void super_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                        size_t y_stride) {
     constexpr bool kFive = five_bits(kType);
     constexpr size_t kBytes = 320 + 8 * 256 + (kFive ? 8 * 64 : 0);
     const int8_t* q = xs.q;
@@ -275,8 +281,8 @@ struct KernelSet {
   }
 
   template <int kCols>
-  [[gnu::flatten]] static void q6_k_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
-                                         size_t y_stride) {
+  FRUGAL_FLATTEN static void q6_k_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
+                                       size_t y_stride) {
     const int8_t* q = xs.q;
     const float* scales = xs.scales;
     const int16_t* x_sums = xs.super_sums;

@@ -1,3 +1,4 @@
+#define FRUGAL_FLATTEN
 #include "llm/kernel/kernels.inc.h"
 #include "llm/kernel/simd_generic.h"
 

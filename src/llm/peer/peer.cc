@@ -64,6 +64,7 @@ class LlamaPeer final : public Peer {
     if (!model_) return {ErrorCode::kCorrupt, "llama.cpp cannot load " + path};
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(options.n_ctx);
+    params.n_seq_max = static_cast<uint32_t>(options.n_sequences);
     params.n_batch = static_cast<uint32_t>(std::min(options.n_ctx, 2048));
     params.n_ubatch = std::min(params.n_batch, 512u);  // both as llama.cpp's own default
     params.n_threads = params.n_threads_batch =
@@ -81,6 +82,7 @@ class LlamaPeer final : public Peer {
     }
     vocab_ = llama_model_get_vocab(model_.get());
     n_ctx_ = options.n_ctx;
+    positions_.assign(static_cast<size_t>(options.n_sequences), 0);
     n_batch_ = static_cast<int>(params.n_batch);
     batch_ = llama_batch_init(n_batch_, 0, 1);
     load_seconds_ = wall_seconds() - begin;
@@ -99,6 +101,17 @@ class LlamaPeer final : public Peer {
         [&](size_t i, int batch_row) {
           row(i, {llama_get_logits_ith(context_.get(), batch_row), static_cast<size_t>(n_vocab())});
         });
+  }
+
+  Status prefill_sequence(int sequence, std::span<const Token> tokens) override {
+    batch_.n_tokens = 0;
+    for (const Token token : tokens) push(token, sequence, false);
+    return decode();
+  }
+  Status step_sequences(std::span<const Token> next) override {
+    batch_.n_tokens = 0;
+    for (size_t i = 0; i < next.size(); ++i) push(next[i], static_cast<int>(i), true);
+    return decode();
   }
 
   std::span<const float> logits() const override {
@@ -127,6 +140,19 @@ class LlamaPeer final : public Peer {
   double load_seconds() const override { return load_seconds_; }
 
  private:
+  void push(Token token, int sequence, bool logits) {
+    const auto i = static_cast<size_t>(batch_.n_tokens++);
+    batch_.token[i] = token;
+    batch_.pos[i] = positions_[static_cast<size_t>(sequence)]++;
+    batch_.n_seq_id[i] = 1;
+    batch_.seq_id[i][0] = sequence;
+    batch_.logits[i] = logits ? 1 : 0;
+  }
+  Status decode() {
+    const int rc = llama_decode(context_.get(), batch_);
+    return rc == 0 ? Status{} : Status{ErrorCode::kUnavailable, strf("llama_decode returned %d", rc)};
+  }
+
   // Runs `tokens` in batches; `wants(i)` tells whether token i gets logits, `done(i, row)` is called for
   // those that do.
   template <typename Wants, typename Done>
@@ -166,6 +192,7 @@ class LlamaPeer final : public Peer {
   const llama_vocab* vocab_ = nullptr;
   llama_batch batch_{};
   int n_ctx_ = 0, n_batch_ = 0, n_past_ = 0;
+  std::vector<int> positions_;  // of prefill_sequence() and step_sequences()
   double load_seconds_ = 0;
 };
 
@@ -179,6 +206,30 @@ Result<std::unique_ptr<Peer>> Peer::load(const std::string& path, const PeerOpti
   auto peer = std::make_unique<LlamaPeer>();
   FRUGAL_TRY_STATUS(peer->start(path, options));
   return std::unique_ptr<Peer>(std::move(peer));
+}
+
+Status requantize(const std::string& in, const std::string& out, const std::string& type) {
+  llama_model_quantize_params params = llama_model_quantize_default_params();
+  params.allow_requantize = true;
+  if (type == "q4_0") {
+    params.ftype = LLAMA_FTYPE_MOSTLY_Q4_0;
+  } else if (type == "q4_1") {
+    params.ftype = LLAMA_FTYPE_MOSTLY_Q4_1;
+  } else if (type == "q4_k") {
+    params.ftype = LLAMA_FTYPE_MOSTLY_Q4_K_M;
+  } else if (type == "q8_0") {
+    params.ftype = LLAMA_FTYPE_MOSTLY_Q8_0;
+  } else if (type == "f16") {
+    params.ftype = LLAMA_FTYPE_MOSTLY_F16;
+  } else {
+    return {ErrorCode::kInvalidArgument,
+            "unknown weight type '" + utf8_sanitized(type) + "'; there are q4_0, q4_1, q4_k, q8_0, f16"};
+  }
+  start_backend();
+  if (llama_model_quantize(in.c_str(), out.c_str(), &params) != 0)
+    return {ErrorCode::kIo,
+            strf("llama.cpp could not write '%s' as %s to '%s'", in.c_str(), type.c_str(), out.c_str())};
+  return {};
 }
 
 std::string description() {

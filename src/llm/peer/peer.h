@@ -17,14 +17,15 @@ namespace frugal::llm::peer {
 enum class FlashAttention { kAuto, kOff, kOn };  // auto is llama.cpp's default
 
 struct PeerOptions {
-  int n_threads = 0;  // 0 = one for each usable processor
-  int n_ctx = 2048;
+  int n_threads = 0;    // 0 = one for each usable processor
+  int n_ctx = 2048;     // of all sequences together
+  int n_sequences = 1;  // that prefill_sequence() and step_sequences() may run
   FlashAttention flash_attention = FlashAttention::kAuto;
   KvFormat kv = KvFormat::kF16;
   bool exact_weights = false;  // true: no repacking of the weights for speed; for comparisons of logits
 };
 
-// One context with one sequence. Not thread-safe.
+// One context. Not thread-safe. Without another word a call means sequence 0.
 class Peer {
  public:
   // kCorrupt when llama.cpp cannot load the file, kNoMemory, kInvalidArgument.
@@ -40,10 +41,19 @@ class Peer {
   virtual void truncate(int n_past) = 0;
   virtual int n_past() const = 0;
 
+  // Several sequences, as llama.cpp's batched bench runs them: a prompt into one of them, and a step of one
+  // token for each of the first next.size(), with logits. Not to be mixed with the calls above.
+  virtual Status prefill_sequence(int sequence, std::span<const Token> tokens) = 0;
+  virtual Status step_sequences(std::span<const Token> next) = 0;
+
   virtual std::vector<Token> encode(const std::string& text, bool add_special) const = 0;
   virtual int n_vocab() const = 0;
   virtual double load_seconds() const = 0;  // model and context
 };
+
+// Writes `in` to `out` with its large weights as `type` ("q4_0", "q4_1", "q4_k", "q8_0", "f16"), by
+// llama.cpp's own quantiser. kInvalidArgument for another type, kIo when it fails.
+Status requantize(const std::string& in, const std::string& out, const std::string& type);
 
 // "llama.cpp 0.5.0 (AVX2 = 1 | ...)": what the peer was built from and for.
 std::string description();

@@ -13,6 +13,7 @@
 #include "base/rng.h"
 
 namespace frugal::llm {
+extern const Kernels kTwinAvx512Kernels;
 namespace {
 
 struct Case {
@@ -33,7 +34,16 @@ const Case kCases[] = {
     {PanelType::kQ5_K, GGML_TYPE_Q5_K, &Kernels::panel_q5_k},
     {PanelType::kQ6_K, GGML_TYPE_Q6_K, &Kernels::panel_q6_k},
 };
-const char* const kSets[] = {"generic", "avx2"};
+// "avx512 in C++" is the AVX-512 set over intrinsics written out in C++, for machines without the
+// instructions.
+const char* const kSets[] = {"generic", "avx2", "avx512", "avx512 in C++"};
+
+const Kernels* find_set(const std::string& name) {
+#ifdef FRUGAL_AVX512_TWIN
+  if (name == "avx512 in C++") return find_kernels("avx2") != nullptr ? &kTwinAvx512Kernels : nullptr;
+#endif
+  return find_kernels(name.c_str());
+}
 
 // `n_rows` rows of k values as ggml quantises them, packed into one panel.
 struct Packed {
@@ -139,7 +149,7 @@ void run_panel(const Kernels& set, const Case& c, const std::byte* panel, size_t
 TEST(Panel, KernelsMatchTheNaiveProduct) {
   const size_t k = 768, n_cols = 17;
   for (const char* name : kSets) {
-    const Kernels* set = find_kernels(name);
+    const Kernels* set = find_set(name);
     if (set == nullptr) continue;  // this processor lacks it; generic always runs
     for (const Case& c : kCases) {
       const Packed packed = make_panel(c, 16, k, 3);
@@ -175,7 +185,7 @@ TEST(Panel, KernelsMatchTheNaiveProduct) {
 TEST(Panel, ColumnsAreBitIdenticalAtAnyWidth) {
   const size_t k = 512, n_cols = 19;
   for (const char* name : kSets) {
-    const Kernels* set = find_kernels(name);
+    const Kernels* set = find_set(name);
     if (set == nullptr) continue;
     for (const Case& c : kCases) {
       const Packed packed = make_panel(c, 16, k, 5);
@@ -194,11 +204,37 @@ TEST(Panel, ColumnsAreBitIdenticalAtAnyWidth) {
   }
 }
 
+// AVX2 and AVX-512 differ in how many lanes an instruction has and in how integers are summed, which is
+// exact: their floats meet in the same order. So the set that this processor may lack is held to the other
+// bit for bit.
+TEST(Panel, Avx512AgreesWithAvx2BitForBit) {
+  const Kernels* avx2 = find_set("avx2");
+  if (avx2 == nullptr) GTEST_SKIP() << "no AVX2";
+  const size_t k = 768, n_cols = 13;
+  for (const char* name : {"avx512", "avx512 in C++"}) {
+    const Kernels* set = find_set(name);
+    if (set == nullptr) continue;
+    for (const Case& c : kCases) {
+      const Packed packed = make_panel(c, 16, k, 9);
+      const Columns theirs = make_columns(*avx2, c.type, n_cols, k),
+                    ours = make_columns(*set, c.type, n_cols, k);
+      ASSERT_EQ(ours.q, theirs.q);
+      ASSERT_EQ(ours.scales, theirs.scales);
+      ASSERT_EQ(ours.sums, theirs.sums);
+      ASSERT_EQ(ours.super_sums, theirs.super_sums);
+      std::vector<float> expected(n_cols * 16), y(n_cols * 16);
+      run_panel(*avx2, c, packed.panel.data(), k, theirs, 0, n_cols, expected.data());
+      run_panel(*set, c, packed.panel.data(), k, ours, 0, n_cols, y.data());
+      ASSERT_EQ(y, expected) << name << ' ' << ggml_type_name(c.ggml);
+    }
+  }
+}
+
 // The largest weights against the largest activations: no 16-bit accumulator may overflow.
 TEST(Panel, ExtremeIntegersDoNotOverflow) {
   const size_t k = 256;
   for (const char* name : kSets) {
-    const Kernels* set = find_kernels(name);
+    const Kernels* set = find_set(name);
     if (set == nullptr) continue;
     for (const Case& c : kCases) {
       if (c.quant == nullptr) continue;
@@ -250,7 +286,7 @@ TEST(Kernel, HalvesRoundTripAndSaturate) {
   EXPECT_EQ(f32_to_f16(1e9f), 0x7bff);
   EXPECT_EQ(f32_to_f16(-1e9f), 0xfbff);
   for (const char* name : kSets) {
-    const Kernels* set = find_kernels(name);
+    const Kernels* set = find_set(name);
     if (set == nullptr) continue;
     Rng rng(11);
     std::vector<float> x(4099);
@@ -265,7 +301,7 @@ TEST(Kernel, HalvesRoundTripAndSaturate) {
 
 TEST(Kernel, ElementwiseMatchesTheMathLibrary) {
   for (const char* name : kSets) {
-    const Kernels* set = find_kernels(name);
+    const Kernels* set = find_set(name);
     if (set == nullptr) continue;
     Rng rng(13);
     const size_t n = 1024;

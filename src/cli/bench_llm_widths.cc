@@ -1,0 +1,190 @@
+#include "cli/bench_llm_widths.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cli/console.h"
+#include "cli/llm_options.h"
+#include "llm/peer/peer.h"
+
+namespace frugal::cli {
+namespace {
+
+using llm::Token;
+using llm::peer::FlashAttention;
+using llm::peer::Peer;
+
+constexpr int kStepsTimed = 6;
+
+// Seconds a call of `step`, over a few calls; `undo` runs untimed after each.
+template <typename Step, typename Undo>
+Result<double> seconds_each(Step step, Undo undo) {
+  double total = 0;
+  for (int i = 0; i < kStepsTimed; ++i) {
+    if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+    const double begin = wall_seconds();
+    FRUGAL_TRY_STATUS(step());
+    total += wall_seconds() - begin;
+    FRUGAL_TRY_STATUS(undo());
+  }
+  return total / kStepsTimed;
+}
+
+Result<std::vector<std::unique_ptr<Peer>>> open_peers(const WidthBench& bench, int n_ctx, int n_sequences) {
+  std::vector<std::unique_ptr<Peer>> peers;
+  for (const FlashAttention flash : {FlashAttention::kOff, FlashAttention::kOn}) {
+    llm::peer::PeerOptions options;
+    options.n_threads = bench.n_threads;
+    options.n_ctx = n_ctx;
+    options.n_sequences = n_sequences;
+    options.flash_attention = flash;
+    options.kv = bench.kv;
+    if (bench.kv == llm::KvFormat::kQ8_0 && flash == FlashAttention::kOff) continue;
+    FRUGAL_TRY(auto peer, Peer::load(bench.model, options));
+    peers.push_back(std::move(peer));
+  }
+  return peers;
+}
+
+const char* peer_name(const WidthBench& bench, size_t idx) {
+  return bench.kv == llm::KvFormat::kQ8_0 || idx == 1 ? "llama.cpp, flash attention on"
+                                                      : "llama.cpp, flash attention off";
+}
+
+Result<LoadedEngine> open_engine(const WidthBench& bench, int n_ctx) {
+  EngineFlags flags;
+  flags.threads = bench.n_threads;
+  flags.ctx = n_ctx;
+  flags.kv = std::string(llm::kv_format_name(bench.kv));
+  return load_engine(ModelFlags{bench.model}, flags, false);
+}
+
+// Steps of every width, ours and each peer's in turn, `reps` times: [runner][width][rep] seconds.
+using Times = std::vector<std::vector<std::vector<double>>>;
+
+Status bench_depth(const WidthBench& bench, int depth, std::span<const Token> tokens, llm::Engine& engine,
+                   llm::SequenceId sequence, const std::vector<std::unique_ptr<Peer>>& peers,
+                   std::vector<BenchRow>* rows) {
+  FRUGAL_TRY_STATUS(engine.truncate(sequence, 0));
+  FRUGAL_TRY_STATUS(engine.prefill(sequence, tokens.first(static_cast<size_t>(depth))));
+  for (const auto& peer : peers) {
+    peer->truncate(0);
+    FRUGAL_TRY_STATUS(peer->forward(tokens.first(static_cast<size_t>(depth))));
+  }
+  std::vector<int> widths = {1};
+  widths.insert(widths.end(), bench.widths.begin(), bench.widths.end());
+  Times times(peers.size() + 1, std::vector<std::vector<double>>(widths.size()));
+  for (int rep = -1; rep < bench.reps; ++rep) {  // the first is a warm-up
+    for (size_t w = 0; w < widths.size(); ++w) {
+      const auto window = tokens.subspan(static_cast<size_t>(depth), static_cast<size_t>(widths[w]));
+      const llm::BatchItem item{sequence, window, llm::LogitRows::kAll};
+      FRUGAL_TRY(const double ours, seconds_each(
+                                        [&] {
+                                          return engine.forward({&item, 1});
+                                        },
+                                        [&] { return engine.truncate(sequence, depth); }));
+      if (rep >= 0) times[0][w].push_back(ours);
+      for (size_t p = 0; p < peers.size(); ++p) {
+        FRUGAL_TRY(
+            const double theirs,
+            seconds_each([&] { return peers[p]->forward_all(window, [](size_t, std::span<const float>) {}); },
+                         [&]() -> Status {
+                           peers[p]->truncate(depth);
+                           return {};
+                         }));
+        if (rep >= 0) times[p + 1][w].push_back(theirs);
+      }
+    }
+  }
+  for (size_t w = 1; w < widths.size(); ++w) {
+    auto in_steps = [&](size_t runner) {  // of one token, pair by pair
+      std::vector<double> ratios;
+      for (size_t rep = 0; rep < times[runner][w].size(); ++rep)
+        ratios.push_back(times[runner][w][rep] / times[runner][0][rep]);
+      return ratios;
+    };
+    size_t best = 1;
+    for (size_t p = 2; p < times.size(); ++p) {
+      if (median(times[p][w]) < median(times[best][w])) best = p;
+    }
+    BenchRow row = bench_row(strf("verify of %d tokens at depth %d", widths[w], depth), "steps",
+                             Better::kLower, in_steps(0), in_steps(best), peer_name(bench, best - 1));
+    row.more.emplace_back("ours, ms", 1e3 * median(times[0][w]));
+    row.more.emplace_back("ours, one token, ms", 1e3 * median(times[0][0]));
+    row.more.emplace_back("peer, ms", 1e3 * median(times[best][w]));
+    rows->push_back(std::move(row));
+  }
+  return {};
+}
+
+Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::vector<BenchRow>* rows) {
+  constexpr int kPrompt = 128;
+  const int n = bench.n_sequences, n_ctx = 256;
+  FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, n_ctx));
+  FRUGAL_TRY(const auto peers, open_peers(bench, n_ctx * n, n));
+  std::vector<llm::BatchItem> items;
+  std::vector<Token> next;
+  for (int i = 0; i < n; ++i) {
+    const auto prompt = tokens.subspan(static_cast<size_t>(i), kPrompt);
+    FRUGAL_TRY(const llm::SequenceId sequence, loaded.engine->open_sequence());
+    FRUGAL_TRY_STATUS(loaded.engine->prefill(sequence, prompt));
+    for (const auto& peer : peers) FRUGAL_TRY_STATUS(peer->prefill_sequence(i, prompt));
+    items.push_back({sequence, tokens.subspan(static_cast<size_t>(i + kPrompt), 1), llm::LogitRows::kLast});
+    next.push_back(items.back().tokens[0]);
+  }
+  std::vector<std::vector<double>> speeds(peers.size() + 1);
+  for (int rep = -1; rep < bench.reps; ++rep) {
+    const auto nothing = []() -> Status { return {}; };
+    FRUGAL_TRY(const double ours, seconds_each([&] { return loaded.engine->forward(items); }, nothing));
+    if (rep >= 0) speeds[0].push_back(n / ours);
+    for (size_t p = 0; p < peers.size(); ++p) {
+      FRUGAL_TRY(const double theirs, seconds_each([&] { return peers[p]->step_sequences(next); }, nothing));
+      if (rep >= 0) speeds[p + 1].push_back(n / theirs);
+    }
+  }
+  size_t best = 1;
+  for (size_t p = 2; p < speeds.size(); ++p) {
+    if (median(speeds[p]) > median(speeds[best])) best = p;
+  }
+  rows->push_back(bench_row(strf("batch of %d sequences", n), "tokens/s", Better::kHigher, speeds[0],
+                            speeds[best], peer_name(bench, best - 1)));
+  return {};
+}
+
+}  // namespace
+
+Status bench_widths(const WidthBench& bench, std::span<const Token> tokens, std::vector<BenchRow>* rows) {
+  int deepest = 0;
+  for (const int depth : bench.depths) deepest = std::max(deepest, depth);
+  if (deepest > 0 && !bench.widths.empty()) {
+    const int n_ctx = (deepest + 64 + 255) / 256 * 256;
+    FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, n_ctx));
+    FRUGAL_TRY(const llm::SequenceId sequence, loaded.engine->open_sequence());
+    FRUGAL_TRY(const auto peers, open_peers(bench, n_ctx, 1));
+    for (const int depth : bench.depths) {
+      FRUGAL_TRY_STATUS(bench_depth(bench, depth, tokens, *loaded.engine, sequence, peers, rows));
+    }
+  }
+  return bench.n_sequences > 0 ? bench_batch(bench, tokens, rows) : Status{};
+}
+
+Result<std::string> model_of_type(const std::string& model, const std::string& type) {
+  const std::filesystem::path folder = std::filesystem::path(models_folder()) / "made";
+  std::error_code failed;
+  std::filesystem::create_directories(folder, failed);
+  if (failed)
+    return Error{ErrorCode::kIo,
+                 strf("the folder '%s' cannot be made: %s", folder.c_str(), failed.message().c_str())};
+  const std::string out =
+      (folder / (std::filesystem::path(model).stem().string() + "-as-" + type + ".gguf")).string();
+  if (std::filesystem::exists(out, failed)) return out;
+  const std::string half_made = out + ".part";
+  FRUGAL_TRY_STATUS(llm::peer::requantize(model, half_made, type));
+  std::filesystem::rename(half_made, out, failed);
+  if (failed) return Error{ErrorCode::kIo, strf("'%s' cannot be named '%s'", half_made.c_str(), out.c_str())};
+  return out;
+}
+
+}  // namespace frugal::cli

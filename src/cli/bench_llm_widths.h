@@ -1,0 +1,30 @@
+// What more rows than one cost: the time of a verify step of several tokens against one of a single token,
+// and of a step of several sequences.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cli/bench_report.h"
+#include "frugal/llm.h"
+
+namespace frugal::cli {
+
+struct WidthBench {
+  std::string model;
+  std::vector<int> depths, widths;
+  int n_sequences = 0;  // of the batch row; 0 = none
+  int n_threads = 0, reps = 5;
+  llm::KvFormat kv = llm::KvFormat::kF16;
+};
+
+// Rows "verify of B tokens at depth D", in steps of one token, and "batch of N sequences", in tokens a
+// second. The peer is llama.cpp with the better flash attention. kCancelled on an interrupt.
+Status bench_widths(const WidthBench& bench, std::span<const llm::Token> tokens, std::vector<BenchRow>* rows);
+
+// A version of `model` with its large weights in another type ("q4_0", "q4_1", "q4_k", "q8_0", "f16"), made
+// by llama.cpp's quantiser once and kept beside the installed models. Its path.
+Result<std::string> model_of_type(const std::string& model, const std::string& type);
+
+}  // namespace frugal::cli
