@@ -15,8 +15,8 @@ struct TeamMember {
   int size = 1;  // members of the team
   class ThreadTeam* team = nullptr;
 
-  // Waits until every member has come here. Spins briefly, then yields: members are expected within
-  // microseconds.
+  // Waits until every member has come here: awake for as long as members have processors of their own, since
+  // they are expected within microseconds; asleep where they have not.
   void barrier() const;
 
   // This member's contiguous share of [0, n): [begin, end), multiples of `grain` apart from the last end.
