@@ -44,16 +44,22 @@ std::string_view find_twin_sorted(std::vector<std::string_view> tokens) {
 std::string_view find_twin(const std::vector<std::string_view>& tokens) {
   size_t n_slots = 64;
   while (n_slots < 2 * tokens.size()) n_slots *= 2;
-  std::vector<uint32_t> slots(n_slots, 0);  // index of a token plus 1
+  struct Slot {
+    uint32_t token = 0;  // index plus 1, 0 = free
+    uint32_t tag = 0;    // high half of the hash: most unequal tokens are told apart without reading them
+  };
+  std::vector<Slot> slots(n_slots);
   size_t n_probes = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    size_t at = std::hash<std::string_view>()(tokens[i]) & (n_slots - 1);
-    for (; slots[at] != 0; at = (at + 1) & (n_slots - 1)) {
-      if (tokens[slots[at] - 1] == tokens[i]) return tokens[i];
+    const uint64_t hash = std::hash<std::string_view>()(tokens[i]);
+    const auto tag = static_cast<uint32_t>(hash >> 32);
+    size_t at = hash & (n_slots - 1);
+    for (; slots[at].token != 0; at = (at + 1) & (n_slots - 1)) {
+      if (slots[at].tag == tag && tokens[slots[at].token - 1] == tokens[i]) return tokens[i];
       // At most half full, a table needs about one probe each; one that needs many is fed with collisions.
       if (++n_probes > 64 * (tokens.size() + 1024)) return find_twin_sorted(tokens);
     }
-    slots[at] = static_cast<uint32_t>(i + 1);
+    slots[at] = {static_cast<uint32_t>(i + 1), tag};
   }
   return {};
 }
@@ -112,10 +118,9 @@ Status check_tokenizer(const GgufFile& file) {
                        std::string(list->key).c_str(), list->count, n_tokens));
       }
     }
-    for (uint64_t i = 0; scores != nullptr && i < n_tokens; ++i) {
-      if (!std::isfinite(scores->number(i).value_or(NAN))) {
-        return corrupt(file, strf("the score of token %" PRIu64 " is not a finite number", i));
-      }
+    if (scores != nullptr && scores->element_type == GgufValueType::kF32) {
+      // Refuses what is not a finite number.
+      FRUGAL_TRY_STATUS(file.require_array<float>("tokenizer.ggml.scores"));
     }
     FRUGAL_TRY(const GgufValue* merges,
                find_array(file, "tokenizer.ggml.merges", {GgufValueType::kString}, "string"));

@@ -83,7 +83,7 @@ TEST(TokenizerCheck, WrongListsAreRefused) {
   expect_refused(without(vocab_file(), "tokenizer.ggml.scores")
                      .array<float>("tokenizer.ggml.scores", GgufValueType::kF32,
                                    std::vector<float>(400, __builtin_nanf(""))),
-                 ErrorCode::kCorrupt, {"score of token 0", "finite"});
+                 ErrorCode::kCorrupt, {"tokenizer.ggml.scores", "finite"});
   expect_refused(
       without(vocab_file(), "tokenizer.ggml.token_type")
           .array<float>("tokenizer.ggml.token_type", GgufValueType::kF32, std::vector<float>(400, 1)),
