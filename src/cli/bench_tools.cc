@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -73,6 +74,20 @@ Result<ChildOutput> fork_and_read(const std::function<int(int fd)>& child) {
   return out;
 }
 
+// What the command prints, its stderr too if asked for.
+Result<ChildOutput> run_command(std::vector<std::string> words, bool with_stderr) {
+  return fork_and_read([&](int fd) {
+    ::dup2(fd, STDOUT_FILENO);
+    const int other = with_stderr ? fd : ::open("/dev/null", O_WRONLY);
+    if (other >= 0) ::dup2(other, STDERR_FILENO);
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    ::execvp(argv[0], argv.data());
+    return 127;
+  });
+}
+
 }  // namespace
 
 Result<double> peak_memory_of_child(const std::function<Status()>& work) {
@@ -110,38 +125,30 @@ double read_bandwidth(int n_threads) {
 std::string kernel_isa() { return llm::kernels().name; }
 
 Result<double> run_llama_bench(const LlamaBenchCase& bench) {
-  std::vector<std::string> words = {bench.command,
-                                    "-m",
-                                    bench.model,
-                                    "-t",
-                                    strf("%d", bench.n_threads),
-                                    "-p",
-                                    strf("%d", bench.n_prompt),
-                                    "-n",
-                                    strf("%d", bench.n_generate),
-                                    "-d",
-                                    strf("%d", bench.depth),
-                                    "-r",
-                                    "1",
-                                    "-o",
-                                    "json",
-                                    "-ngl",
-                                    "0",
-                                    "-ctk",
-                                    bench.kv,
-                                    "-ctv",
-                                    bench.kv,
-                                    "-fa",
-                                    "0,1"};
-  FRUGAL_TRY(const ChildOutput out, fork_and_read([&](int fd) {
-               ::dup2(fd, STDOUT_FILENO);
-               if (const int quiet = ::open("/dev/null", O_WRONLY); quiet >= 0) ::dup2(quiet, STDERR_FILENO);
-               std::vector<char*> argv;
-               for (std::string& word : words) argv.push_back(word.data());
-               argv.push_back(nullptr);
-               ::execvp(argv[0], argv.data());
-               return 127;
-             }));
+  FRUGAL_TRY(const ChildOutput out, run_command({bench.command,
+                                                 "-m",
+                                                 bench.model,
+                                                 "-t",
+                                                 strf("%d", bench.n_threads),
+                                                 "-p",
+                                                 strf("%d", bench.n_prompt),
+                                                 "-n",
+                                                 strf("%d", bench.n_generate),
+                                                 "-d",
+                                                 strf("%d", bench.depth),
+                                                 "-r",
+                                                 "1",
+                                                 "-o",
+                                                 "json",
+                                                 "-ngl",
+                                                 "0",
+                                                 "-ctk",
+                                                 bench.kv,
+                                                 "-ctv",
+                                                 bench.kv,
+                                                 "-fa",
+                                                 "0,1"},
+                                                /*with_stderr=*/false));
   const auto rows = nlohmann::json::parse(out.text, nullptr, /*allow_exceptions=*/false);
   double best = 0;
   if (out.ok && rows.is_array()) {
@@ -155,6 +162,27 @@ Result<double> run_llama_bench(const LlamaBenchCase& bench) {
     return Error{ErrorCode::kUnavailable,
                  "'" + bench.command + "' gave no speed; is it llama.cpp's llama-bench?"};
   return best;
+}
+
+Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const std::string& model,
+                                               const std::string& prompt, int n_tokens, int n_threads) {
+  FRUGAL_TRY(const ChildOutput out,
+             run_command({command, "-m", model, "-p", prompt, "--no-escape", "-n", strf("%d", n_tokens), "-t",
+                          strf("%d", n_threads), "-c", "0", "--temp", "0", "--ignore-eos"},
+                         /*with_stderr=*/true));
+  // "decoded  256 tokens in    1.234 seconds"
+  LlamaSpeculation said;
+  const size_t at = out.text.find("decoded ");
+  if (!out.ok || at == std::string::npos ||
+      std::sscanf(out.text.c_str() + at, "decoded %d tokens in %lf seconds", &said.tokens, &said.seconds) !=
+          2 ||
+      said.tokens < 1 || said.seconds <= 0) {
+    return Error{ErrorCode::kUnavailable,
+                 "'" + command +
+                     "' did not say how fast it decoded; is it llama.cpp's llama-lookup or "
+                     "llama-lookahead? (scripts/bootstrap.py --peers builds both)"};
+  }
+  return said;
 }
 
 }  // namespace frugal::cli

@@ -33,4 +33,13 @@ struct LlamaBenchCase {
 // Tokens per second, the better of flash attention off and on. kUnavailable when the command fails.
 Result<double> run_llama_bench(const LlamaBenchCase& bench);
 
+// What llama.cpp's llama-lookup or llama-lookahead says of one greedy decoding.
+struct LlamaSpeculation {
+  double seconds = 0;
+  int tokens = 0;
+};
+// Decodes `n_tokens` after `prompt`. kUnavailable when the command fails or says no speed.
+Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const std::string& model,
+                                               const std::string& prompt, int n_tokens, int n_threads);
+
 }  // namespace frugal::cli

@@ -230,6 +230,11 @@ Action add_cot_eval(CLI::App& app) {
   app.add_flag("--no-peer", flags->no_peer, "without llama.cpp");
   app.add_option("--peer-every", flags->peer_every, "run llama.cpp on every so manieth question")
       ->capture_default_str();
+  app.add_option("--speculators", flags->setup.speculators,
+                 "also run these on the questions where llama.cpp runs: its llama-lookup and llama-lookahead "
+                 "(scripts/bootstrap.py --peers builds them)")
+      ->type_name("COMMANDS")
+      ->delimiter(',');
   app.add_option("--records", flags->records,
                  "keep what was measured of each question here, and go on from what is there")
       ->type_name("FILE");

@@ -1,10 +1,12 @@
 #include "cli/cot_record.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cli/bench_tools.h"
 #include "cli/console.h"
 #include "llm/vocab/tokenizer.h"
 
@@ -36,6 +38,10 @@ CotRecord from_json(const Json& json) {
   record.greedy = parse_timing(json.at("greedy"));
   record.exact = parse_timing(json.at("exact"));
   if (json.contains("peer")) record.peer = parse_timing(json.at("peer"));
+  if (json.contains("speculators")) {
+    for (const auto& [name, timing] : json.at("speculators").items())
+      record.speculators[name] = parse_timing(timing);
+  }
   record.same = json.at("same").get<bool>();
   record.chain_tokens = json.at("chain_tokens").get<int>();
   record.drafted = json.at("drafted").get<std::array<int, llm::kDraftSources>>();
@@ -76,6 +82,7 @@ std::string record_json(const CotRecord& record) {
                {"trace_s", record.chain_s},
                {"looks", looks}};
   if (record.peer) json["peer"] = timing_json(*record.peer);
+  for (const auto& [name, timing] : record.speculators) json["speculators"][name] = timing_json(timing);
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -160,6 +167,20 @@ Status CotRunner::run_peer(const std::vector<Token>& prompt, int n_tokens, CotTi
   return {};
 }
 
+// Each as a process of its own, which loads the model; its own figure of the decoding time counts.
+Status CotRunner::run_speculators(const std::string& prompt, CotRecord* record) {
+  for (const std::string& command : setup_.speculators) {
+    if (interrupted()) return {ErrorCode::kCancelled, "interrupted"};
+    FRUGAL_TRY(const LlamaSpeculation said,
+               run_llama_speculation(command, engine_.model().info().path, prompt, record->exact.tokens,
+                                     engine_.options().n_threads));
+    CotTiming& timing = record->speculators[std::filesystem::path(command).filename().string()];
+    timing.seconds = timing.chain_seconds = said.seconds;
+    timing.tokens = said.tokens;
+  }
+  return {};
+}
+
 Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& prompt, CotRecord* record) {
   llm::GenerateOptions options;
   options.decode = setup_.decode;
@@ -219,6 +240,7 @@ Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool wi
   if (with_peer && peer_ != nullptr) {
     record.peer.emplace();
     FRUGAL_TRY_STATUS(run_peer(prompt, record.exact.tokens, &*record.peer));
+    FRUGAL_TRY_STATUS(run_speculators(cot_prompt(question, setup_.n_shots), &record));
   }
   if (setup_.glance) FRUGAL_TRY_STATUS(trace(question, prompt, &record));
   record.truth = cot_normal(question.task, question.answer);

@@ -2,6 +2,7 @@
 // an evaluation can be stopped and gone on with.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -37,7 +38,8 @@ struct CotRecord {
   int index = 0;  // among the questions of its task
   CotTiming greedy, exact;
   std::optional<CotTiming> peer;
-  bool same = false;  // exact gave the tokens of greedy
+  std::map<std::string, CotTiming> speculators;  // by name of the tool: llama.cpp's own ways to draft
+  bool same = false;                             // exact gave the tokens of greedy
   int chain_tokens = 0;
   std::array<int, llm::kDraftSources> drafted{}, accepted{};
   std::string answer;  // of the whole chain
@@ -58,6 +60,7 @@ struct CotSetup {
   bool glance = true;
   int every = 8;
   llm::DecodeOptions decode;
+  std::vector<std::string> speculators;  // paths of llama.cpp's llama-lookup, llama-lookahead
 };
 
 // Runs questions on one engine (two sequences) and, if given, on the peer.
@@ -76,6 +79,7 @@ class CotRunner {
   Result<std::string> chain_of(const llm::Generation& out) const;
   Status trace(const CotQuestion& question, const std::vector<llm::Token>& prompt, CotRecord* record);
   Status run_peer(const std::vector<llm::Token>& prompt, int n_tokens, CotTiming* timing);
+  Status run_speculators(const std::string& prompt, CotRecord* record);
 
   llm::Engine& engine_;
   meter::PowerMeter& meter_;

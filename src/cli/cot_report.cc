@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <set>
 
 #include "base/text.h"
 
@@ -258,6 +259,19 @@ std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& records) {
   speed_rows(
       records, "exact_vs_llamacpp", "llama.cpp, greedy", exact,
       [](const CotRecord& r) { return r.peer ? per_token(r.peer->seconds, r.peer->tokens) : 0; }, &rows);
+  std::set<std::string> speculators;
+  for (const CotRecord& record : records) {
+    for (const auto& [name, timing] : record.speculators) speculators.insert(name);
+  }
+  for (const std::string& name : speculators) {
+    speed_rows(
+        records, "exact_vs_" + name, "llama.cpp's " + name, exact,
+        [&](const CotRecord& r) {
+          const auto found = r.speculators.find(name);
+          return found == r.speculators.end() ? 0 : per_token(found->second.seconds, found->second.tokens);
+        },
+        &rows);
+  }
   rows_by_task(
       records, "exact_differences", "outputs",
       [](const Records& some) {
