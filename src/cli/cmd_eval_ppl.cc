@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/text.h"
+#include "cli/bench_llm_widths.h"
 #include "cli/bench_report.h"
 #include "cli/commands.h"
 #include "cli/console.h"
@@ -30,7 +31,7 @@ constexpr int kRowsAtOnce = 64;  // logits held at once: 64 rows of 262,144 floa
 struct EvalFlags {
   ModelFlags model;
   EngineFlags engine;
-  std::string file, reference, save_logits, against, out;
+  std::string file, weights, reference, save_logits, against, out;
   int positions = 2000, window = 512;
   bool json = false;
 };
@@ -268,7 +269,15 @@ int run(const EvalFlags& flags) {
   EngineFlags engine_flags = flags.engine;
   if (engine_flags.ctx == 0) engine_flags.ctx = flags.window;
   if (engine_flags.ctx < flags.window) return invalid("--ctx is shorter than --window");
-  auto loaded = load_engine(flags.model, engine_flags, !flags.json);
+  ModelFlags model_flags = flags.model;
+  if (!flags.weights.empty()) {
+    const auto given = resolve_model(flags.model.model);
+    if (!given.ok()) return fail(given.error());
+    const auto made = model_of_type(*given, flags.weights);
+    if (!made.ok()) return fail(made.error());
+    model_flags.model = *made;
+  }
+  auto loaded = load_engine(model_flags, engine_flags, !flags.json);
   if (!loaded.ok()) return fail(loaded.error());
   const llm::ModelInfo& info = loaded->model->info();
   const auto plan = plan_windows(*loaded->model, *text, flags);
@@ -354,6 +363,10 @@ int run(const EvalFlags& flags) {
 Action add_eval_ppl(CLI::App& app) {
   auto flags = std::make_shared<EvalFlags>();
   app.add_option("-f,--file", flags->file, "the text")->type_name("FILE");
+  app.add_option("--weights", flags->weights,
+                 "evaluate a version of the model in this weight type (q4_1, q4_0, q4_k, q8_0, f16), made by "
+                 "llama.cpp's quantiser and kept beside the installed models")
+      ->type_name("TYPE");
   app.add_option(
          "--reference", flags->reference,
          "compare with llama.cpp, run in this process on the same tokens; or with exact arithmetic: frugal "
