@@ -15,6 +15,7 @@
 #include "cli/glance_answer.h"
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
+#include "cli/output_pool_file.h"
 
 namespace frugal::cli {
 
@@ -27,7 +28,7 @@ struct RunFlags {
   DecodeFlags decode;
   std::shared_ptr<MeterSetup> meter;
   std::shared_ptr<LedgerSetup> ledger;
-  std::string prompt, prompt_file, document, system, load_cache, save_cache;
+  std::string prompt, prompt_file, document, system, load_cache, save_cache, pool;
   bool raw = false, chat = false, cut_document = false, json = false, quiet = false;
 };
 
@@ -78,8 +79,10 @@ int run(const RunFlags& flags) {
   // A bad option is told before the model is loaded.
   if (const Status status = llm::validate(flags.sampling.sampler); !status.ok()) return fail(status.error());
 
-  const auto decode = decode_options(flags.decode);
+  auto decode = decode_options(flags.decode);
   if (!decode.ok()) return fail(decode.error());
+  if (!flags.pool.empty() && flags.decode.mode != "exact")
+    return fail({ErrorCode::kInvalidArgument, "--pool is for --decode exact"});
 
   const auto meter = open_meter(*flags.meter);
   if (!meter.ok()) return fail(meter.error());
@@ -88,6 +91,15 @@ int run(const RunFlags& flags) {
   llm::Engine& engine = *loaded->engine;
   auto sequence = flags.load_cache.empty() ? engine.open_sequence() : engine.load_sequence(flags.load_cache);
   if (!sequence.ok()) return fail(std::move(sequence).error());
+
+  std::optional<OutputPoolFile> pool;
+  if (!flags.pool.empty()) {
+    const llm::ModelInfo& info = loaded->model->info();
+    auto opened = OutputPoolFile::open(flags.pool, info.file_hash, info.n_vocab);
+    if (!opened.ok()) return fail(opened.error());
+    pool = std::move(opened).value();
+    decode->drafts.pool = pool->pool();
+  }
 
   auto prompt = make_prompt(*loaded->model, question, engine.options().n_ctx,
                             flags.sampling.max_tokens > 0 ? flags.sampling.max_tokens : 256);
@@ -113,6 +125,12 @@ int run(const RunFlags& flags) {
     if (const Status saved = engine.save_sequence(*sequence, flags.save_cache); !saved.ok()) {
       if (!flags.json) print("\n");
       return fail(saved.error());
+    }
+  }
+  if (pool) {
+    if (const Status added = pool->add(answer->tokens); !added.ok()) {
+      if (!flags.json) print("\n");
+      return fail(added.error());
     }
   }
   meter::LedgerEntry entry;
@@ -158,6 +176,11 @@ Action add_run(CLI::App& app) {
       ->type_name("FILE");
   app.add_option("--save-cache", flags->save_cache,
                  "keep the keys and values of prompt and answer for --load-cache")
+      ->type_name("FILE");
+  app.add_option(
+         "--pool", flags->pool,
+         "draft from earlier answers kept in this file, and add this one to it: for requests of one task, "
+         "and for nobody else to read; does not change any answer")
       ->type_name("FILE");
   add_sampling_options(app, flags->sampling);
   add_decode_options(app, flags->decode);

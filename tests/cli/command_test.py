@@ -157,6 +157,23 @@ class CommandTest(unittest.TestCase):
             self.refused(3, "missing.bin", *args, "--load-cache", str(pathlib.Path(folder) / "missing.bin"))
             self.refused(3, "no/such", *args, "--save-cache", str(pathlib.Path(folder) / "no/such/cache.bin"))
 
+    def test_pool_of_outputs(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "pool.json"
+            args = ["run", "-m", model(), "-p", "Say a few words about the sea.", "-n", "24", "--json"]
+            plain = json.loads(self.answered(*args).stdout)
+            first = json.loads(self.answered(*args, "--pool", str(path)).stdout)
+            again = json.loads(self.answered(*args, "--pool", str(path)).stdout)
+            self.assertEqual({plain["text"]}, {first["text"], again["text"]})
+            self.assertLess(again["decoding"]["forwards"], first["decoding"]["forwards"])
+            self.assertEqual(len(json.loads(path.read_text())["outputs"]), 2)
+            path.write_text(path.read_text().replace('"outputs":[[', '"outputs":[[99999999,'))
+            self.refused(3, "not a list of this model's tokens", *args, "--pool", str(path))
+            path.write_text('{"model":"0000000000000000","outputs":[]}')
+            self.refused(2, "another model", *args, "--pool", str(path))
+            path.write_text("[")
+            self.refused(3, "no pool of outputs", *args, "--pool", str(path))
+
     def test_full_disk_leaves_nothing_behind(self):
         with tempfile.TemporaryDirectory() as folder:
             cache = pathlib.Path(folder) / "cache.bin"
