@@ -129,6 +129,12 @@ Result<llm::Generation> answer_prompt(llm::Engine& engine, llm::SequenceId seque
   return out;
 }
 
+// "f16", "csr:2.6"
+std::string cache_name(const llm::EngineOptions& options) {
+  return options.kv_source != nullptr ? options.kv_source->name()
+                                      : std::string(llm::kv_format_name(options.kv));
+}
+
 std::string summary_text(const Summary& summary) {
   const llm::Generation& answer = summary.answer;
   const llm::ModelInfo& info = summary.loaded.model->info();
@@ -137,7 +143,7 @@ std::string summary_text(const Summary& summary) {
   std::string out = strf("\n%s, %s weights, %s cache, %d threads\n",
                          std::filesystem::path(info.path).filename().string().c_str(),
                          human_bytes(static_cast<double>(info.weight_bytes)).c_str(),
-                         std::string(llm::kv_format_name(options.kv)).c_str(), options.n_threads);
+                         cache_name(options).c_str(), options.n_threads);
   out += strf("load      %s\n", human_seconds(summary.loaded.load_s).c_str());
   out += strf("prefill   %s for %d tokens (%.1f tokens/s)%s\n", human_seconds(answer.prefill_s).c_str(),
               fresh, answer.prefill_tokens_per_s(),
@@ -222,7 +228,7 @@ std::string summary_json(const Summary& summary, const std::string& glance) {
         {"weight_bytes", info.weight_bytes},
         {"hash", strf("%016llx", static_cast<unsigned long long>(info.file_hash))}}},
       {"threads", options.n_threads},
-      {"kv", llm::kv_format_name(options.kv)},
+      {"kv", cache_name(options)},
       {"context", options.n_ctx}};
   if (!answer.stop_string.empty()) out["stop_string"] = answer.stop_string;
   if (!glance.empty()) out["glance"] = nlohmann::ordered_json::parse(glance);

@@ -140,7 +140,8 @@ std::vector<std::string> default_training_texts() {
 
 std::string default_dictionary_path(const llm::ModelInfo& info) {
   const std::filesystem::path cache = std::filesystem::path(models_folder()).parent_path();
-  return (cache / "dictionaries" / strf("%016llx.dict", static_cast<unsigned long long>(info.file_hash)))
+  return (cache / "dictionaries" /
+          strf("%016llx.v%u.dict", static_cast<unsigned long long>(info.file_hash), llm::kDictionaryVersion))
       .string();
 }
 

@@ -25,7 +25,7 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
 // Texts that machines have: licences, Python's library, C and C++ headers, documents of Debian packages.
 std::vector<std::string> default_training_texts();
 
-// <cache folder>/dictionaries/<model hash>.dict
+// <cache folder>/dictionaries/<model hash>.v<version>.dict
 std::string default_dictionary_path(const llm::ModelInfo& info);
 // The dictionary at `path`, checked against the model; an empty path is the default one, trained when
 // missing.

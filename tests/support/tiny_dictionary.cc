@@ -27,7 +27,7 @@ Dictionary tiny_dictionary(uint64_t seed, int n_layers, int n_kv_heads, int head
   for (int i = 0; i < n_layers * 2 * n_kv_heads; ++i) {
     HeadBasis basis;
     for (size_t j = 0; j < dim; ++j) {
-      basis.mean.push_back(normal(0.5));
+      basis.mean.push_back(i / n_kv_heads % 2 == 0 ? normal(0.5) : 0);  // values have none
       basis.weight.push_back(static_cast<float>(1.0 / (1.0 + static_cast<double>(j))));
     }
     for (size_t r = 0; r < dim; ++r) {
@@ -40,8 +40,9 @@ Dictionary tiny_dictionary(uint64_t seed, int n_layers, int n_kv_heads, int head
   }
   for (int i = 0; i < n_layers * 2; ++i) {
     CoefficientLevels levels;
-    levels.error = {1, 0.36f, 0.12f, 0.035f, 0.01f};
-    for (size_t b = 0; b < kMaxAtomBits; ++b) {
+    levels.error = {1, 0.36f, 0.12f, 0.035f, 0.01f, 0.003f, 0.001f, 3e-4f, 1e-4f};
+    levels.step = {0.1f, 0.05f};
+    for (size_t b = 0; b < kMaxLevelBits; ++b) {
       const int n = 2 << b;
       for (int l = 0; l < n; ++l)
         levels.levels[b][static_cast<size_t>(l)] =

@@ -1,9 +1,9 @@
-// Kernels of coded keys and values: groups of 4 coefficients x 16 tokens, of 0 to 4 bits each, multiplied
-// with integers without leaving the code.
+// Kernels of coded keys and values: groups of 4 coefficients x 16 tokens, of 0 to 4, 6 or 8 bits each,
+// multiplied with integers without leaving the code.
 //
-// A group of b bits is 8 b bytes and holds 64 codes (8 bits: the levels themselves). Looked up in a table of
-// 16 bytes they become 64 bytes of levels, 0 to kLevelMax, in an order that is the caller's business (that of
-// the codes):
+// A group of b bits is 8 b bytes and holds 64 codes (6 bits: half the levels, 8: the levels themselves).
+// Looked up in a table of 16 bytes they become 64 bytes of levels, 0 to kLevelMax, in an order that is the
+// caller's business (that of the codes):
 //   keys    code = token * 4 + coefficient: a 32-bit lane is a token
 //   values  code = coefficient * 16 + token: 16 bytes are a coefficient
 // Everything is integer, so every set gives the same bits.
@@ -23,7 +23,8 @@ inline void put_code(std::byte* group, int bits, int idx, int value) {
     byte = static_cast<uint8_t>((byte & ~(mask << shift)) | code << shift);
   };
   if (bits == 8) bytes[idx] = static_cast<uint8_t>(value);
-  if (bits == 4) set(bytes[idx % 32], idx / 32 * 4, 15, value);
+  if (bits == 4 || bits == 6) set(bytes[idx % 32], idx / 32 * 4, 15, value & 15);
+  if (bits == 6) set(bytes[32 + idx % 16], idx / 16 * 2, 3, value >> 4);
   if (bits == 2 || bits == 3) set(bytes[idx % 16], idx / 16 * 2, 3, value & 3);
   if (bits == 1 || bits == 3)
     set(bytes[(bits == 3 ? 16 : 0) + idx % 8], idx / 8, 1, bits == 3 ? value >> 2 : value);

@@ -16,39 +16,48 @@ struct Levels {
   __m256i a, b;  // codes 0 to 31, 32 to 63
 };
 
+inline Levels two_bits(const std::byte* at) {
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  const __m256i both = _mm256_set_m128i(_mm_srli_epi16(low, 2), low);
+  const __m256i mask = _mm256_set1_epi8(3);
+  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
+}
+
+inline Levels one_bit(const std::byte* at) {
+  long long eight;
+  std::memcpy(&eight, at, 8);
+  const __m256i bits = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_set_epi64x(3, 2, 1, 0));
+  const __m256i mask = _mm256_set1_epi8(1);
+  return {_mm256_and_si256(bits, mask), _mm256_and_si256(_mm256_srli_epi16(bits, 4), mask)};
+}
+
+inline Levels four_bits(const std::byte* at) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
+}
+
 template <int kBits>
 inline Levels unpack(const std::byte* group, __m256i table) {
-  __m256i a, b;
-  if constexpr (kBits == 4) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
-    const __m256i mask = _mm256_set1_epi8(15);
-    a = _mm256_and_si256(both, mask);
-    b = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-  } else {
-    if constexpr (kBits >= 2) {
-      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(group));
-      const __m256i both = _mm256_set_m128i(_mm_srli_epi16(low, 2), low);
-      const __m256i mask = _mm256_set1_epi8(3);
-      a = _mm256_and_si256(both, mask);
-      b = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    }
-    if constexpr (kBits != 2) {
-      long long eight;
-      std::memcpy(&eight, group + (kBits == 3 ? 16 : 0), 8);
-      const __m256i bits = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_set_epi64x(3, 2, 1, 0));
-      const __m256i mask = _mm256_set1_epi8(1);
-      const __m256i c = _mm256_and_si256(bits, mask);
-      const __m256i d = _mm256_and_si256(_mm256_srli_epi16(bits, 4), mask);
-      if constexpr (kBits == 1) {
-        a = c;
-        b = d;
-      } else {
-        a = _mm256_or_si256(a, _mm256_slli_epi16(c, 2));
-        b = _mm256_or_si256(b, _mm256_slli_epi16(d, 2));
-      }
-    }
+  if constexpr (kBits == 8) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + 32))};
   }
-  return {_mm256_shuffle_epi8(table, a), _mm256_shuffle_epi8(table, b)};
+  if constexpr (kBits == 6) {
+    const Levels low = four_bits(group), high = two_bits(group + 32);
+    return {_mm256_slli_epi16(_mm256_or_si256(low.a, _mm256_slli_epi16(high.a, 4)), 1),
+            _mm256_slli_epi16(_mm256_or_si256(low.b, _mm256_slli_epi16(high.b, 4)), 1)};
+  }
+  Levels codes;
+  if constexpr (kBits == 4) codes = four_bits(group);
+  if constexpr (kBits == 2 || kBits == 3) codes = two_bits(group);
+  if constexpr (kBits == 1) codes = one_bit(group);
+  if constexpr (kBits == 3) {
+    const Levels high = one_bit(group + 16);
+    codes.a = _mm256_or_si256(codes.a, _mm256_slli_epi16(high.a, 2));
+    codes.b = _mm256_or_si256(codes.b, _mm256_slli_epi16(high.b, 2));
+  }
+  return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
 }
 
 inline __m256i table_at(const uint8_t* table) {
@@ -91,10 +100,11 @@ void dot_keys_tile(const std::byte* groups, const uint8_t* bits, size_t n_groups
       case 4:
         add_keys<kCols>(unpack<4>(groups, table[4]), xs, x_stride, sums);
         break;
+      case 6:
+        add_keys<kCols>(unpack<6>(groups, table[0]), xs, x_stride, sums);
+        break;
       case 8:
-        add_keys<kCols>({_mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups)),
-                         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups + 32))},
-                        xs, x_stride, sums);
+        add_keys<kCols>(unpack<8>(groups, table[0]), xs, x_stride, sums);
         break;
       default:
         break;
@@ -166,7 +176,9 @@ void dot_values(const std::byte* group, size_t stride, size_t n_panels, int bits
   const auto f = bits == 1   ? dot_values_of<1>
                  : bits == 2 ? dot_values_of<2>
                  : bits == 3 ? dot_values_of<3>
-                             : dot_values_of<4>;
+                 : bits == 4 ? dot_values_of<4>
+                 : bits == 6 ? dot_values_of<6>
+                             : dot_values_of<8>;
   f(group, stride, n_panels, table, w, low, w_stride, n_cols, dots);
 }
 

@@ -15,11 +15,12 @@ void unpack(const std::byte* group, int bits, const uint8_t* table, uint8_t* lev
   const auto* bytes = reinterpret_cast<const uint8_t*>(group);
   for (int idx = 0; idx < 64; ++idx) {
     int code = 0;
-    if (bits == 4) code = bytes[idx % 32] >> (idx / 32 * 4) & 15;
+    if (bits == 4 || bits == 6) code = bytes[idx % 32] >> (idx / 32 * 4) & 15;
+    if (bits == 6) code |= (bytes[32 + idx % 16] >> (idx / 16 * 2) & 3) << 4;
     if (bits == 2 || bits == 3) code = bytes[idx % 16] >> (idx / 16 * 2) & 3;
     if (bits == 1) code = bytes[idx % 8] >> (idx / 8) & 1;
     if (bits == 3) code |= (bytes[16 + idx % 8] >> (idx / 8) & 1) << 2;
-    levels[idx] = bits == 8 ? bytes[idx] : table[code];
+    levels[idx] = bits == 8 ? bytes[idx] : bits == 6 ? static_cast<uint8_t>(2 * code) : table[code];
   }
 }
 
@@ -29,7 +30,7 @@ void dot_keys(const std::byte* groups, const uint8_t* bits, size_t n_groups, con
   uint8_t levels[64];
   for (size_t g = 0; g < n_groups; ++g) {
     if (bits[g] == 0) continue;
-    unpack(groups, bits[g], tables + 16 * bits[g], levels);
+    unpack(groups, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0), levels);
     groups += 8 * bits[g];
     for (size_t c = 0; c < n_cols; ++c) {
       const int8_t* xs = x + c * 4 * n_groups + 4 * g;

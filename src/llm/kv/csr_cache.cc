@@ -58,6 +58,7 @@ class CsrCache final : public KvCache {
   CsrCache(const KvShape& shape, std::shared_ptr<const CsrPlan> plan)
       : KvCache(shape, KvFormat::kCsr), plan_(std::move(plan)) {
     for (auto& slot : slots_) slot.store(-1, std::memory_order_relaxed);
+    for (int code = 0; code < 16; ++code) scales_[static_cast<size_t>(code)] = token_scale(code);
   }
 
   Status reserve() {
@@ -337,33 +338,36 @@ class CsrCache final : public KvCache {
            static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
   }
 
+  // Of the coefficients that have bits.
+  static float mean_square(const SidePlan& side, const float* y) {
+    float sum = 0;
+    int n = 0;
+    for (int g = 0; g < side.n_groups; ++g) {
+      if (side.bits[static_cast<size_t>(g)] == 0) continue;
+      for (int i = 0; i < kAtomGroup; ++i) sum += y[4 * g + i] * y[4 * g + i];
+      n += kAtomGroup;
+    }
+    return sum / static_cast<float>(n);
+  }
+
   void put_codes(int layer, KvSide of, int head, int position, const float* y) {
     const SidePlan& side = plan_->side(layer, of, head);
     const LevelPlan& levels = plan_->levels_of(layer, of);
     std::byte* panel = panel_at(layer, of, head, position / 16);
     const int token = position % 16;
+    float inverse = 1;
+    if (of == KvSide::kValues && side.n_groups > 0) {
+      const int code = token_scale_code(mean_square(side, y));
+      auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[token / 2];
+      byte = static_cast<uint8_t>(token % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
+      inverse = 1 / token_scale(code);
+    }
     for (int g = 0; g < side.n_groups; ++g) {
       const auto group = static_cast<size_t>(g);
       const int bits = side.bits[group];
-      if (bits == 0) continue;
-      if (bits == kFineBits) {
-        const float inverse = 1 / levels.scale[kFineBits];
-        for (int i = 0; i < kAtomGroup; ++i) {
-          // Not a number becomes the lowest level.
-          const float level =
-              std::min(std::max(0.0f, std::floor(y[4 * g + i] * inverse + (kLevelCentre + 0.5f))),
-                       static_cast<float>(kLevelMax));
-          put_code(panel + side.offset[group], bits, token * 4 + i, static_cast<int>(level));
-        }
-        continue;
-      }
-      const float* bounds = levels.bounds[static_cast<size_t>(bits)].data();
-      const int n_bounds = (1 << bits) - 1;
-      for (int i = 0; i < kAtomGroup; ++i) {
-        int code = 0;
-        for (int b = 0; b < n_bounds; ++b) code += y[4 * g + i] > bounds[b] ? 1 : 0;
+      for (int i = 0; bits > 0 && i < kAtomGroup; ++i) {
         put_code(panel + side.offset[group], bits, of == KvSide::kKeys ? token * 4 + i : i * 16 + token,
-                 code);
+                 levels.code_of(bits, y[4 * g + i] * inverse));
       }
     }
   }
@@ -434,6 +438,12 @@ class CsrCache final : public KvCache {
     constexpr size_t kTile = 3;
     constexpr float kLargest = 127 * 128;
     auto* integers = reinterpret_cast<int8_t*>(scratch);  // [col, 2, 64]
+    if (side.n_groups == 0) return;
+    alignas(64) float token_scales[kKvBlock];
+    for (int t = 0; t < kKvBlock; ++t) {
+      const std::byte* at = panel_at(layer, KvSide::kValues, head, block * 4 + t / 16) + side.scale_offset;
+      token_scales[t] = scales_[static_cast<size_t>(at[t % 16 / 2] >> (t % 2 * 4) & std::byte{15})];
+    }
     int32_t dots[kTile * 4];
     for (size_t first = 0; first < static_cast<size_t>(n_cols); first += kTile) {
       const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
@@ -443,7 +453,7 @@ class CsrCache final : public KvCache {
         int8_t* high = integers + c * 2 * kKvBlock;
         int8_t* low = high + kKvBlock;
         float row[kKvBlock];
-        std::memcpy(row, weights + (first + c) * kKvBlock, sizeof row);
+        for (size_t t = 0; t < kKvBlock; ++t) row[t] = weights[(first + c) * kKvBlock + t] * token_scales[t];
         if (block == 0) std::fill_n(row, kSinks, 0.0f);
         const float largest = kernels().max(row, kKvBlock);
         scales[c] = largest / kLargest;
@@ -465,7 +475,8 @@ class CsrCache final : public KvCache {
         const int bits = side.bits[group];
         if (bits == 0) continue;
         code_kernels().dot_values(panel + side.offset[group], side.panel_bytes, kKvBlock / 16, bits,
-                                  levels.table.data() + 16 * bits, integers, kKvBlock, 2 * kKvBlock, n, dots);
+                                  levels.table.data() + (bits <= kMaxLevelBits ? 16 * bits : 0), integers,
+                                  kKvBlock, 2 * kKvBlock, n, dots);
         for (size_t c = 0; c < n; ++c) {
           if (scales[c] == 0) continue;
           const float scale = scales[c] * levels.scale[static_cast<size_t>(bits)];
@@ -509,6 +520,7 @@ class CsrCache final : public KvCache {
 
   std::shared_ptr<const CsrPlan> plan_;
   std::vector<size_t> code_origin_;  // of each side of the plan
+  std::array<float, 16> scales_;     // of tokens' values, by code
   Buffer codes_, whole_;
   std::vector<float> block_turns_, offset_turns_;  // [kind, block or offset, cos and sin, pair]
   std::vector<float> cosines_;                     // offset_turns_ as panels of 16 positions

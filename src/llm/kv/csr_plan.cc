@@ -13,7 +13,7 @@ namespace {
 
 LevelPlan level_plan(const CoefficientLevels& levels) {
   LevelPlan plan;
-  for (size_t bits = 1; bits <= kMaxAtomBits; ++bits) {
+  for (size_t bits = 1; bits <= kMaxLevelBits; ++bits) {
     const auto& values = levels.levels[bits - 1];
     const size_t n = size_t{1} << bits;
     float largest = 1e-6f;
@@ -25,7 +25,8 @@ LevelPlan level_plan(const CoefficientLevels& levels) {
       if (i > 0) plan.bounds[bits][i - 1] = 0.5f * (values[i - 1] + values[i]);
     }
   }
-  plan.scale[kFineBits] = levels.fine_step();
+  plan.scale[6] = levels.step[0] / 2;
+  plan.scale[8] = levels.step[1];
   return plan;
 }
 
@@ -38,6 +39,18 @@ std::vector<float> transposed(const std::vector<float>& a, size_t n) {
 }
 
 }  // namespace
+
+int LevelPlan::code_of(int bits, float y) const {
+  if (bits > kMaxLevelBits) {  // not a number becomes the lowest level
+    const float places = bits == 6 ? 0.5f * y / scale[6] + 32 : y / scale[8] + (kLevelCentre + 0.5f);
+    const float largest = bits == 6 ? 63 : static_cast<float>(kLevelMax);
+    return static_cast<int>(std::min(std::max(0.0f, places), largest));
+  }
+  int code = 0;
+  for (int b = 0; b < (1 << bits) - 1; ++b)
+    code += y > bounds[static_cast<size_t>(bits)][static_cast<size_t>(b)] ? 1 : 0;
+  return code;
+}
 
 CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     : n_layers(dictionary.n_layers),
@@ -53,6 +66,7 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
   for (const CoefficientLevels& of : dictionary.levels) {
     levels.push_back(level_plan(of));
     hash = fnv1a(std::as_bytes(std::span(levels.back().table)), hash);
+    hash = fnv1a(std::as_bytes(std::span(levels.back().scale)), hash);
   }
   for (size_t base = 0; base < dictionary.bases.size(); ++base) {
     const HeadBasis& basis = dictionary.bases[base];
@@ -66,6 +80,10 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
       plan.bits.push_back(given[g]);
       plan.offset.push_back(plan.panel_bytes);
       plan.panel_bytes += 8u * given[g];
+    }
+    if (!keys && plan.n_groups > 0) {
+      plan.scale_offset = plan.panel_bytes;
+      plan.panel_bytes += 8;
     }
     plan.mean = basis.mean;
     plan.analysis = transposed(basis.analysis, n);

@@ -14,6 +14,7 @@ struct SidePlan {
   int n_groups = 0;              // up to the last with bits
   std::vector<uint8_t> bits;     // [n_groups]
   std::vector<uint32_t> offset;  // [n_groups], bytes from the panel's beginning
+  uint32_t scale_offset = 0;     // of values with codes: 8 bytes, a scale's code for each token
   uint32_t panel_bytes = 0;
   std::vector<float> mean;      // [dim]
   std::vector<float> analysis;  // [dim of x, atom]: panels of 16 atoms side by side
@@ -23,10 +24,15 @@ struct SidePlan {
 
 // Quantisers of one layer, keys or values.
 struct LevelPlan {
-  std::array<std::array<float, 15>, kMaxAtomBits + 1> bounds{};  // [bits][2^bits - 1], ascending
-  alignas(16)
-      std::array<uint8_t, 16 * (kFineBits + 1)> table{};  // integer levels, 0 to 126; fine codes need none
-  std::array<float, kFineBits + 1> scale{};               // a coefficient is scale * (level - centre)
+  std::array<std::array<float, 15>, kMaxLevelBits + 1> bounds{};  // [bits][2^bits - 1], ascending
+  // Integer levels of 1 to 4 bits, 0 to 126. Codes of 6 bits are twice themselves, of 8 bits themselves.
+  alignas(16) std::array<uint8_t, 16 * (kMaxLevelBits + 1)> table{};
+  std::array<float, kMaxAtomBits + 1> scale{};  // a coefficient is scale * (level - centre)
+
+  int code_of(int bits, float y) const;
+  int level_of(int bits, int code) const {
+    return bits == 8 ? code : bits == 6 ? 2 * code : table[static_cast<size_t>(16 * bits + code)];
+  }
 };
 
 struct CsrPlan {

@@ -9,19 +9,16 @@
 #include "base/text.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kv/linear.h"
+#include "llm/kv/quantisers.h"
 
 namespace frugal::llm {
 
 namespace {
 
 // Queries are summed as integers, so that the order of threads does not show.
-constexpr float kQueryUnit = 1.0f / 1024;
-constexpr int kSkipped = 4;      // the first tokens of a text stay whole: they are no example
-constexpr int kQueryStride = 5;  // every fifth query column is taken
-// What a relative error of values costs beside a score's, both squared. To first order they are alike, but
-// errors of scores in part cancel in the softmax. Of 1, 2, 4, 8, 16 and 32 this gave the least KL on SmolLM2
-// at 1 and 2 bits (a licence text, which no reported figure uses).
-constexpr double kValueWeight = 8;
+// What a relative error of values costs beside a score's, both squared: by KL on text that no reported figure
+// uses.
+constexpr double kValueWeight = 3;
 
 }  // namespace
 
@@ -79,8 +76,8 @@ DictionaryTrainer::DictionaryTrainer(Dictionary empty, int n_tokens)
                    static_cast<size_t>(empty_.n_kv_heads) * dim;
   for (auto& side : samples_) side.resize(n);
   positions_.resize(static_cast<size_t>(n_tokens));
-  query_moments_.resize(guards_.size() * dim * dim);
-  query_counts_.resize(guards_.size());
+  queries_.resize(guards_.size());
+  groups_.resize(guards_.size());
 }
 
 std::shared_ptr<const KvSource> DictionaryTrainer::source() { return std::make_shared<TapSource>(this); }
@@ -105,181 +102,144 @@ void DictionaryTrainer::tap_queries(int layer, int head, const KvQueries& querie
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const size_t idx =
       static_cast<size_t>(layer) * static_cast<size_t>(empty_.n_kv_heads) + static_cast<size_t>(head);
-  int32_t q[kMaxCodedDim];
+  const std::lock_guard lock(guards_[idx]);
+  if (groups_[idx] == 0) {
+    groups_[idx] = queries.group;
+    queries_[idx].assign(static_cast<size_t>(capacity_ * queries.group / kQueryStride + 1) * dim, kNoQuery);
+  }
   for (int col = 0; col < queries.n_cols; ++col) {
-    if ((queries.first_position * queries.group + col) % kQueryStride != 0) continue;
-    const float* given = queries.q + static_cast<size_t>(col) * dim;
-    for (size_t i = 0; i < dim; ++i) {
-      const float scaled = given[i] / kQueryUnit;
-      q[i] = std::isfinite(scaled) ? static_cast<int32_t>(std::clamp(scaled, -1e6f, 1e6f)) : 0;
-    }
-    const std::lock_guard lock(guards_[idx]);
-    ++query_counts_[idx];
-    int64_t* moments = &query_moments_[idx * dim * dim];
-    for (size_t i = 0; i < dim; ++i) {
-      for (size_t j = 0; j < dim; ++j) moments[i * dim + j] += static_cast<int64_t>(q[i]) * q[j];
-    }
+    const int place = (begin_ + queries.first_position) * queries.group + col;
+    if (place % kQueryStride != 0 || place / queries.group >= end_) continue;
+    kernels().to_f16(
+        queries.q + static_cast<size_t>(col) * static_cast<size_t>((empty_.head_dim + 15) / 16 * 16), dim,
+        &queries_[idx][static_cast<size_t>(place / kQueryStride) * dim]);
   }
 }
 
-// The vectors of a head less their mean, and that mean: [n, dim]. Keys: see HeadBasis.
-std::vector<float> DictionaryTrainer::rows(int layer, KvSide side, int head, std::vector<float>& mean) const {
+// The vectors of a head as they were tapped: [n, dim].
+std::vector<float> DictionaryTrainer::sample(int layer, KvSide side, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim), heads = static_cast<size_t>(empty_.n_kv_heads);
   std::vector<float> x;
-  std::vector<int> at;
-  std::vector<double> sum(dim, 0.0);
-  std::vector<float> row(dim), turned(dim);
-  for (int i = 0; i < end_; ++i) {
-    const int position = positions_[static_cast<size_t>(i)];
-    if (position < kSkipped) continue;
+  for (size_t i = 0; i < static_cast<size_t>(end_); ++i) {
+    const size_t row = static_cast<size_t>(layer) * static_cast<size_t>(capacity_) + i;
     const uint16_t* from =
-        &samples_[side == KvSide::kValues ? 1 : 0]
-                 [((static_cast<size_t>(layer) * static_cast<size_t>(capacity_) + static_cast<size_t>(i)) *
-                       heads +
-                   static_cast<size_t>(head)) *
-                  dim];
-    for (size_t j = 0; j < dim; ++j) row[j] = f16_to_f32(from[j]);
-    x.insert(x.end(), row.begin(), row.end());
-    at.push_back(position);
-    if (side == KvSide::kKeys) {
-      turn_to(empty_, layer, -position, row.data(), turned.data());
-      row = turned;
-    }
-    for (size_t j = 0; j < dim; ++j) sum[j] += row[j];
-  }
-  mean.resize(dim);
-  for (size_t j = 0; j < dim; ++j) mean[j] = static_cast<float>(sum[j] / static_cast<double>(at.size()));
-  for (size_t i = 0; i < at.size(); ++i) {
-    turned = mean;
-    if (side == KvSide::kKeys) turn_to(empty_, layer, at[i], mean.data(), turned.data());
-    for (size_t j = 0; j < dim; ++j) x[i * dim + j] -= turned[j];
+        &samples_[side == KvSide::kValues ? 1 : 0][(row * heads + static_cast<size_t>(head)) * dim];
+    for (size_t j = 0; j < dim; ++j) x.push_back(f16_to_f32(from[j]));
   }
   return x;
 }
 
-namespace {
-
-std::vector<double> covariance_of(const std::vector<float>& x, size_t dim) {
-  std::vector<double> sum(dim * dim, 0.0);
-  const size_t n = x.size() / dim;
-  std::vector<float> part(dim * dim);
-  for (size_t begin = 0; begin < n;
-       begin += 64) {  // floats for 64 rows, doubles above: fast and exact enough
-    std::fill(part.begin(), part.end(), 0.0f);
-    for (size_t r = begin; r < std::min(n, begin + 64); ++r) {
-      const float* row = &x[r * dim];
-      for (size_t i = 0; i < dim; ++i) {
-        for (size_t j = 0; j < dim; ++j) part[i * dim + j] += row[i] * row[j];
-      }
-    }
-    for (size_t i = 0; i < dim * dim; ++i) sum[i] += part[i];
+// What a basis is fitted to. Keys: see HeadBasis; values have no mean.
+DictionaryTrainer::Rows DictionaryTrainer::rows(int layer, KvSide side, int head) const {
+  const auto dim = static_cast<size_t>(empty_.head_dim);
+  const bool keys = side == KvSide::kKeys;
+  std::vector<double> shares(static_cast<size_t>(end_), 1.0);
+  if (keys) shares = shares_of(layer, head);
+  const std::vector<float> all = sample(layer, side, head);
+  std::vector<double> sum(dim, 0.0);
+  std::vector<float> turned(dim);
+  double total = 0;
+  for (size_t i = 0; keys && i < static_cast<size_t>(end_); ++i) {
+    if (positions_[i] < kSkipped) continue;
+    turn_to(empty_, layer, -positions_[i], &all[i * dim], turned.data());
+    for (size_t j = 0; j < dim; ++j) sum[j] += shares[i] * static_cast<double>(turned[j]);
+    total += shares[i];
   }
-  for (double& s : sum) s /= static_cast<double>(n);
-  return sum;
-}
-
-// Lloyd's quantisers of the values given, 1 to 4 bits.
-CoefficientLevels quantisers_of(std::vector<float> y) {
-  std::sort(y.begin(), y.end());
-  std::vector<double> sums(y.size() + 1, 0.0), squares(y.size() + 1, 0.0);
-  for (size_t i = 0; i < y.size(); ++i) {
-    sums[i + 1] = sums[i] + y[i];
-    squares[i + 1] = squares[i] + static_cast<double>(y[i]) * y[i];
-  }
-  const double variance = std::max(1e-12, squares.back() / static_cast<double>(y.size()));
-  CoefficientLevels out;
-  out.error[0] = 1;
-  for (size_t bits = 1; bits <= kMaxAtomBits; ++bits) {
-    const size_t n = size_t{1} << bits;
-    std::vector<double> levels(n);
-    for (size_t i = 0; i < n; ++i)
-      levels[i] = y[(2 * i + 1) * y.size() / (2 * n)] + 1e-6 * static_cast<double>(i);
-    double error = 0;
-    for (int round = 0; round < 100; ++round) {
-      size_t begin = 0;
-      error = 0;
-      for (size_t i = 0; i < n; ++i) {
-        const size_t end =
-            i + 1 == n
-                ? y.size()
-                : static_cast<size_t>(std::upper_bound(y.begin(), y.end(),
-                                                       static_cast<float>((levels[i] + levels[i + 1]) / 2)) -
-                                      y.begin());
-        const auto count = static_cast<double>(end - begin);
-        if (end > begin) {
-          const double sum = sums[end] - sums[begin];
-          levels[i] = sum / count;
-          error += squares[end] - squares[begin] - sum * sum / count;
-        }
-        begin = end;
-      }
-    }
-    for (size_t i = 0; i < n; ++i) {
-      out.levels[bits - 1][i] = static_cast<float>(levels[i]);
-      if (i > 0)
-        out.levels[bits - 1][i] =
-            std::max(out.levels[bits - 1][i], std::nextafter(out.levels[bits - 1][i - 1], 1e9f));
-    }
-    out.error[bits] =
-        std::min(out.error[bits - 1], static_cast<float>(error / static_cast<double>(y.size()) / variance));
+  Rows out;
+  out.mean.assign(dim, 0.0f);
+  for (size_t j = 0; j < dim && total > 0; ++j) out.mean[j] = static_cast<float>(sum[j] / total);
+  for (size_t i = 0; i < static_cast<size_t>(end_); ++i) {
+    if (positions_[i] < kSkipped) continue;
+    turned = out.mean;
+    if (keys) turn_to(empty_, layer, positions_[i], out.mean.data(), turned.data());
+    for (size_t j = 0; j < dim; ++j) out.x.push_back(all[i * dim + j] - turned[j]);
+    out.shares.push_back(static_cast<float>(shares[i]));
   }
   return out;
 }
 
-}  // namespace
+namespace {
 
-void DictionaryTrainer::fit_layer(int layer, Dictionary& out) const {
-  const auto dim = static_cast<size_t>(empty_.head_dim);
-  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
-    std::vector<float> coefficients;
-    for (int head = 0; head < empty_.n_kv_heads; ++head) {
-      HeadBasis& basis = out.bases[out.basis_index(layer, side, head)];
-      const std::vector<float> x = rows(layer, side, head, basis.mean);
-      std::vector<double> covariance = covariance_of(x, dim);
-      double trace = 0;
-      for (size_t i = 0; i < dim; ++i) trace += covariance[i * dim + i];
-      trace = std::max(trace, 1e-20);
-      for (size_t i = 0; i < dim; ++i) covariance[i * dim + i] += 1e-5 * trace / static_cast<double>(dim);
-      // The metric: an error e costs e^T m e. Keys: the variance of a score, in nats^2. Values: relative to
-      // theirs.
-      std::vector<double> metric(dim * dim, 0.0);
-      const size_t idx =
-          static_cast<size_t>(layer) * static_cast<size_t>(empty_.n_kv_heads) + static_cast<size_t>(head);
-      const bool has_queries = side == KvSide::kKeys && query_counts_[idx] > 0;
-      for (size_t i = 0; i < dim * dim; ++i) {
-        if (has_queries) {
-          metric[i] = static_cast<double>(query_moments_[idx * dim * dim + i]) * kQueryUnit * kQueryUnit /
-                      static_cast<double>(query_counts_[idx]);
-        } else if (i % (dim + 1) == 0) {
-          metric[i] = kValueWeight / trace;
-        }
-      }
-      const std::vector<double> root = root_of(metric, dim, false, 1e-4);
-      const Eigen eigen = eigen_of(product_of(product_of(root, covariance, dim), root, dim), dim);
-      std::vector<double> analysis = product_of(eigen.vectors, root, dim);
-      basis.weight.resize(dim);
-      basis.analysis.resize(dim * dim);
+std::vector<double> covariance_of(const std::vector<float>& x, const std::vector<float>& shares, size_t dim) {
+  std::vector<double> sum(dim * dim, 0.0);
+  std::vector<float> part(dim * dim);
+  double total = 0;
+  for (size_t begin = 0; begin < shares.size();
+       begin += 64) {  // floats for 64 rows, doubles above: fast and exact enough
+    std::fill(part.begin(), part.end(), 0.0f);
+    for (size_t r = begin; r < std::min(shares.size(), begin + 64); ++r) {
+      const float* row = &x[r * dim];
+      total += static_cast<double>(shares[r]);
       for (size_t i = 0; i < dim; ++i) {
-        const double value = std::max({eigen.values[i], eigen.values[0] * 1e-7, 1e-18});
-        basis.weight[i] = static_cast<float>(value);
-        for (size_t j = 0; j < dim; ++j) {
-          // As the file holds it, so that a dictionary just trained and one read are the same.
-          basis.analysis[i * dim + j] =
-              f16_to_f32(f32_to_f16(static_cast<float>(analysis[i * dim + j] / std::sqrt(value))));
-        }
-      }
-      basis.synthesis = basis.analysis;
-      if (!invert(basis.synthesis, dim)) basis.synthesis.clear();
-      // Coefficients that are likely to get bits: of the first half of the atoms.
-      const size_t n = x.size() / dim, step = std::max<size_t>(1, n / 512);
-      for (size_t r = 0; r < n; r += step) {
-        for (size_t i = 0; i < dim / 2; ++i) {
-          float y = 0;
-          for (size_t j = 0; j < dim; ++j) y += basis.analysis[i * dim + j] * x[r * dim + j];
-          coefficients.push_back(y);
-        }
+        const float scaled = shares[r] * row[i];
+        for (size_t j = 0; j < dim; ++j) part[i * dim + j] += scaled * row[j];
       }
     }
+    for (size_t i = 0; i < dim * dim; ++i) sum[i] += static_cast<double>(part[i]);
+  }
+  for (double& s : sum) s /= total;
+  return sum;
+}
+
+}  // namespace
+
+// Basis, weights and mean of one head; appends a sample of its coefficients.
+void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& basis,
+                                 std::vector<float>& coefficients) const {
+  const auto dim = static_cast<size_t>(empty_.head_dim);
+  const Rows rows = this->rows(layer, side, head);
+  basis.mean = rows.mean;
+  std::vector<double> covariance = covariance_of(rows.x, rows.shares, dim);
+  double trace = 0;
+  for (size_t i = 0; i < dim; ++i) trace += covariance[i * dim + i];
+  trace = std::max(trace, 1e-20);
+  for (size_t i = 0; i < dim; ++i) covariance[i * dim + i] += 1e-5 * trace / static_cast<double>(dim);
+  // The metric: an error e costs e^T m e. Keys: the variance of a score, in nats^2. Values: relative to
+  // theirs.
+  std::vector<double> metric;
+  if (side == KvSide::kKeys) metric = query_moment(layer, head);
+  if (metric.empty()) {
+    metric.assign(dim * dim, 0.0);
+    for (size_t i = 0; i < dim; ++i) metric[i * dim + i] = kValueWeight / trace;
+  }
+  const std::vector<double> root = root_of(metric, dim, false, 1e-4);
+  const Eigen eigen = eigen_of(product_of(product_of(root, covariance, dim), root, dim), dim);
+  const std::vector<double> analysis = product_of(eigen.vectors, root, dim);
+  basis.weight.resize(dim);
+  basis.analysis.resize(dim * dim);
+  for (size_t i = 0; i < dim; ++i) {
+    const double value = std::max({eigen.values[i], eigen.values[0] * 1e-7, 1e-18});
+    basis.weight[i] = static_cast<float>(value);
+    for (size_t j = 0; j < dim; ++j) {
+      // As the file holds it, so that a dictionary just trained and one read are the same.
+      basis.analysis[i * dim + j] =
+          f16_to_f32(f32_to_f16(static_cast<float>(analysis[i * dim + j] / std::sqrt(value))));
+    }
+  }
+  basis.synthesis = basis.analysis;
+  if (!invert(basis.synthesis, dim)) basis.synthesis.clear();
+  // Coefficients that are likely to get bits: of the first half of the atoms, those of values over their
+  // token's scale.
+  std::vector<float> y(dim);
+  const size_t n = rows.shares.size(), step = std::max<size_t>(1, n / 1024);
+  for (size_t r = 0; r < n; r += step) {
+    float energy = 0;
+    for (size_t i = 0; i < dim; ++i) {
+      y[i] = 0;
+      for (size_t j = 0; j < dim; ++j) y[i] += basis.analysis[i * dim + j] * rows.x[r * dim + j];
+      energy += y[i] * y[i];
+    }
+    const float scale =
+        side == KvSide::kValues ? token_scale(token_scale_code(energy / static_cast<float>(dim))) : 1.0f;
+    for (size_t i = 0; i < dim / 2; ++i) coefficients.push_back(y[i] / scale);
+  }
+}
+
+void DictionaryTrainer::fit_layer(int layer, Dictionary& out) const {
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    std::vector<float> coefficients;
+    for (int head = 0; head < empty_.n_kv_heads; ++head)
+      fit_head(layer, side, head, out.bases[out.basis_index(layer, side, head)], coefficients);
     out.levels[static_cast<size_t>(layer) * 2 + (side == KvSide::kValues ? 1 : 0)] =
         quantisers_of(std::move(coefficients));
   }

@@ -34,14 +34,32 @@ class DictionaryTrainer {
   void tap(int layer, int position, const float* k, const float* v);
   void tap_queries(int layer, int head, const KvQueries& queries);
   void fit_layer(int layer, Dictionary& out) const;
-  std::vector<float> rows(int layer, KvSide side, int head, std::vector<float>& mean) const;
+  void fit_head(int layer, KvSide side, int head, HeadBasis& basis, std::vector<float>& coefficients) const;
+
+  struct Rows {
+    std::vector<float> x;       // [n, dim], less the mean; the first tokens of a text are left out
+    std::vector<float> shares;  // [n], what a row counts in the covariance
+    std::vector<float> mean;    // [dim]
+  };
+  Rows rows(int layer, KvSide side, int head) const;
+  // The vectors of a head as they were tapped, [n, dim].
+  std::vector<float> sample(int layer, KvSide side, int head) const;
+  // What attention makes of a head's keys (dict_attention.cc): what each token counts, mean about 1; the
+  // second moment of the queries, [dim, dim], empty when there was none.
+  std::vector<double> shares_of(int layer, int head) const;
+  std::vector<double> query_moment(int layer, int head) const;
 
   Dictionary empty_;
   int capacity_, begin_ = 0, end_ = 0;
-  std::vector<uint16_t> samples_[2];        // keys, values: [n_layers, capacity, heads * dim], f16
-  std::vector<int> positions_;              // [capacity]
-  std::vector<int64_t> query_moments_;      // [n_layers * heads, dim, dim], in units of kQueryUnit^2
-  std::vector<int64_t> query_counts_;       // [n_layers * heads]
+  std::vector<uint16_t> samples_[2];  // keys, values: [n_layers, capacity, heads * dim], f16
+  std::vector<int> positions_;        // [capacity]
+  static constexpr int kSkipped = 4;  // the first tokens of a text stay whole: they are no example
+  static constexpr int kQueryStride = 11;
+  static constexpr uint16_t kNoQuery = 0xffff;
+  // Queries of every kQueryStride-th column (token x group), in its own place: [capacity * group /
+  // kQueryStride, dim] for each layer and head; a place with nothing holds kNoQuery.
+  std::vector<std::vector<uint16_t>> queries_;
+  std::vector<int> groups_;                 // columns of a token, for each layer and head; 0 = none seen
   mutable std::vector<std::mutex> guards_;  // [n_layers * heads]
 };
 

@@ -52,32 +52,32 @@ std::vector<uint8_t> allot_bits(const Dictionary& dictionary, double bits) {
       return gain != other.gain ? gain < other.gain : idx > other.idx;
     }
   };
+  const auto next_of = [](int have) { return have < kMaxLevelBits ? have + 1 : have + 2; };
   const auto gain_of = [&](size_t idx, int have) {
     const size_t base = idx / n_groups, group = idx % n_groups;
     const CoefficientLevels& levels = dictionary.levels[base / static_cast<size_t>(dictionary.n_kv_heads)];
     double weight = 0;
-    for (size_t i = 0; i < kAtomGroup; ++i) weight += dictionary.bases[base].weight[group * kAtomGroup + i];
-    if (have == kMaxAtomBits) {  // even steps: their square over 12, and what lies beyond the last is rare
-      const auto step = static_cast<double>(levels.fine_step());
-      return weight * (static_cast<double>(levels.error[kMaxAtomBits]) - step * step / 12) /
-             (kFineBits - kMaxAtomBits);
-    }
-    return weight * static_cast<double>(levels.error[static_cast<size_t>(have)] -
-                                        levels.error[static_cast<size_t>(have) + 1]);
+    for (size_t i = 0; i < kAtomGroup; ++i)
+      weight += static_cast<double>(dictionary.bases[base].weight[group * kAtomGroup + i]);
+    const int next = next_of(have);
+    return weight *
+           static_cast<double>(levels.error[static_cast<size_t>(have)] -
+                               levels.error[static_cast<size_t>(next)]) /
+           (next - have);
   };
   std::priority_queue<Offer> offers;
   for (size_t idx = 0; idx < allotted.size(); ++idx) offers.push({gain_of(idx, 0), idx});
-  auto left = static_cast<int64_t>(std::floor(bits * static_cast<double>(allotted.size()) + 1e-9));
+  // The scales of values come off the budget.
+  const double scales = static_cast<double>(dictionary.bases.size() / 2) * kScaleBits / kAtomGroup;
+  auto left = static_cast<int64_t>(std::floor(bits * static_cast<double>(allotted.size()) - scales + 1e-9));
   while (left > 0 && !offers.empty()) {
     const size_t idx = offers.top().idx;
     offers.pop();
-    const bool fine = allotted[idx] == kMaxAtomBits;
-    const int more = fine ? kFineBits - kMaxAtomBits : 1;
-    if (more > left) continue;
-    left -= more;
-    const int have = allotted[idx] = static_cast<uint8_t>(allotted[idx] + more);
-    const bool keys = idx / n_groups / static_cast<size_t>(dictionary.n_kv_heads) % 2 == 0;
-    if (have < kMaxAtomBits || (have == kMaxAtomBits && keys)) offers.push({gain_of(idx, have), idx});
+    const int have = allotted[idx], next = next_of(have);
+    if (next - have > left) continue;
+    left -= next - have;
+    allotted[idx] = static_cast<uint8_t>(next);
+    if (next < kMaxAtomBits) offers.push({gain_of(idx, next), idx});
   }
   return allotted;
 }

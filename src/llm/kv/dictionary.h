@@ -20,33 +20,40 @@
 
 namespace frugal::llm {
 
-inline constexpr int kAtomGroup = 4;    // atoms that share a number of bits
-inline constexpr int kMaxAtomBits = 4;  // bits of a coefficient with trained levels
-// Keys may have coefficients of 8 bits, too: 127 even steps up to kFineReach times the largest trained level.
-// A few atoms carry scores of several nats, and would drown all else in their error.
-inline constexpr int kFineBits = 8;
-inline constexpr float kFineReach = 1.75f;
+inline constexpr uint32_t kDictionaryVersion = 2;  // of the file
+inline constexpr int kAtomGroup = 4;               // atoms that share a number of bits
+inline constexpr int kMaxLevelBits = 4;  // bits of a coefficient with trained levels; 6 and 8 have even steps
+inline constexpr int kMaxAtomBits = 8;
+// What an atom may have. A few atoms carry scores of several nats, and would drown all else in their error.
+inline constexpr std::array<uint8_t, 7> kAtomBits = {0, 1, 2, 3, 4, 6, 8};
 inline constexpr int kLevelCentre = 63;  // integer level of a coefficient of 0
 inline constexpr int kMaxCodedDim = 256;
 
 enum class KvSide { kKeys, kValues };
 
+// Each token's values are coded over a scale of their own, of 4 bits: some tokens that many heads look at
+// have values near nothing, and have to keep them. Steps of 2^(3/8).
+inline constexpr int kScaleBits = 4;
+inline float token_scale(int code) { return std::exp2(0.375f * static_cast<float>(code - 8)); }
+// For coefficients of this mean square: the nearest, in logarithms.
+inline int token_scale_code(float mean_square) {
+  int code = 0;
+  while (code < 15 && mean_square > token_scale(code) * token_scale(code + 1)) ++code;
+  return code;
+}
+
 // Quantisers of coefficients with unit variance, one for each number of bits.
 struct CoefficientLevels {
   // levels[b - 1]: 2^b values in ascending order.
-  std::array<std::array<float, 1 << kMaxAtomBits>, kMaxAtomBits> levels{};
-  // Mean squared error with b bits; [0] is 1.
+  std::array<std::array<float, 1 << kMaxLevelBits>, kMaxLevelBits> levels{};
+  std::array<float, 2> step{};  // of 6 bits (64 levels), of 8 (127), around 0
+  // Mean squared error with b bits; [0] is 1; 5 and 7 are not used.
   std::array<float, kMaxAtomBits + 1> error{};
-
-  float fine_step() const {
-    const auto& finest = levels[kMaxAtomBits - 1];
-    return kFineReach * std::max({std::fabs(finest.front()), std::fabs(finest.back()), 1e-6f}) / kLevelCentre;
-  }
 };
 
 // Of one KV head, keys or values. A vector x is mean + synthesis y, and y = analysis (x - mean), with y of
 // unit variance. Keys are coded as attention reads them, after RoPE, but their mean is one before RoPE: it is
-// turned to the key's position before it is taken off.
+// turned to the key's position before it is taken off. Values have none: nothing is what many of them are.
 struct HeadBasis {
   std::vector<float> mean;       // [dim]
   std::vector<float> analysis;   // [dim, dim], a row an atom

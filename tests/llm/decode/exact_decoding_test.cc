@@ -10,9 +10,11 @@
 #include "base/hash.h"
 #include "base/rng.h"
 #include "llm/decode/generate.h"
+#include "llm/kv/dictionary.h"
 #include "llm/vocab/stream_decoder.h"
 #include "llm/vocab/tokenizer.h"
 #include "support/temp_file.h"
+#include "support/tiny_dictionary.h"
 #include "support/tiny_gguf.h"
 
 namespace frugal::llm {
@@ -92,6 +94,13 @@ std::unique_ptr<RecordingEngine> make_engine(const std::shared_ptr<const Model>&
   options.n_threads = n_threads;
   options.n_ctx = n_ctx;
   options.kv = kv;
+  if (kv == KvFormat::kCsr) {
+    const ModelInfo& info = model->info();
+    options.kv_source = make_csr_source(std::make_shared<const Dictionary>(test::tiny_dictionary(
+                                            7, info.n_layers, info.n_kv_heads, info.head_dim)),
+                                        2)
+                            .value();
+  }
   auto engine = Engine::create(model, options);
   EXPECT_TRUE(engine.ok()) << (engine.ok() ? "" : engine.error().message);
   return std::make_unique<RecordingEngine>(std::move(engine).value(), fault);
@@ -209,7 +218,8 @@ std::shared_ptr<const Model> tiny_model(const std::string& architecture, TensorT
   return std::move(model).value();
 }
 
-constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kQ8_0};
+constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kQ8_0,
+                                 KvFormat::kCsr};
 
 TEST(ExactDecoding, EveryWindowThreadCountAndCacheFormat) {
   const auto model = tiny_model("gemma3", TensorType::kQ4_1);

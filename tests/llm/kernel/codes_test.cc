@@ -10,6 +10,13 @@
 namespace frugal::llm {
 namespace {
 
+constexpr uint8_t kBits[] = {8, 6, 4, 3, 2, 1, 0};
+
+uint32_t codes_of(int bits) { return bits == 8 ? kLevelMax + 1 : 1u << bits; }
+int level_of(int bits, int code, const uint8_t* table) {
+  return bits == 8 ? code : bits == 6 ? 2 * code : table[code];
+}
+
 struct Case {
   std::vector<uint8_t> bits;
   std::vector<std::vector<int>> codes;  // [group][64]
@@ -18,20 +25,21 @@ struct Case {
 
   explicit Case(Rng& rng) {
     for (uint8_t& level : tables) level = static_cast<uint8_t>(rng.below(kLevelMax + 1));
-    for (int g = 0; g < 9; ++g) {
-      bits.push_back(static_cast<uint8_t>(g < 5 ? 4 - g : rng.below(5)));
+    for (int g = 0; g < 11; ++g) {
+      bits.push_back(kBits[g < 7 ? static_cast<size_t>(g) : rng.below(7)]);
       codes.emplace_back();
       const size_t at = panel.size();
       panel.resize(at + 8u * bits.back(), std::byte{0xff});
       for (int idx = 0; idx < 64; ++idx) {
-        codes.back().push_back(static_cast<int>(rng.below(1u << bits.back())));
+        codes.back().push_back(static_cast<int>(rng.below(codes_of(bits.back()))));
         if (bits.back() > 0) put_code(panel.data() + at, bits.back(), idx, codes.back().back());
       }
     }
     panel.resize(panel.size() + 32);
   }
   int level(size_t group, int idx) const {
-    return tables[16 * bits[group] + static_cast<size_t>(codes[group][static_cast<size_t>(idx)])];
+    return level_of(bits[group], codes[group][static_cast<size_t>(idx)],
+                    tables.data() + (bits[group] <= 4 ? 16 * bits[group] : 0));
   }
 };
 
@@ -70,7 +78,7 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
-    for (int bits = 1; bits <= 4; ++bits) {
+    for (const int bits : {1, 2, 3, 4, 6, 8}) {
       constexpr size_t kPanels = 4, kCols = 5, kLow = 64, kStride = 128;
       const size_t stride = 8 * static_cast<size_t>(bits) + 24;
       std::vector<std::byte> panels(kPanels * stride + 32);
@@ -79,9 +87,9 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
       std::vector<int> levels(kPanels * 64);
       for (size_t p = 0; p < kPanels; ++p) {
         for (int idx = 0; idx < 64; ++idx) {
-          const uint32_t code = rng.below(1u << bits);
+          const uint32_t code = rng.below(codes_of(bits));
           put_code(panels.data() + p * stride, bits, idx, static_cast<int>(code));
-          levels[p * 64 + static_cast<size_t>(idx)] = table[code];
+          levels[p * 64 + static_cast<size_t>(idx)] = level_of(bits, static_cast<int>(code), table.data());
         }
       }
       std::vector<int8_t> w(kCols * kStride);

@@ -44,19 +44,27 @@ struct Filled {
     const SidePlan& of = plan.side(0, side, head);
     const LevelPlan& levels = plan.levels_of(0, side);
     std::vector<double> out(mean.begin(), mean.end());
+    std::vector<double> y(static_cast<size_t>(4 * of.n_groups), 0.0);
+    double energy = 0, n = 0;
+    for (int a = 0; a < 4 * of.n_groups; ++a) {
+      if (of.bits[static_cast<size_t>(a / 4)] == 0) continue;
+      double& coefficient = y[static_cast<size_t>(a)];
+      for (int i = 0; i < kDim; ++i)
+        coefficient += static_cast<double>(basis.analysis[static_cast<size_t>(a * kDim + i)]) *
+                       (x[i] - mean[static_cast<size_t>(i)]);
+      energy += coefficient * coefficient;
+      n += 1;
+    }
+    const double scale =
+        side == KvSide::kValues && n > 0
+            ? static_cast<double>(token_scale(token_scale_code(static_cast<float>(energy / n))))
+            : 1;
     for (int a = 0; a < 4 * of.n_groups; ++a) {
       const int bits = of.bits[static_cast<size_t>(a / 4)];
       if (bits == 0) continue;
-      double y = 0;
-      for (int i = 0; i < kDim; ++i)
-        y += static_cast<double>(basis.analysis[static_cast<size_t>(a * kDim + i)]) *
-             (x[i] - mean[static_cast<size_t>(i)]);
-      int code = 0;
-      for (int b = 0; b < (1 << bits) - 1; ++b)
-        code +=
-            y > static_cast<double>(levels.bounds[static_cast<size_t>(bits)][static_cast<size_t>(b)]) ? 1 : 0;
-      const double level = static_cast<double>(levels.scale[static_cast<size_t>(bits)]) *
-                           (levels.table[static_cast<size_t>(16 * bits + code)] - kLevelCentre);
+      const int code = levels.code_of(bits, static_cast<float>(y[static_cast<size_t>(a)] / scale));
+      const double level = scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) *
+                           (levels.level_of(bits, code) - kLevelCentre);
       for (int i = 0; i < kDim; ++i)
         out[static_cast<size_t>(i)] +=
             level * static_cast<double>(basis.synthesis[static_cast<size_t>(i * kDim + a)]);

@@ -1,0 +1,97 @@
+// What attention makes of the keys that a dictionary is trained on.
+#include <algorithm>
+#include <cmath>
+
+#include "llm/kernel/kernel.h"
+#include "llm/kv/dict_train.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kSeenWhole = 96;  // tokens nearer to a query than this are whole, on average
+// Keys that attention looks at weigh more in their basis: this share of a key's weight is its part in what
+// errors of scores do, held below kLargestShare times the mean so that a few tokens do not make the basis.
+constexpr double kAttendedShare = 0.8;
+constexpr double kLargestShare = 200;
+
+float dot(const float* a, const float* b, size_t n) {
+  float sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+}  // namespace
+
+std::vector<double> DictionaryTrainer::query_moment(int layer, int head) const {
+  const auto dim = static_cast<size_t>(empty_.head_dim);
+  const auto& queries = queries_[static_cast<size_t>(layer * empty_.n_kv_heads + head)];
+  std::vector<double> moment(dim * dim, 0.0);
+  std::vector<float> q(dim);
+  size_t n = 0;
+  for (size_t at = 0; at < queries.size(); at += dim) {
+    if (queries[at] == kNoQuery) continue;
+    for (size_t i = 0; i < dim; ++i) q[i] = f16_to_f32(queries[at + i]);
+    ++n;
+    for (size_t i = 0; i < dim; ++i) {
+      for (size_t j = 0; j < dim; ++j)
+        moment[i * dim + j] += static_cast<double>(q[i]) * static_cast<double>(q[j]);
+    }
+  }
+  if (n == 0) return {};
+  for (double& m : moment) m /= static_cast<double>(n);
+  return moment;
+}
+
+// To first order an error e of token t's score moves a head's output by p e (v_t - o): p its weight, o the
+// output. So a token counts by the sum over queries of p^2 |v_t - o|^2.
+std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
+  const auto dim = static_cast<size_t>(empty_.head_dim);
+  const auto idx = static_cast<size_t>(layer * empty_.n_kv_heads + head);
+  std::vector<double> shares(static_cast<size_t>(end_), 0.0);
+  const std::vector<float> keys = sample(layer, KvSide::kKeys, head),
+                           values = sample(layer, KvSide::kValues, head);
+  std::vector<float> q(dim), p, out(dim);
+  for (size_t place = 0; place < queries_[idx].size() / dim; ++place) {
+    const uint16_t* from = &queries_[idx][place * dim];
+    const size_t token = place * kQueryStride / static_cast<size_t>(std::max(1, groups_[idx]));
+    if (from[0] == kNoQuery || token >= static_cast<size_t>(end_)) continue;
+    const int position = positions_[token];
+    if (position < 2 * kSeenWhole) continue;
+    for (size_t i = 0; i < dim; ++i) q[i] = f16_to_f32(from[i]);
+    const size_t first = token - static_cast<size_t>(position), n = static_cast<size_t>(position) + 1;
+    p.resize(n);
+    float largest = -1e30f, sum = 0;
+    for (size_t t = 0; t < n; ++t)
+      largest = std::max(largest, p[t] = dot(q.data(), &keys[(first + t) * dim], dim));
+    for (float& x : p) sum += x = std::exp(x - largest);
+    std::fill(out.begin(), out.end(), 0.0f);
+    for (size_t t = 0; t < n; ++t) {
+      p[t] /= sum;
+      for (size_t i = 0; i < dim; ++i) out[i] += p[t] * values[(first + t) * dim + i];
+    }
+    for (size_t t = 0; t + kSeenWhole < n; ++t) {
+      if (p[t] < 1e-5f) continue;
+      float away = 0;
+      for (size_t i = 0; i < dim; ++i) {
+        const float d = values[(first + t) * dim + i] - out[i];
+        away += d * d;
+      }
+      shares[first + t] += static_cast<double>(p[t] * p[t] * away);
+    }
+  }
+  double mean = 0;
+  size_t n = 0;
+  for (size_t t = 0; t < shares.size(); ++t) {
+    if (positions_[t] < kSkipped) continue;
+    mean += shares[t];
+    ++n;
+  }
+  mean /= static_cast<double>(std::max<size_t>(1, n));
+  for (double& share : shares) {
+    const double relative = mean > 0 ? std::min(kLargestShare, share / mean) : 1;
+    share = 1 - kAttendedShare + kAttendedShare * relative;
+  }
+  return shares;
+}
+
+}  // namespace frugal::llm
