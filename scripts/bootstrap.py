@@ -43,6 +43,7 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "nats-server": "/usr/sbin/nats-server",
     "libnats-dev": "/usr/include/nats/nats.h",
     "iproute2": "/usr/sbin/tc",
+    "openssl": "/usr/bin/openssl",
     "libjpeg-dev": "/usr/include/jpeglib.h",
     "libpng-dev": "/usr/include/png.h",
     "python3-pip": None,  # proved by `python3 -m pip` below

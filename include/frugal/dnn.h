@@ -70,9 +70,12 @@ std::vector<int> layers_of(const Graph& graph);
 struct Tier {
   std::string name;
   std::vector<double> vertex_seconds;  // [n_vertices], measured or modelled
-  double call_seconds = 0;             // fixed cost of using the tier for a frame at all
-  double active_watts = 0;             // while it computes
-  double idle_watts = 0;               // while it waits for the others; counted for tier 0 only
+  // [n_vertices], what a vertex costs in any tile: a tile with share x of its area takes x * vertex_seconds +
+  // (1 - x) * this. Measured (Measurement); empty = estimated by the weights that are read.
+  std::vector<double> tile_fixed_seconds;
+  double call_seconds = 0;  // fixed cost of using the tier for a frame at all
+  double active_watts = 0;  // while it computes
+  double idle_watts = 0;    // while it waits for the others; counted for tier 0 only
   double gco2e_per_kwh = 0;
   uint64_t memory_bytes = 0;  // limit on weights; 0 = none
   // Workers that can share the tiles of a feature map (VSM): their speeds, against vertex_seconds. Frames
@@ -120,6 +123,9 @@ struct PlanRequest {
   std::vector<Pin> pins;
   // Keeps every vertex that reads a model input on tier 0, so that no raw input crosses a link.
   bool keep_input_private = false;
+  // Tiles are taken only where they save at least this share of the objective: what they cost is known less
+  // well than what whole vertices do.
+  double least_tile_gain = 0.08;
 };
 
 // A rectangle of a feature map: rows [row_begin, row_end), columns [column_begin, column_end), all channels.

@@ -1,6 +1,7 @@
 // frugal dnn profile: what each vertex of a model costs on this host, measured or predicted from other
 // models.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 
 #include "base/file.h"
@@ -47,9 +48,13 @@ Action add_dnn_profile(CLI::App& app) {
   return [options]() -> int {
     const auto network = open_network(options->model);
     if (!network.ok()) return fail(network.error());
-    const auto profile = options->predict_from.empty()
-                             ? dnn::measure_profile(**network, options->model.n_threads, options->repetitions)
-                             : predict((*network)->graph(), options->predict_from, options->model.n_threads);
+    auto profile = options->predict_from.empty()
+                       ? dnn::measure_profile(**network, options->model.n_threads, options->repetitions)
+                       : predict((*network)->graph(), options->predict_from, options->model.n_threads);
+    if (profile.ok() && !profile->predicted) {
+      const Status tiles = dnn::measure_tiles(**network, std::min(5, options->repetitions), *profile);
+      if (!tiles.ok()) return fail(tiles.error());
+    }
     if (!profile.ok()) return fail(profile.error());
     const std::string json = dnn::profile_to_json((*network)->graph(), *profile);
     if (options->out.empty()) return print(json) ? kExitOk : kExitNoResource;

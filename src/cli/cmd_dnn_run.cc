@@ -206,6 +206,7 @@ int run(const Options& options) {
   dnn::Coordinator coordinator(device, way->edge, planning.cluster, coordinator_options);
   if (const Status status = coordinator.set_plan(plan->tier, plan->tiled_runs); !status.ok())
     return fail(status.error());
+  keep_freed_memory();
   install_interrupt_handler();
   auto outcome = run_frames(options, coordinator, *inputs);
   if (!outcome.ok()) return fail(outcome.error());

@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/dnn_nats.h"
+#include "cli/dnn_setup.h"
 #include "dnn/link/worker.h"
 
 namespace frugal::cli {
@@ -45,6 +46,7 @@ int run(Options options) {
   options.bus.name = "frugal dnn worker " + options.worker.tier;
   if (options.list) return list(options.bus);
   if (options.worker.cache_folder.empty()) options.worker.cache_folder = default_cache();
+  keep_freed_memory();
   install_interrupt_handler();
   auto worker = dnn::Worker::start(options.bus, options.worker);
   if (!worker.ok()) return fail(worker.error());
@@ -94,6 +96,8 @@ Action add_dnn_worker(CLI::App& app) {
                  "stand for a host so many times slower: rests after computing, by processor time")
       ->check(CLI::Range(1.0, 1e4))
       ->capture_default_str();
+  app.add_option("--turns", options->worker.turns_file,
+                 "emulated hosts on one machine compute in turn: hold this file locked meanwhile");
   app.add_flag("--list", options->list,
                "list workers and plans that the server's key-value bucket knows, and end");
   app.footer(

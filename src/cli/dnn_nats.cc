@@ -43,6 +43,7 @@ Result<dnn::Cluster> survey_cluster(const dnn::Network& network, int n_threads, 
       dnn::Tier& tier = cluster.tiers[i + 1];
       tier.name = rows[i].at("name").get<std::string>();
       tier.vertex_seconds = rows[i].at("vertex_seconds").get<std::vector<double>>();
+      tier.tile_fixed_seconds = rows[i].value("tile_fixed_seconds", std::vector<double>());
       tier.worker_speeds = rows[i].at("worker_speeds").get<std::vector<double>>();
       if (tier.worker_speeds.size() < 2) tier.worker_speeds.clear();
       tier.peer_latency_seconds = rows[i].value("peer_latency_seconds", tier.peer_latency_seconds);

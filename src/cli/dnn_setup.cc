@@ -1,5 +1,7 @@
 #include "cli/dnn_setup.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -83,6 +85,7 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
   dnn::Profile profile;
   if (options.profile.empty()) {
     FRUGAL_TRY(profile, dnn::measure_profile(network, model.n_threads, 5));
+    if (options.n_edge_workers > 1) FRUGAL_TRY_STATUS(dnn::measure_tiles(network, 3, profile));
   } else {
     FRUGAL_TRY(const std::string text, read_file(options.profile, size_t{64} << 20));
     auto parsed = dnn::profile_from_json(network.graph(), text);
@@ -149,6 +152,12 @@ Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string&
     }
   }
   return value;
+}
+
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
+  mallopt(M_ARENA_MAX, 2);
 }
 
 }  // namespace frugal::cli

@@ -46,4 +46,8 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
 // pattern.
 Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string& path);
 
+// Tensors of the same sizes come and go with every frame: giving their pages back to the system and having
+// them cleared again costs more than copying them.
+void keep_freed_memory();
+
 }  // namespace frugal::cli

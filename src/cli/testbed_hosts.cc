@@ -202,8 +202,8 @@ Status TestbedHosts::start_worker(int i) {
   FRUGAL_TRY(pid, spawn(host,
                         {std::filesystem::read_symlink("/proc/self/exe").string(), "dnn", "worker", "--tier",
                          cloud ? "cloud" : "edge", "--name", host, "--models", "1", "--cache", cache_,
-                         "--slowdown", strf("%g", options_.slowdown[cloud ? 2 : 1]), "--nats",
-                         strf("nats://%s:%d", server.c_str(), cloud ? cloud_port() : edge_port())},
+                         "--turns", turns_file(), "--slowdown", strf("%g", options_.slowdown[cloud ? 2 : 1]),
+                         "--nats", strf("nats://%s:%d", server.c_str(), cloud ? cloud_port() : edge_port())},
                         host + ".log"));
   return {};
 }

@@ -33,6 +33,8 @@ class TestbedHosts {
   const std::string& weights_folder() const {
     return cache_;
   }  // the workers'; models put here need not travel
+  // Held by whoever computes: the hosts have this machine's processor one at a time.
+  std::string turns_file() const { return folder_ + "/turns"; }
   Status set_links(const dnn::Link& near, const dnn::Link& far);
   void cut_near(bool cut) { near_relay_->set_cut(cut); }
   void cut_far(bool cut) { far_relay_->set_cut(cut); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "base/file.h"
 #include "base/text.h"
@@ -32,6 +33,23 @@ double baseline_bytes(const CellResult& cell) {
   return least;
 }
 
+// The edge's own time, of one worker against all of them, where a plan leaves everything to the edge.
+void add_vsm_rows(const TestbedResult& result, std::vector<BenchRow>& rows) {
+  std::map<std::string, std::vector<double>> ratios;
+  for (const CellResult& cell : result.cells) {
+    const PlanResult& ours = cell.ours();
+    if (ours.n_tiles == 0 || ours.predicted_tiers.size() != 3 ||
+        ours.predicted_tiers[0] + ours.predicted_tiers[2] > 0)
+      continue;
+    for (const PlanResult& plan : cell.plans) {
+      if (plan.algorithm == "edge-only") ratios[cell.model].push_back(plan.tiers[1] / ours.tiers[1]);
+    }
+  }
+  for (const auto& [model, of_model] : ratios)
+    rows.push_back(figure("vsm_speedup of the edge, " + model, "x", median(of_model),
+                          static_cast<int>(of_model.size())));
+}
+
 }  // namespace
 
 const PlanResult& CellResult::best_baseline() const {
@@ -53,7 +71,7 @@ int TestbedResult::n_different() const {
 
 std::vector<BenchRow> testbed_rows(const TestbedResult& result) {
   std::vector<BenchRow> rows;
-  double log_sum = 0, largest = 0, least = INFINITY, bytes_ratio = 0;
+  double log_sum = 0, largest = 0, least = INFINITY, bytes_ratio = 0, our_bytes = 0, their_bytes = 0;
   int n_frames = 0, n_without_backbone = 0;
   std::vector<double> errors;
   for (const CellResult& cell : result.cells) {
@@ -89,6 +107,8 @@ std::vector<BenchRow> testbed_rows(const TestbedResult& result) {
     if (ours.backbone_bytes > 0)
       bytes_ratio = std::max(bytes_ratio, baseline_bytes(cell) / ours.backbone_bytes);
     n_without_backbone += ours.backbone_bytes == 0;
+    our_bytes += ours.backbone_bytes;
+    their_bytes += best.backbone_bytes;
   }
   const int n = static_cast<int>(result.cells.size());
   if (n > 0) {
@@ -96,12 +116,15 @@ std::vector<BenchRow> testbed_rows(const TestbedResult& result) {
     rows.push_back(figure("speedup_geomean", "x", std::exp(log_sum / n), n));
     rows.push_back(figure("speedup_min", "x", least, n));
     rows.push_back(figure("bytes_ratio_max", "x", bytes_ratio, n - n_without_backbone));
+    // Of all cells together, against the fastest baseline of each.
+    if (our_bytes > 0) rows.push_back(figure("bytes_ratio_total", "x", their_bytes / our_bytes, n));
     rows.push_back(figure("cells_without_backbone_bytes", "cells", n_without_backbone, n));
     rows.push_back(
         figure("lossless_differences", "frames", result.n_different(), n_frames + result.chaos.n_frames));
     rows.push_back(
         figure("prediction_error_median", "%", 100 * median(errors), static_cast<int>(errors.size())));
   }
+  add_vsm_rows(result, rows);
   if (!result.left_out.empty()) {
     std::vector<double> off;
     for (const LeftOut& l : result.left_out)

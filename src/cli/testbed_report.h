@@ -2,9 +2,11 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/bench_report.h"
+#include "dnn/plan/regression.h"
 
 namespace frugal::cli {
 
@@ -16,6 +18,9 @@ struct PlanResult {
   std::vector<double> seconds;
   int n_frames = 0, n_different = 0;
   bool is_copy = false;  // of another algorithm's: the same plan
+  // [n_tiers] and [n_links], seconds of a frame: where the prediction is off. Measured ones are means.
+  std::vector<double> predicted_tiers, predicted_links, tiers, links;
+  int n_tiles = 0;
 };
 
 struct CellResult {
@@ -40,6 +45,7 @@ struct LeftOut {
 
 struct TestbedResult {
   std::vector<CellResult> cells;
+  std::vector<std::pair<std::string, std::vector<dnn::TimeSample>>> profiles;  // of each network
   std::vector<LeftOut> left_out;
   ChaosResult chaos;
   double plan_500_ms = 0;

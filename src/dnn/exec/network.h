@@ -36,6 +36,9 @@ struct NetworkOptions {
 struct Measurement {
   std::vector<double> vertex_seconds;  // [n_vertices], sums to whole_seconds; 0 for inputs
   double whole_seconds = 0;            // median of the runs, from call to return
+  // [n_vertices], what a tile costs however small it is: weights are read, edges cut out. Empty: not
+  // measured.
+  std::vector<double> tile_fixed_seconds;
 };
 
 // A compiled set of vertices, or a tile of one. Owns its weights in the executor's layout. run() may be

@@ -32,7 +32,10 @@ class NatsBus final : public Bus {
 
   // Nothing calls back into us once this returns.
   ~NatsBus() override {
-    if (connection_ != nullptr) natsConnection_Close(connection_);
+    if (connection_ != nullptr) {
+      natsConnection_Close(connection_);
+      while (!closed_) nats_Sleep(1);  // the last of the connection's own callbacks
+    }
     for (Subscription& subscription : subscriptions_) {
       // Destroying waits for nobody: an async callback under way ends by its own, counted here.
       natsSubscription_Unsubscribe(subscription.handle);
@@ -65,6 +68,8 @@ class NatsBus final : public Bus {
     set(natsOptions_SetWriteDeadline(nats_options_, 5000));
     set(natsOptions_SetIOBufSize(nats_options_, 128 << 10));
     set(natsOptions_SetErrorHandler(nats_options_, on_error, this));
+    set(natsOptions_SetDisconnectedCB(nats_options_, on_disconnect, this));
+    set(natsOptions_SetClosedCB(nats_options_, on_closed, this));
     if (options_.url.starts_with("tls://") || !options_.ca.empty())
       set(natsOptions_SetSecure(nats_options_, true));
     if (!options_.ca.empty()) set(natsOptions_LoadCATrustedCertificates(nats_options_, options_.ca.c_str()));
@@ -125,6 +130,7 @@ class NatsBus final : public Bus {
   size_t max_payload() const override {
     return static_cast<size_t>(std::max<int64_t>(0, natsConnection_GetMaxPayload(connection_)));
   }
+  uint64_t n_disconnects() const override { return n_disconnects_; }
   uint64_t n_dropped() const override { return n_dropped_; }
 
   Status put(const std::string& key, const std::string& value) override {
@@ -179,6 +185,11 @@ class NatsBus final : public Bus {
     if (status == NATS_SLOW_CONSUMER) ++static_cast<NatsBus*>(closure)->n_dropped_;
   }
 
+  static void on_closed(natsConnection*, void* closure) { static_cast<NatsBus*>(closure)->closed_ = true; }
+  static void on_disconnect(natsConnection*, void* closure) {
+    ++static_cast<NatsBus*>(closure)->n_disconnects_;
+  }
+
   Status open_bucket() {
     if (bucket_ != nullptr) return {};
     jsOptions js_options;
@@ -209,7 +220,8 @@ class NatsBus final : public Bus {
   std::list<Subscription> subscriptions_;
   jsCtx* js_ = nullptr;
   kvStore* bucket_ = nullptr;
-  std::atomic<uint64_t> n_dropped_{0};
+  std::atomic<uint64_t> n_dropped_{0}, n_disconnects_{0};
+  std::atomic<bool> closed_{false};
 };
 
 }  // namespace

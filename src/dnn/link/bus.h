@@ -46,6 +46,8 @@ class Bus {
   virtual Status subscribe(const std::string& subject, const std::string& queue,
                            std::function<void(const BusMessage&)> callback) = 0;
   virtual bool connected() const = 0;
+  // How often the connection was lost: whatever was under way then may never arrive.
+  virtual uint64_t n_disconnects() const = 0;
   virtual size_t max_payload() const = 0;
   // Messages that the library dropped because a callback was too slow.
   virtual uint64_t n_dropped() const = 0;

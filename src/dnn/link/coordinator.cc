@@ -58,6 +58,7 @@ Cluster Coordinator::learnt_cluster() const {
   Cluster cluster = cluster_;
   for (size_t k = 0; k < cluster.tiers.size(); ++k) {
     for (double& seconds : cluster.tiers[k].vertex_seconds) seconds *= learnt_.tier_ratio[k];
+    for (double& seconds : cluster.tiers[k].tile_fixed_seconds) seconds *= learnt_.tier_ratio[k];
   }
   for (size_t k = 0; k < cluster.links.size(); ++k) {
     cluster.links[k].up_bytes_per_second /= learnt_.link_ratio[k];
@@ -200,6 +201,7 @@ void Coordinator::learn(const InForce& by, const FrameCost& cost) {
 
 Result<Values> Coordinator::run_frame(const Values& inputs, FrameCost* told) {
   const size_t n_tiers = cluster_.tiers.size();
+  size_t most = n_tiers;  // a frame does not go again where it was lost: every link keeps it waiting once
   bool alone;
   {
     const std::lock_guard lock(mutex_);
@@ -210,7 +212,8 @@ Result<Values> Coordinator::run_frame(const Values& inputs, FrameCost* told) {
     --n_in_flight_;
   };
   while (true) {
-    const auto by = in_force();
+    auto by = in_force();
+    if (by.ok() && (*by)->n_tiers > most) by = plan_for(cluster(), most);
     if (!by.ok()) {
       leave();
       return by.error();
@@ -230,6 +233,7 @@ Result<Values> Coordinator::run_frame(const Values& inputs, FrameCost* told) {
     }
     // The message tells how far the frame came. Nobody is asked now: the frame has waited long enough.
     const size_t left = outputs.error().message.starts_with(kBeyond) ? (*by)->n_tiers - 1 : 1;
+    most = left;
     {
       const std::lock_guard lock(mutex_);
       ++n_retries_;

@@ -186,6 +186,7 @@ Result<Content> Mailbox::request(const std::string& to, const Content& content, 
     waiting_[id] = &waiting;
   }
   const double start = wall_seconds();
+  const uint64_t n_disconnects = bus_->n_disconnects();
   const auto finish = [&](Result<Content> result) {
     const std::lock_guard lock(mutex_);
     waiting_.erase(id);
@@ -199,6 +200,8 @@ Result<Content> Mailbox::request(const std::string& to, const Content& content, 
     while (!waiting.done) {
       Status fault;
       if (stopping_) fault = Error{ErrorCode::kCancelled, "this side is closing"};
+      if (bus_->n_disconnects() != n_disconnects)
+        fault = Error{ErrorCode::kUnavailable, "the connection was lost while " + to + " was asked"};
       if (waiting.nobody) fault = Error{ErrorCode::kUnavailable, "nobody listens at " + to};
       // A refusal of the version is for good; one for lost chunks is not, and says so itself.
       if (!waiting.refusal.empty()) {

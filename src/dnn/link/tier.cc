@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <future>
+#include <condition_variable>
 #include <thread>
 
 #include "base/clock.h"
@@ -125,10 +125,17 @@ Status TierRunner::prepare(const Division& division) {
 Status TierRunner::run_part(Part& part, const std::vector<const HostTensor*>& inputs,
                             std::vector<HostTensor>& outputs) {
   const std::lock_guard lock(compute_mutex_);
-  const double start = wall_seconds(), cpu = thread_cpu_seconds();
-  FRUGAL_TRY_STATUS(part.run(inputs, outputs));
+  const double start = wall_seconds();
+  double busy;
+  {
+    std::unique_lock<Turns> turn;
+    if (turns_) turn = std::unique_lock(*turns_);
+    const double cpu = thread_cpu_seconds();
+    FRUGAL_TRY_STATUS(part.run(inputs, outputs));
+    busy = thread_cpu_seconds() - cpu;
+  }
   // Processor time, not wall time: neighbours on this host then do not make the emulated one slower.
-  if (slowdown_ > 1) sleep_seconds(slowdown_ * (thread_cpu_seconds() - cpu) - (wall_seconds() - start));
+  if (slowdown_ > 1) sleep_seconds(slowdown_ * busy - (wall_seconds() - start));
   return {};
 }
 
@@ -157,39 +164,72 @@ Result<HostTensor> TierRunner::run_tile(const TiledRun& run, size_t i, const Hos
   return std::move(outputs[0]);
 }
 
-// Tiles of other workers go out first, one thread each; then this one computes its own, and any that did not
-// come back.
-Status TierRunner::run_tiled(const TiledRun& run, Values& values) {
+Result<std::shared_ptr<const TierRunner::RunShape>> TierRunner::shape_for(const TiledRun& run) {
+  std::vector<int64_t> key(run.vertices.begin(), run.vertices.end());
+  for (const TileBounds& b : run.tiles)
+    key.insert(key.end(), {-1, b.row_begin, b.row_end, b.column_begin, b.column_end});
+  const std::lock_guard lock(cache_mutex_);
+  if (const auto* shape = find_recent(shapes_, key)) return *shape;
   const Graph& graph = network_->graph();
   FRUGAL_TRY(const Segment segment, make_segment(graph, run.vertices));
-  const auto at = segment.inputs.size() == 1 ? values.find(segment.inputs[0]) : values.end();
-  if (at == values.end()) return {ErrorCode::kInvalidArgument, "the input of a tiled run has not arrived"};
-  const Region whole = whole_region(graph.tensors[static_cast<size_t>(segment.inputs[0])]);
-  std::vector<HostTensor> inputs;
+  if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
+  auto shape = std::make_shared<RunShape>();
+  shape->input = segment.inputs[0];
+  shape->output = segment.output;
+  shape->whole = whole_region(graph.tensors[static_cast<size_t>(shape->input)]);
   for (const TileBounds& bounds : run.tiles) {
     FRUGAL_TRY(const Tile tile, make_tile(graph, segment, region_of(bounds)));
-    inputs.push_back(slice(at->second, whole, tile.held.at(segment.inputs[0])));
+    shape->reads.push_back(tile.held.at(shape->input));
+    shape->writes.push_back(region_of(bounds));
   }
-  std::vector<std::future<Result<HostTensor>>> away(run.tiles.size());
-  for (size_t i = 1; i < run.tiles.size() && peers_; ++i) {
-    away[i] = std::async(std::launch::async, [&, i] { return peers_->run_tile(i, run, i, inputs[i]); });
-  }
-  const Tensor& output = graph.tensors[static_cast<size_t>(segment.output)];
+  shapes_.emplace_front(std::move(key), std::move(shape));
+  if (shapes_.size() > kMaxTiles) shapes_.pop_back();
+  return shapes_.front().second;
+}
+
+// Tiles of other workers go out first, each on a thread of the crew; then this one computes its own, and any
+// that did not come back.
+Status TierRunner::run_tiled(const TiledRun& run, Values& values) {
+  FRUGAL_TRY(const std::shared_ptr<const RunShape> shape, shape_for(run));
+  const auto at = values.find(shape->input);
+  if (at == values.end()) return {ErrorCode::kInvalidArgument, "the input of a tiled run has not arrived"};
+  const HostTensor& input = at->second;
+  const size_t n = run.tiles.size(), n_away = peers_ && n > 0 ? n - 1 : 0;
+  const Tensor& output = network_->graph().tensors[static_cast<size_t>(shape->output)];
   HostTensor assembled{output.type, output.shape, std::vector<std::byte>(output.bytes)};
-  Status first_fault;
-  for (size_t i = 0; i < run.tiles.size(); ++i) {
-    Result<HostTensor> tile = Error{ErrorCode::kUnavailable, "no peer has it"};
-    if (away[i].valid()) tile = away[i].get();
-    // The same bits, only later: computing it here needs no worker at all.
-    if (!tile.ok()) tile = run_tile(run, i, inputs[i]);
-    if (!tile.ok()) {
-      first_fault = tile.error();
-      continue;
-    }
-    paste(*tile, region_of(run.tiles[i]), assembled);
+  std::vector<char> missing(n, 1);
+  const auto take = [&](size_t i, const Result<HostTensor>& tile) {
+    if (!tile.ok()) return;
+    paste(*tile, shape->writes[i], assembled);  // tiles do not overlap
+    missing[i] = 0;
+  };
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t n_back = 0;
+  for (size_t i = 1; i <= n_away; ++i) {
+    crew_.begin([&, i] {
+      take(i, peers_->run_tile(i, run, i, slice(input, shape->whole, shape->reads[i])));
+      const std::lock_guard lock(mutex);
+      ++n_back;
+      changed.notify_one();
+    });
   }
-  FRUGAL_TRY_STATUS(first_fault);
-  values[segment.output] = std::move(assembled);
+  const auto own = [&](size_t i) -> Status {
+    const auto tile = run_tile(run, i, slice(input, shape->whole, shape->reads[i]));
+    take(i, tile);
+    return tile.ok() ? Status() : Status(tile.error());
+  };
+  Status fault = n > 0 ? own(0) : Status();
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return n_back == n_away; });
+  }
+  // The same bits, only later: computing it here needs no other worker at all.
+  for (size_t i = 1; i < n && fault.ok(); ++i) {
+    if (missing[i]) fault = own(i);
+  }
+  FRUGAL_TRY_STATUS(fault);
+  values[shape->output] = std::move(assembled);
   return {};
 }
 

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "dnn/exec/network.h"
+#include "dnn/link/crew.h"
+#include "dnn/link/turns.h"
 #include "frugal/dnn.h"
 
 namespace frugal::dnn {
@@ -72,6 +74,8 @@ class TierRunner {
   // `slowdown` >= 1 stands for a weaker host: what took s processor seconds is made to last slowdown * s.
   TierRunner(std::shared_ptr<const Network> network, int k, int n_threads, double slowdown = 1);
   void set_peers(std::shared_ptr<TilePeers> peers) { peers_ = std::move(peers); }
+  // Computes only while it holds this lock.
+  void set_turns(std::shared_ptr<Turns> turns) { turns_ = std::move(turns); }
 
   // Runs the vertices with tier[v] == k on `values` and adds what they make.
   Status run(const Division& division, Values& values, FrameCost& cost);
@@ -95,9 +99,16 @@ class TierRunner {
     Region input;
     std::shared_ptr<Part> part;
   };
+  // What running a tiled run takes to know, worked out once.
+  struct RunShape {
+    int input = -1, output = -1;        // tensors
+    Region whole;                       // of the input
+    std::vector<Region> reads, writes;  // [n_tiles]
+  };
   std::vector<Stage> stages_of(const Division& division) const;
   Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
   Result<TilePart> tile_for(const TiledRun& run, size_t tile);
+  Result<std::shared_ptr<const RunShape>> shape_for(const TiledRun& run);
   Status run_part(Part& part, const std::vector<const HostTensor*>& inputs, std::vector<HostTensor>& outputs);
   Status run_plain(const std::vector<int>& vertices, Values& values);
   Status run_tiled(const TiledRun& run, Values& values);
@@ -106,9 +117,12 @@ class TierRunner {
   int k_, n_threads_;
   double slowdown_;
   std::shared_ptr<TilePeers> peers_;
+  std::shared_ptr<Turns> turns_;
   std::mutex cache_mutex_, compute_mutex_;
   std::list<std::pair<std::vector<int>, std::shared_ptr<Part>>> parts_;  // by vertices, last used first
   std::list<std::pair<std::vector<int64_t>, TilePart>> tiles_;           // by vertices and bounds, likewise
+  std::list<std::pair<std::vector<int64_t>, std::shared_ptr<const RunShape>>> shapes_;  // likewise
+  Crew crew_;  // last: its threads use the rest
 };
 
 // Runs tiers k, k + 1, ... of a division: this tier's share here, the rest over `next` (may be null for the

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "dnn/plan/profile.h"
 
 namespace frugal::dnn {
 namespace {
@@ -49,6 +50,9 @@ Result<std::unique_ptr<Worker>> Worker::start(const BusOptions& bus, const Worke
 }
 
 Status Worker::open(const BusOptions& bus) {
+  if (!options_.turns_file.empty()) {
+    FRUGAL_TRY(turns_, Turns::open(options_.turns_file));
+  }
   FRUGAL_TRY(std::shared_ptr<Bus> connection, Bus::connect(bus));
   mailbox_ = std::make_shared<Mailbox>(std::move(connection), options_.mailbox);
   FRUGAL_TRY_STATUS(mailbox_->open([this](Letter letter) { take(std::move(letter)); }));
@@ -136,9 +140,10 @@ void Worker::tick() {
       std::replace_if(
           key.begin(), key.end(),
           [](char c) { return !std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-'; }, '_');
-      (void)mailbox_->bus().put(
-          key, about().dump());  // without JetStream nobody can look, and nothing else suffers
-      said = wall_seconds();
+      // Without JetStream nobody can look, and nothing else suffers. A server that has just started may have
+      // it soon.
+      const bool ok = mailbox_->bus().put(key, about().dump()).ok();
+      said = wall_seconds() - (ok ? 0 : 4.5);
     }
     std::vector<std::shared_ptr<Model>> in_use;
     {
@@ -304,6 +309,7 @@ Result<Content> Worker::load_model(const json& meta) {
   FRUGAL_TRY(const ModelSource source, model_source(path, *network, network_options.input_shapes));
   model->peers = std::make_shared<RemotePeers>(*mailbox_, source, k, options_.tier);
   model->runner->set_peers(model->peers);
+  model->runner->set_turns(turns_);
   if (chain.size() > 1) {
     model->next = std::make_shared<RemoteHop>(mailbox_, source, k + 1,
                                               std::vector<std::string>(chain.begin() + 1, chain.end()));
@@ -383,15 +389,27 @@ Result<Content> Worker::survey(const json& meta) {
   const int repetitions = std::clamp(meta.at("repetitions").get<int>(), 0, 100);  // 0: only the links
   json row = about();
   if (model->survey.is_null() && repetitions > 0) {
-    FRUGAL_TRY(const Measurement measured, model->runner->network().measure(options_.n_threads, repetitions));
-    std::vector<double> times = measured.vertex_seconds;
+    FRUGAL_TRY(const Profile profile,
+               measure_profile(model->runner->network(), options_.n_threads, repetitions));
+    std::vector<double> times = profile.measurement.vertex_seconds;
     for (double& seconds : times) seconds *= model->runner->slowdown();
     model->survey = times;
   }
   row["name"] = options_.tier;
   row["vertex_seconds"] = model->survey;
   model->peers->refresh();
-  row["worker_speeds"] = model->peers->speeds(model->runner->slowdown());
+  const std::vector<double> speeds = model->peers->speeds(model->runner->slowdown());
+  row["worker_speeds"] = speeds;
+  if (speeds.size() > 1 && model->tiles.is_null() && repetitions > 0) {
+    Profile profile;
+    profile.n_threads = options_.n_threads;
+    profile.measurement.vertex_seconds = model->survey.get<std::vector<double>>();
+    for (double& seconds : profile.measurement.vertex_seconds) seconds /= model->runner->slowdown();
+    FRUGAL_TRY_STATUS(measure_tiles(model->runner->network(), repetitions, profile));
+    for (double& seconds : profile.measurement.tile_fixed_seconds) seconds *= model->runner->slowdown();
+    model->tiles = profile.measurement.tile_fixed_seconds;
+  }
+  if (!model->tiles.is_null()) row["tile_fixed_seconds"] = model->tiles;
   if (const auto probe = model->peers->probe(); probe.ok()) {
     row["peer_latency_seconds"] = probe->latency_seconds;
     row["peer_bytes_per_second"] = std::min(probe->up_bytes_per_second, probe->down_bytes_per_second);

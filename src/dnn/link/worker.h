@@ -20,9 +20,10 @@ struct WorkerOptions {
   std::string name;          // shown in messages; empty = made of host and process
   std::string cache_folder;  // where models that came are kept, by hash
   int n_threads = 1;
-  double slowdown = 1;  // stands for a weaker host
-  int n_frames = 4;     // in hand at once; they take turns at computing
-  int n_models = 4;     // loaded at once
+  double slowdown = 1;     // stands for a weaker host
+  std::string turns_file;  // and computes only while it holds this file locked (turns.h); empty: at any time
+  int n_frames = 4;        // in hand at once; they take turns at computing
+  int n_models = 4;        // loaded at once
   MailboxOptions mailbox;
 };
 
@@ -44,7 +45,7 @@ class Worker {
     std::shared_ptr<TierRunner> runner;
     std::shared_ptr<RemoteHop> next;
     std::shared_ptr<RemotePeers> peers;
-    nlohmann::json survey;  // once measured
+    nlohmann::json survey, tiles;  // once measured
     double used = 0;
   };
   struct Queue {
@@ -72,6 +73,7 @@ class Worker {
   nlohmann::json about() const;
 
   WorkerOptions options_;
+  std::shared_ptr<Turns> turns_;
   std::shared_ptr<Mailbox> mailbox_;
   mutable std::mutex mutex_;
   std::condition_variable work_there_;

@@ -109,6 +109,10 @@ Status check_request(const Graph& graph, const Cluster& cluster, const PlanReque
       if (!sound(tier.vertex_seconds[v]))
         return invalid(strf("tier '%s' has no sound time for vertex %zu", name, v));
     }
+    if (!tier.tile_fixed_seconds.empty() &&
+        (tier.tile_fixed_seconds.size() != graph.vertices.size() ||
+         !std::all_of(tier.tile_fixed_seconds.begin(), tier.tile_fixed_seconds.end(), sound)))
+      return invalid(strf("tier '%s' has no sound cost of tiles for every vertex", name));
     if (!sound(tier.call_seconds) || !sound(tier.active_watts) || !sound(tier.idle_watts) ||
         !sound(tier.gco2e_per_kwh)) {
       return invalid(strf("tier '%s' has a negative or unsound figure", name));

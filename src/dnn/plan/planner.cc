@@ -58,6 +58,7 @@ Plan with_tiles(const Graph& graph, const Cluster& cluster, const PlanRequest& r
                 Plan plan) {
   const int k = tiling_tier(cluster), last = problem.n_labels - 1;
   const TilePlanner tiles(graph, cluster.tiers[static_cast<size_t>(k)], k);
+  const Plan plain = plan;
   const auto consider = [&](const std::vector<int>& labels) {
     if (evaluate(problem, labels) == kNotAllowed || !memory.fits(labels)) return;
     Plan tiled = describe(graph, cluster, request.objective, labels, tiles.tile(labels));
@@ -89,7 +90,7 @@ Plan with_tiles(const Graph& graph, const Cluster& cluster, const PlanRequest& r
   const size_t n = std::min(kTried, candidates.size());
   std::partial_sort(candidates.begin(), candidates.begin() + static_cast<long>(n), candidates.end());
   for (size_t i = 0; i < n; ++i) consider(candidates[i].second);
-  return plan;
+  return plan.objective < (1 - request.least_tile_gain) * plain.objective ? plan : plain;
 }
 
 }  // namespace

@@ -1,10 +1,14 @@
 #include "dnn/plan/profile.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/text.h"
+#include "dnn/graph/tiles.h"
 
 namespace frugal::dnn {
 namespace {
@@ -24,6 +28,39 @@ constexpr std::array kLinks = {
     NamedLink{"lan", 0.0003, 940e6, 940e6, 3.6e-6, 0.0},
 };
 
+constexpr size_t kStretch = 4;  // segments: about as deep as planned runs are
+
+// Processor time of one thread, as vertices are timed.
+Result<double> time_tile(const Network& network, const Segment& segment, const Tile& tile, int n_threads,
+                         int repetitions) {
+  FRUGAL_TRY(const std::unique_ptr<Part> part, network.compile_tile(segment, tile, n_threads));
+  std::vector<HostTensor> inputs, outputs;
+  for (const int t : segment.inputs) {
+    const Tensor& tensor = network.graph().tensors[static_cast<size_t>(t)];
+    const Region& held = tile.held.at(t);
+    HostTensor input{
+        tensor.type, {tensor.shape[0], tensor.shape[1], held.axes[0].size(), held.axes[1].size()}, {}};
+    const auto n = static_cast<size_t>(tensor.shape[0] * tensor.shape[1] * held.area());
+    input.bytes.resize(n * element_bytes(tensor.type));
+    for (size_t i = 0; i < n && tensor.type == "f32"; ++i) {
+      const float x = static_cast<float>(static_cast<int>(i % 17) - 8) / 8.0f;
+      std::memcpy(input.bytes.data() + 4 * i, &x, 4);
+    }
+    inputs.push_back(std::move(input));
+  }
+  std::vector<const HostTensor*> pointers;
+  for (const HostTensor& input : inputs) pointers.push_back(&input);
+  std::vector<double> seconds;
+  for (int i = 0; i <= std::max(1, repetitions); ++i) {
+    const double wall = wall_seconds(), cpu = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+    FRUGAL_TRY_STATUS(part->run(pointers, outputs));
+    const double took = wall_seconds() - wall, busy = clock_seconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+    if (i > 0) seconds.push_back(n_threads == 1 && busy > 0.25 * took ? busy : took);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
 }  // namespace
 
 Result<Profile> measure_profile(const Network& network, int n_threads, int repetitions) {
@@ -33,6 +70,45 @@ Result<Profile> measure_profile(const Network& network, int n_threads, int repet
   profile.n_threads = n_threads;
   FRUGAL_TRY(profile.measurement, network.measure(n_threads, repetitions));
   return profile;
+}
+
+Status measure_tiles(const Network& network, int repetitions, Profile& profile) {
+  const Graph& graph = network.graph();
+  Measurement& measured = profile.measurement;
+  std::vector<int> all;
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    if (graph.vertices[v].kind != "Input") all.push_back(static_cast<int>(v));
+  }
+  const std::vector<Segment> segments = smallest_segments(graph, all);
+  measured.tile_fixed_seconds.assign(graph.vertices.size(), 0);
+  for (size_t first = 0, end = 0; first < segments.size(); first = end) {
+    std::vector<int> vertices;
+    while (end < segments.size() && end - first < kStretch &&
+           (end == first || segments[end].inputs[0] == segments[end - 1].output)) {
+      vertices.insert(vertices.end(), segments[end].vertices.begin(), segments[end].vertices.end());
+      ++end;
+    }
+    FRUGAL_TRY(const Segment segment, make_segment(graph, vertices));
+    const auto quarters =
+        row_tiles(graph.tensors[static_cast<size_t>(segment.output)], std::array<double, 4>{1, 1, 1, 1});
+    if (quarters.size() < 2) continue;
+    FRUGAL_TRY(const Tile tile, make_tile(graph, segment, quarters[1]));
+    FRUGAL_TRY(const double seconds, time_tile(network, segment, tile, profile.n_threads, repetitions));
+    // What it takes beyond its share, spread over the rest of its vertices.
+    double shares = 0, rest = 0;
+    for (const int v : tile.vertices) {
+      const int t = graph.vertices[static_cast<size_t>(v)].outputs[0];
+      const double share = static_cast<double>(tile.held.at(t).area()) /
+                           static_cast<double>(whole_region(graph.tensors[static_cast<size_t>(t)]).area());
+      shares += share * measured.vertex_seconds[static_cast<size_t>(v)];
+      rest += (1 - share) * measured.vertex_seconds[static_cast<size_t>(v)];
+    }
+    const double fixed = rest > 0 ? std::clamp((seconds - shares) / rest, 0.0, 1.0) : 0;
+    for (const int v : tile.vertices)
+      measured.tile_fixed_seconds[static_cast<size_t>(v)] =
+          fixed * measured.vertex_seconds[static_cast<size_t>(v)];
+  }
+  return {};
 }
 
 std::string profile_to_json(const Graph& graph, const Profile& profile) {
@@ -55,6 +131,8 @@ std::string profile_to_json(const Graph& graph, const Profile& profile) {
                         {"plane", shape.size() == 4 ? shape[2] * shape[3] : 1},
                         {"channels", shape.size() > 1 ? shape[1] : 1},
                         {"seconds", profile.measurement.vertex_seconds[v]}});
+    if (!profile.measurement.tile_fixed_seconds.empty())
+      vertices.back()["tile_fixed_seconds"] = profile.measurement.tile_fixed_seconds[v];
   }
   return json{{"format", "frugal-dnn-profile"},
               {"version", 1},
@@ -94,7 +172,14 @@ Result<Profile> profile_from_json(const Graph& graph, std::string_view text) {
       if (!std::isfinite(seconds) || seconds < 0)
         return corrupt("has a time that is negative or not a number");
       profile.measurement.vertex_seconds.push_back(seconds);
+      if (!vertex.contains("tile_fixed_seconds")) continue;
+      const double fixed = vertex.at("tile_fixed_seconds").get<double>();
+      if (!std::isfinite(fixed) || fixed < 0) return corrupt("has a time that is negative or not a number");
+      profile.measurement.tile_fixed_seconds.push_back(fixed);
     }
+    const size_t n_fixed = profile.measurement.tile_fixed_seconds.size();
+    if (n_fixed != 0 && n_fixed != graph.vertices.size())
+      return corrupt("has the cost of tiles for some vertices only");
     return profile;
   } catch (const json::exception&) {
     return corrupt("lacks a field, or has one of the wrong type");
@@ -137,6 +222,8 @@ Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown,
     tier.name = kNames[k];
     for (const double seconds : profile.measurement.vertex_seconds)
       tier.vertex_seconds.push_back(seconds * slowdown[k]);
+    for (const double seconds : profile.measurement.tile_fixed_seconds)
+      tier.tile_fixed_seconds.push_back(seconds * slowdown[k]);
     tier.call_seconds = kCallSeconds * slowdown[k];
     tier.active_watts = kActive[k];
     tier.idle_watts = kIdle[k];

@@ -21,6 +21,10 @@ struct Profile {
 
 Result<Profile> measure_profile(const Network& network, int n_threads, int repetitions);
 
+// Adds what tiles cost: quarters of short stretches are compiled and timed. Takes about as long as
+// compiling the model once.
+Status measure_tiles(const Network& network, int repetitions, Profile& profile);
+
 // docs/formats/dnn-profile.md. A profile of another model, or with other vertices, is refused.
 std::string profile_to_json(const Graph& graph, const Profile& profile);
 Result<Profile> profile_from_json(const Graph& graph, std::string_view json);

@@ -38,11 +38,11 @@ Result<TileCost> cost_of(const Graph& graph, const Tier& tier, const Segment& se
     const double share = static_cast<double>(tile.held.at(vertex.outputs[0]).area()) /
                          static_cast<double>(whole_region(graph.tensors[t]).area());
     const double whole = tier.vertex_seconds[static_cast<size_t>(v)];
-    // However small a tile, all weights are read for it: as long as kFlopsPerByte operations take, for each
-    // byte.
-    const double reading =
-        flops > 0 ? kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds / flops : 0;
-    cost.seconds += share * whole + (1 - share) * std::min(whole, reading);
+    // However small a tile, all weights are read for it: unless it was measured, as long as kFlopsPerByte
+    // operations take, for each byte.
+    double fixed = flops > 0 ? kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds / flops : 0;
+    if (!tier.tile_fixed_seconds.empty()) fixed = tier.tile_fixed_seconds[static_cast<size_t>(v)];
+    cost.seconds += share * whole + (1 - share) * std::min(whole, fixed);
   }
   for (const int t : segment.inputs)
     cost.in_bytes += bytes_of(graph.tensors[static_cast<size_t>(t)], tile.held.at(t));

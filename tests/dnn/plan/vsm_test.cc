@@ -61,6 +61,32 @@ TEST(Vsm, ARunCostsWhatItsPartsCost) {
   EXPECT_NEAR(run.seconds, 0.001 + 30 * row_bytes / 1e6 + work + 0.001 + 28 * row_bytes / 1e6, 1e-12);
 }
 
+TEST(Vsm, MeasuredFixedCostsOfTilesCount) {
+  const Graph graph = conv_chain(1);
+  Tier tier = edge_of(graph, {1, 1}, 1e6);
+  tier.tile_fixed_seconds = {0, 0.010};
+  TiledRun run{1, {1}, {{0, 28, 0, 56}, {28, 56, 0, 56}}, 0, 0};
+  ASSERT_TRUE(price_run(graph, tier, run).ok());
+  EXPECT_NEAR(run.work_seconds, 2 * (0.028 + 0.5 * 0.010), 1e-12);
+}
+
+TEST(Vsm, TilesThatSaveLessThanIsKnownAreLeft) {
+  const Graph graph = conv_chain(8);
+  Cluster cluster;
+  cluster.tiers = {edge_of(graph, {}, 1), edge_of(graph, {1, 1, 1, 1}, 1e9)};
+  for (double& seconds : cluster.tiers[0].vertex_seconds) seconds *= 8;
+  Link link;
+  link.up_bytes_per_second = link.down_bytes_per_second = 1e8;
+  cluster.links = {link};
+  PlanRequest request;
+  const Plan tiled = make_plan(graph, cluster, request).value();
+  EXPECT_FALSE(tiled.tiled_runs.empty());
+  request.least_tile_gain = 0.95;
+  const Plan plain = make_plan(graph, cluster, request).value();
+  EXPECT_TRUE(plain.tiled_runs.empty());
+  EXPECT_LT(tiled.seconds, plain.seconds);
+}
+
 TEST(Vsm, TilesThatOverlapOrLeaveGapsAreRefused) {
   const Graph graph = conv_chain(1);
   const Tier tier = edge_of(graph, {1, 1}, 1e6);
