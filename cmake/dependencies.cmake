@@ -48,6 +48,13 @@ if(NOT FRUGAL_NATS)
   message(FATAL_ERROR "libnats is missing: run `python3 scripts/bootstrap.py` (or `make`), or `apt-get install libnats-dev`, "
     "then configure again.")
 endif()
+# Debian builds the HTTP library as a shared object with these options, and the header's classes change with them.
+find_library(FRUGAL_HTTPLIB cpp-httplib)
+if(NOT FRUGAL_HTTPLIB)
+  message(FATAL_ERROR "libcpp-httplib is missing: run `python3 scripts/bootstrap.py` (or `make`), or `apt-get install "
+    "libcpp-httplib-dev`, then configure again.")
+endif()
+set(FRUGAL_HTTPLIB_DEFINITIONS CPPHTTPLIB_OPENSSL_SUPPORT CPPHTTPLIB_ZLIB_SUPPORT CPPHTTPLIB_BROTLI_SUPPORT)
 if(FRUGAL_DEVELOPER)
   frugal_find_system(CLI11 libcli11-dev)
   frugal_find_system(GTest libgtest-dev)

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,6 +50,12 @@ struct MeterOptions {
   bool use_counters = true;                   // false: the load model even where counters are readable
   double sample_interval_s = 1;  // of the sampler thread; 0: none, the host is read at snapshots only
   CarbonIntensity intensity;
+  // The mean over a time (Unix seconds), for runs of hours; unknown: `intensity` holds. Empty: always.
+  std::function<Estimate(double from_unix_s, double to_unix_s)> intensity_over;
+  // A folder in memory (/dev/shm, $XDG_RUNTIME_DIR) through which all meters of this user sample the host as
+  // one; empty: on its own. Needs a sample interval, and counters that another process can read on.
+  std::string share_folder;
+  std::string nvml_library;    // empty: the system's, for the system's /sys
   double pue = 1;              // power usage effectiveness of the room: energy of the meter x pue, >= 1
   double water_l_per_kwh = 0;  // of the room and the grid; 0: not reported
 };
@@ -68,7 +75,8 @@ struct SourceInfo {
   std::string description;         // "powercap: package-0, package-1, dram"
   std::vector<std::string> notes;  // better sources that are not there, why, and what enables them
   bool memory_counter = false;     // a dram domain is read
-  bool gpu_counter = false;        // NVML answers
+  bool gpu_counter = false;        // a GPU tells its energy or power
+  bool shared = false;             // with other meters of this user, by MeterOptions::share_folder
   std::string cpu_name;
   int sockets = 1;
   int threads = 1;  // threads that the operating system sees
@@ -77,7 +85,7 @@ struct SourceInfo {
   double idle_watts = 0;
 };
 
-// Energy of the host since the meter was opened, by component. Cumulative; take differences.
+// Energy of the host by component, since some moment before now. Cumulative; take differences.
 struct HostEnergy {
   Estimate cpu_j, memory_j, gpu_j;  // memory and gpu unknown where nothing reads them
   double modelled_s = 0;            // time for which the CPU figure is from the model
@@ -88,6 +96,7 @@ struct HostEnergy {
 
 struct Snapshot {
   HostEnergy host;
+  Estimate own_gpu_j;  // of the GPUs, for this process and its descendants; unknown where GPUs do not tell
 };
 
 // What a run was charged.
@@ -95,8 +104,10 @@ struct Charge {
   Estimate cpu_j, memory_j, gpu_j;
   Estimate total_j;  // sum of the known components, pue included
   Estimate carbon_gco2e;
-  Estimate host_cpu_j;  // of the whole host over the same time
-  double share = 0;     // of the host's busy CPU time
+  Estimate g_per_kwh;       // that it was reckoned with
+  Estimate host_cpu_j;      // of the whole host over the same time
+  double share = 0;         // of the host's busy CPU time
+  bool gpu_is_own = false;  // gpu_j is of this process and its descendants; false: of the whole devices
 };
 
 // The host's processors between two samples.
@@ -107,7 +118,8 @@ struct PowerSample {
   double busy_share = 0;  // of the host's threads
 };
 
-// Thread-safe. One for a process: it owns a sampler thread that wakes once per sample interval.
+// Thread-safe. One for a process: it owns a thread that wakes once per sample interval, and samples the host
+// unless another meter that it shares with has done so.
 class PowerMeter {
  public:
   // Never fails for lack of counters; kInvalidArgument for options that make no sense (message says which),
@@ -125,10 +137,19 @@ class PowerMeter {
   // usage.energy_j and usage.carbon_gco2e.
   virtual Charge charge(const Snapshot& from, Usage& usage) = 0;
 
-  // The host's power since `from`, oldest first: at most the last 4,096 samples, fewer when the meter is
-  // younger.
+  // The host's power since `from`, oldest first: at most 4,096 samples, the older ones over longer stretches,
+  // fewer when the meter is younger.
   virtual std::vector<PowerSample> samples(const Snapshot& from) = 0;
 };
+
+// Mean power over a stretch of a run.
+struct PowerStretch {
+  double begin_unix_s = 0, seconds = 0, watts = 0;
+};
+
+// A run's power over time from samples of the host, of which it had `share` of the processors' time: at most
+// 60 stretches; none for runs of few samples.
+std::vector<PowerStretch> power_over_time(const std::vector<PowerSample>& samples, double share);
 
 // A line of the ledger: one run, request or job, and what it cost.
 struct LedgerEntry {
@@ -147,6 +168,7 @@ struct LedgerEntry {
   Estimate g_per_kwh;
   int exit_code = 0;
   double average_watts = 0, peak_watts = 0;  // of the run; 0: not sampled
+  std::vector<PowerStretch> power;  // over a run of many samples, oldest first; empty: the average tells all
 };
 
 struct LedgerFilter {

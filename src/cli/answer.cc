@@ -160,6 +160,13 @@ std::string summary_text(const Summary& summary) {
   if (answer.usage.carbon_gco2e.known()) {
     out += strf("carbon    %s\n", estimate_text(answer.usage.carbon_gco2e, "gCO2e").c_str());
   }
+  if (!answer.tokens.empty() && answer.usage.energy_j.known()) {
+    const double each = 1 / static_cast<double>(answer.tokens.size());
+    out += strf("a token   %.3g J%s, prompt included\n", each * answer.usage.energy_j.value,
+                answer.usage.carbon_gco2e.known()
+                    ? strf(" and %.3g gCO2e", each * answer.usage.carbon_gco2e.value).c_str()
+                    : "");
+  }
   return out;
 }
 

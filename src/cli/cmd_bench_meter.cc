@@ -202,7 +202,9 @@ Status bench_concurrent(Rows& rows) {
     const meter::Snapshot begin = host->snapshot();
     for (int i = 0; i < kRuns; ++i) {
       if (::fork() != 0) continue;
-      auto own = meter::PowerMeter::open({});
+      meter::MeterOptions mine;
+      mine.share_folder = sampler_folder();
+      auto own = meter::PowerMeter::open(mine);
       if (!own.ok()) ::_exit(1);
       const meter::Snapshot start = (*own)->snapshot();
       auto done = meter::run_command(

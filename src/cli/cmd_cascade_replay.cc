@@ -1,6 +1,7 @@
 // frugal cascade replay: requests of a trained cascade served by its real models, with and without the
 // allocator.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -21,7 +22,29 @@ struct Options {
   cascade::EvaluateOptions evaluate;
   cascade::ReplayOptions replay;
   std::shared_ptr<MeterSetup> meter;
+  std::shared_ptr<LedgerSetup> ledger;
 };
+
+// What the requests of one policy cost, all rounds together.
+void write_usage(const Options& options, const meter::PowerMeter& meter, const char* policy,
+                 const cascade::ReplayArm& arm, double requests) {
+  meter::LedgerEntry entry;
+  entry.kind = "cascade";
+  entry.name = std::string("cascade replay, ") + policy;
+  entry.model = options.cascade_folder;
+  entry.unit = "request";
+  entry.units = requests;
+  entry.usage.flops = requests * arm.flops;
+  entry.usage.cpu_seconds = requests * arm.cpu_s;
+  entry.usage.energy_j = arm.joules.scaled(requests);
+  const Estimate& grams = meter.options().intensity.g_per_kwh;
+  if (grams.known()) {
+    entry.usage.carbon_gco2e = entry.usage.energy_j.scaled(grams.value / 3.6e6);
+    entry.usage.carbon_gco2e.provenance = std::max(arm.joules.provenance, grams.provenance);
+  }
+  const Status written = write_to_ledger(*options.ledger, meter, entry);
+  if (!written.ok()) std::fprintf(stderr, "frugal: warning: %s\n", written.error().message.c_str());
+}
 
 nlohmann::json arm_json(const cascade::ReplayArm& arm) {
   nlohmann::json json = {{"clicks", arm.clicks}, {"flops", arm.flops}, {"cpu_s", arm.cpu_s}};
@@ -51,6 +74,9 @@ int run(Options options) {
   const auto result =
       cascade::replay(options.cascade_folder, "test", *spec, *test, *evaluation, **meter, options.replay);
   if (!result.ok()) return fail(result.error());
+  const double served = static_cast<double>(result->n) * result->rounds;
+  write_usage(options, **meter, "static", result->fixed, served);
+  write_usage(options, **meter, "greenflow", result->priced, served);
   if (options.json) {
     std::printf("%s\n", nlohmann::json{{"requests", result->n},
                                        {"rounds", result->rounds},
@@ -105,6 +131,7 @@ Action add_cascade_replay(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--json", options->json, "print JSON");
   options->meter = add_meter_options(app);
+  options->ledger = add_ledger_options(app);
   return [options] { return run(*options); };
 }
 

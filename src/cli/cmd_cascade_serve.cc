@@ -1,11 +1,17 @@
 // frugal cascade serve: the allocator as an HTTP service beside a recommender.
 #include <CLI/CLI.hpp>
+#include <condition_variable>
 #include <cstdio>
 #include <memory>
+#include <mutex>
+#include <thread>
 
+#include "base/clock.h"
 #include "cascade/serve/sidecar.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/llm_options.h"
+#include "cli/meter_setup.h"
 
 namespace frugal::cli {
 namespace {
@@ -14,6 +20,69 @@ struct Options {
   std::string cascade_folder, host = "127.0.0.1", controller = "mpc", shadow;
   int port = 8077, threads = 8;
   cascade::SidecarOptions sidecar;
+  double ledger_every_s = 60;
+  std::shared_ptr<MeterSetup> meter;
+  std::shared_ptr<LedgerSetup> ledger;
+};
+
+// Writes what the requests cost to the ledger: one row for those of a minute, and the rest at the end.
+class RequestLedger {
+ public:
+  RequestLedger(const Options& options, const cascade::Sidecar& sidecar, meter::PowerMeter& meter)
+      : options_(options),
+        sidecar_(sidecar),
+        meter_(meter),
+        start_(meter.snapshot()),
+        cpu_s_(process_cpu_seconds()) {
+    thread_ = std::thread([this] {
+      std::unique_lock lock(mutex_);
+      const auto interval = std::chrono::duration<double>(options_.ledger_every_s);
+      while (!wake_.wait_for(lock, interval, [this] { return stop_; })) write();
+      write();
+    });
+  }
+  ~RequestLedger() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  void write() {
+    const cascade::Sidecar::Totals now = sidecar_.totals();
+    if (now.requests == before_.requests) return;  // an idle sidecar fills no ledger
+    const meter::Snapshot end = meter_.snapshot();
+    const double cpu_s = process_cpu_seconds();
+    meter::LedgerEntry entry;
+    entry.kind = "cascade";
+    entry.name = "cascade serve " + options_.cascade_folder;
+    entry.model = options_.sidecar.model_path;
+    entry.unit = "request";
+    entry.units = static_cast<double>(now.requests - before_.requests);
+    entry.usage.flops = now.flops - before_.flops;
+    entry.usage.cpu_seconds = cpu_s - cpu_s_;
+    entry.usage.wall_seconds = end.host.wall_s - start_.host.wall_s;
+    entry.usage.bytes_held = peak_memory_bytes();
+    const meter::Charge charge = meter_.charge(start_, entry.usage);
+    record(*options_.ledger, meter_, start_, charge, entry);
+    start_ = end;
+    cpu_s_ = cpu_s;
+    before_ = now;
+  }
+
+  const Options& options_;
+  const cascade::Sidecar& sidecar_;
+  meter::PowerMeter& meter_;
+  meter::Snapshot start_;
+  double cpu_s_;
+  cascade::Sidecar::Totals before_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::thread thread_;
 };
 
 int serve(Options options) {
@@ -35,13 +104,17 @@ int serve(Options options) {
   }
   auto sidecar = cascade::Sidecar::create(*std::move(spec), options.sidecar);
   if (!sidecar.ok()) return fail(sidecar.error());
+  const auto meter = open_meter(*options.meter);
+  if (!meter.ok()) return fail(meter.error());
   install_log_sink();
   install_interrupt_handler();
+  auto requests = std::make_unique<RequestLedger>(options, **sidecar, **meter);
   const Status served = cascade::serve_http(
       **sidecar, options.host, options.port, options.threads, interrupted(), [&](int port) {
         std::fprintf(stderr, "frugal: %d chains on http://%s:%d/v1/decide; Ctrl-C ends\n",
                      (*sidecar)->spec().n_chains(), options.host.c_str(), port);
       });
+  requests.reset();
   if (!served.ok()) return fail(served.error());
   std::printf("%s\n", (*sidecar)->state().body.c_str());
   return kExitOk;
@@ -72,6 +145,12 @@ Action add_cascade_serve(CLI::App& app) {
   app.add_option("--threads", options->threads, "connections served at once")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option("--ledger-every", options->ledger_every_s,
+                 "seconds of requests that one row of the ledger holds")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
+  options->meter = add_meter_options(app);
+  options->ledger = add_ledger_options(app);
   return [options] { return serve(*options); };
 }
 

@@ -183,7 +183,7 @@ class Chat {
     entry.unit = "token";
     entry.units = static_cast<double>(answer->tokens.size());
     entry.usage = answer->usage;
-    record(*flags_.ledger, meter_, charge, entry);
+    record(*flags_.ledger, meter_, before, charge, entry);
     const Summary summary{loaded_, *answer, meter_.source()};
     stats_ = flags_.json ? summary_json(summary) : summary_text(summary) + stats_text(*answer);
     if (flags_.json) {

@@ -13,6 +13,8 @@
 #include "cli/console.h"
 #include "cli/dnn_nats.h"
 #include "cli/dnn_setup.h"
+#include "cli/llm_options.h"
+#include "cli/meter_setup.h"
 #include "dnn/link/coordinator.h"
 #include "dnn/link/remote.h"
 #include "dnn/plan/profile.h"
@@ -24,6 +26,8 @@ struct Options {
   DnnModelOptions model;
   DnnClusterOptions cluster;
   dnn::BusOptions bus;
+  std::shared_ptr<MeterSetup> meter;
+  std::shared_ptr<LedgerSetup> ledger;
   std::vector<std::string> tiers = {"edge", "cloud"};
   std::vector<std::string> inputs;
   std::string labels, out;
@@ -175,7 +179,30 @@ Result<Outcome> run_frames(const Options& options, dnn::Coordinator& coordinator
   return outcome;
 }
 
+// The frames' cost in this process: over NATS the tiers beyond the device meter themselves.
+Usage write_usage(const Options& options, const dnn::Graph& graph, meter::PowerMeter& meter,
+                  const meter::Snapshot& start, double cpu_start_s, const Outcome& outcome) {
+  const double frames = static_cast<double>(outcome.seconds.size() + 1);  // the first is not timed
+  Usage usage;
+  for (const dnn::Vertex& vertex : graph.vertices) usage.flops += frames * vertex.flops;
+  usage.cpu_seconds = process_cpu_seconds() - cpu_start_s;
+  usage.wall_seconds = meter.snapshot().host.wall_s - start.host.wall_s;
+  usage.bytes_held = peak_memory_bytes();
+  const meter::Charge charge = meter.charge(start, usage);
+  meter::LedgerEntry entry;
+  entry.kind = "dnn";
+  entry.name = options.bus.url.empty() ? "dnn run" : "dnn run, device of " + options.bus.url;
+  entry.model = graph.name;
+  entry.unit = "frame";
+  entry.units = frames;
+  entry.usage = usage;
+  record(*options.ledger, meter, start, charge, entry);
+  return usage;
+}
+
 int run(const Options& options) {
+  const auto opened = open_meter(*options.meter);
+  if (!opened.ok()) return fail(opened.error());
   const auto network = open_network(options.model);
   if (!network.ok()) return fail(network.error());
   const dnn::Graph& graph = (*network)->graph();
@@ -208,8 +235,12 @@ int run(const Options& options) {
     return fail(status.error());
   keep_freed_memory();
   install_interrupt_handler();
+  meter::PowerMeter& meter = **opened;
+  const meter::Snapshot start = meter.snapshot();
+  const double cpu_start_s = process_cpu_seconds();
   auto outcome = run_frames(options, coordinator, *inputs);
   if (!outcome.ok()) return fail(outcome.error());
+  const Usage usage = write_usage(options, graph, meter, start, cpu_start_s, *outcome);
   bool equal = outcome->n_different == 0;
   if (options.verify) {
     const auto same = equal_to_whole(**network, options.model.n_threads, *inputs, outcome->outputs);
@@ -238,6 +269,10 @@ int run(const Options& options) {
         {"tiers_answering", coordinator.n_live_tiers()},
         {"replans", coordinator.n_replans()},
         {"retries", coordinator.n_retries()},
+        {"energy_j_per_frame", usage.energy_j.known()
+                                   ? nlohmann::ordered_json(usage.energy_j.value / (options.frames + 1))
+                                   : nullptr},
+        {"energy_provenance", provenance_name(usage.energy_j.provenance)},
         {"up_bytes", coordinator.last_cost().up_bytes},
         {"tier_seconds", coordinator.last_cost().tier_seconds}};
     if (options.verify) root["equal_to_whole"] = equal;
@@ -252,6 +287,8 @@ int run(const Options& options) {
                  !options.verify ? ""
                  : equal         ? ", every bit as the uncut model gives"
                                  : ", NOT equal to the uncut model");
+    text += strf("%s a frame here\n",
+                 estimate_text(usage.energy_j.scaled(1.0 / (options.frames + 1)), "J").c_str());
     if (options.window > 0) {
       text += strf("%.2f frames a second, up to %d on their way\n",
                    static_cast<double>(options.frames) / outcome->wall_seconds, options.window);
@@ -291,6 +328,8 @@ Action add_dnn_run(CLI::App& app) {
   app.add_flag("--adapt", options->adapt, "learn bandwidth and load from the frames, and plan again by that");
   app.add_flag("--verify", options->verify, "compare with the uncut model, bit for bit");
   app.add_flag("--json", options->json, "print figures as JSON");
+  options->meter = add_meter_options(app);
+  options->ledger = add_ledger_options(app);
   app.footer(
       "Examples:\n  frugal dnn run resnet18.onnx --input photo.jpg --labels labels.txt\n"
       "  frugal dnn run vgg16.onnx --edge-workers 4 --near wifi --far 4g --verify\n"

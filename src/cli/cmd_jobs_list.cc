@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/jobs_pool.h"
 #include "cli/jobs_setup.h"
 #include "cli/meter_setup.h"
 #include "jobs/schedule.h"
@@ -40,7 +41,45 @@ Json known_or_null(const Estimate& estimate) {
   return estimate.known() ? Json(estimate.value) : Json(nullptr);
 }
 
+// The jobs of several hosts.
+int list_pool(const ListOptions& options) {
+  auto pool = jobs::Pool::open(pool_options(*options.setup));
+  if (!pool.ok()) return fail(pool.error());
+  const auto found = (*pool)->list();
+  if (!found.ok()) return fail(found.error());
+  const double now = clock_seconds(CLOCK_REALTIME);
+  Json out = Json::array();
+  std::string text;
+  for (const jobs::PooledJob& pooled : *found) {
+    const jobs::Job& job = pooled.job;
+    const bool over = jobs::is_over(job.state);
+    if (!options.all && over && job.ended_unix_s < now - 86400) continue;
+    if (options.json) {
+      out.push_back({{"id", pooled.id},
+                     {"state", jobs::job_state_name(job.state)},
+                     {"host", pooled.host},
+                     {"command", job.command},
+                     {"submitted", meter::format_time(job.submitted_unix_s)},
+                     {"deadline", meter::format_time(job.deadline_unix_s)},
+                     {"takes_s", job.takes_s},
+                     {"ran_s", job.ran_s},
+                     {"exit_code", over ? Json(job.exit_code) : Json(nullptr)},
+                     {"error", job.error},
+                     {"energy_j", known_or_null(job.energy())}});
+      continue;
+    }
+    text += strf("%s  %-11s by %s  %s  %s\n", pooled.id.c_str(),
+                 std::string(job_state_name(job.state)).c_str(), local_time(job.deadline_unix_s).c_str(),
+                 pooled.host.empty() ? "no host yet" : pooled.host.c_str(), joined(job.command).c_str());
+    if (job.energy().known()) text += "      energy   " + estimate_text(job.energy(), "J") + "\n";
+    if (!job.error.empty()) text += "      note     " + job.error + "\n";
+  }
+  if (options.json) return dump(out);
+  return print(text.empty() ? "no jobs\n" : text) ? kExitOk : kExitFailure;
+}
+
 int list(const ListOptions& options) {
+  if (!options.setup->nats.empty()) return list_pool(options);
   auto queue = jobs::Queue::open(options.setup->path());
   if (!queue.ok()) return fail(queue.error());
   const auto found = (*queue)->jobs(true);
@@ -171,30 +210,38 @@ int plan(const ListOptions& options) {
   return print(text) ? kExitOk : kExitFailure;
 }
 
-int change(const JobsSetup& setup, const std::vector<int64_t>& ids, bool cancel) {
-  auto queue = jobs::Queue::open(setup.path());
-  if (!queue.ok()) return fail(queue.error());
-  for (const int64_t id : ids) {
-    const auto changed = cancel ? (*queue)->cancel(id, clock_seconds(CLOCK_REALTIME)) : (*queue)->retry(id);
+// Of the queue here, or of the pool.
+Result<bool> change_one(const JobsSetup& setup, const std::string& id, bool cancel) {
+  if (!setup.nats.empty()) {
+    FRUGAL_TRY(auto pool, jobs::Pool::open(pool_options(setup)));
+    return pool->cancel(id);
+  }
+  char* end = nullptr;
+  const long long number = std::strtoll(id.c_str(), &end, 10);
+  if (id.empty() || *end != '\0')
+    return {ErrorCode::kInvalidArgument, "'" + id + "' is no job's number; those of a pool need --nats"};
+  FRUGAL_TRY(auto queue, jobs::Queue::open(setup.path()));
+  return cancel ? queue->cancel(number, clock_seconds(CLOCK_REALTIME)) : queue->retry(number);
+}
+
+int change(const JobsSetup& setup, const std::vector<std::string>& ids, bool cancel) {
+  for (const std::string& id : ids) {
+    const auto changed = change_one(setup, id, cancel);
     if (!changed.ok()) return fail(changed.error());
     if (!*changed) {
-      return fail(
-          {ErrorCode::kInvalidArgument,
-           strf(cancel ? "job %lld is over already" : "job %lld is not one that failed or was stopped",
-                static_cast<long long>(id))});
+      return fail({ErrorCode::kInvalidArgument,
+                   "job " + id + (cancel ? " is over already" : " is not one that failed or was stopped")});
     }
-    if (!print(strf(cancel ? "job %lld is cancelled\n" : "job %lld waits again\n",
-                    static_cast<long long>(id)))) {
-      return kExitFailure;
-    }
+    if (!print("job " + id + (cancel ? " is cancelled\n" : " waits again\n"))) return kExitFailure;
   }
   return kExitOk;
 }
 
 Action add_change(CLI::App& app, bool cancel) {
-  auto ids = std::make_shared<std::vector<int64_t>>();
+  auto ids = std::make_shared<std::vector<std::string>>();
   app.add_option("id", *ids, "numbers of jobs")->required();
   auto setup = add_jobs_options(app, false);
+  if (cancel) add_pool_options(app, *setup, false);
   return [ids, setup, cancel] { return change(*setup, *ids, cancel); };
 }
 
@@ -205,6 +252,7 @@ Action add_jobs_list(CLI::App& app) {
   app.add_flag("-a,--all", options->all, "also what ended more than a day ago");
   app.add_flag("--json", options->json, "print the jobs as JSON");
   options->setup = add_jobs_options(app, true);
+  add_pool_options(app, *options->setup, false);
   return [options] { return list(*options); };
 }
 

@@ -18,6 +18,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/jobs_pool.h"
 #include "cli/jobs_setup.h"
 #include "jobs/runner.h"
 
@@ -33,12 +34,18 @@ struct RunnerSetup {
 };
 
 // Starts `frugal jobs exec ID` as a child of init, in a session of its own, so that it outlives this runner.
-Status start_keeper(const std::string& queue, int64_t id) {
+Status start_keeper(const JobsSetup& setup, int64_t id) {
+  const std::string queue = setup.path();
   char self[PATH_MAX];
   const ssize_t n = ::readlink("/proc/self/exe", self, sizeof self - 1);
   if (n <= 0) return io_error("find", "/proc/self/exe", errno);
   self[n] = '\0';
   const std::string number = std::to_string(id);
+  std::vector<const char*> arguments = {"frugal", "jobs", "exec", "--quiet", "--queue", queue.c_str()};
+  if (!setup.nats_credentials.empty())
+    arguments.insert(arguments.end(), {"--nats-creds", setup.nats_credentials.c_str()});
+  if (!setup.host.empty()) arguments.insert(arguments.end(), {"--host-name", setup.host.c_str()});
+  arguments.insert(arguments.end(), {number.c_str(), nullptr});
   const pid_t middle = ::fork();
   if (middle < 0) return io_error("start", "a keeper", errno);
   if (middle == 0) {
@@ -48,8 +55,7 @@ Status start_keeper(const std::string& queue, int64_t id) {
     const int null = ::open("/dev/null", O_RDWR);
     for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
     for (int fd = 3; fd < 1024; ++fd) ::close(fd);
-    ::execl(self, "frugal", "jobs", "exec", "--quiet", "--queue", queue.c_str(), number.c_str(),
-            static_cast<char*>(nullptr));
+    ::execv(self, const_cast<char* const*>(arguments.data()));
     ::_exit(127);
   }
   int status = 0;
@@ -75,7 +81,7 @@ int run(const RunnerSetup& options) {
   CarbonData carbon = carbon_data(*options.setup, *known);
   jobs::RunnerOptions runner;
   runner.threads = options.threads > 0 ? options.threads : static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
-  runner.start = [&](int64_t id) { return start_keeper(path, id); };
+  runner.start = [&](int64_t id) { return start_keeper(*options.setup, id); };
   runner.outlook = [&](double now, size_t n) -> std::optional<jobs::Outlook> {
     auto outlook = carbon.outlook(now, n);
     std::string note;
@@ -91,7 +97,10 @@ int run(const RunnerSetup& options) {
     return outlook.ok() ? *outlook : std::nullopt;
   };
   say(strf("serving %s with %d threads", path.c_str(), runner.threads));
+  std::unique_ptr<PoolLink> pool;
+  if (!options.setup->nats.empty()) pool = std::make_unique<PoolLink>(*options.setup, runner.threads, say);
   while (!interrupted()) {
+    if (pool != nullptr) pool->look(**queue, clock_seconds(CLOCK_REALTIME));
     if (!carbon.named()) {
       const auto jobs = (*queue)->jobs(false);
       if (jobs.ok()) carbon = carbon_data(*options.setup, *jobs);
@@ -131,6 +140,7 @@ Action add_jobs_run(CLI::App& app) {
   app.add_flag("--until-empty", options->until_empty, "end when no job is left");
   app.add_flag("-q,--quiet", options->quiet, "say nothing about what starts and pauses");
   options->setup = add_jobs_options(app, true);
+  add_pool_options(app, *options->setup, true);
   app.footer(
       "Started again after a crash or a reboot it takes up where the last one left: a systemd unit or a\n"
       "crontab line `@reboot frugal jobs run` makes it permanent.");

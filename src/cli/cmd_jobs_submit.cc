@@ -12,10 +12,12 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/jobs_pool.h"
 #include "cli/jobs_setup.h"
 #include "cli/meter_setup.h"
 #include "jobs/runner.h"
 #include "jobs/schedule.h"
+#include "meter/http/http.h"
 
 namespace frugal::cli {
 namespace {
@@ -64,7 +66,10 @@ int submit(const SubmitOptions& options) {
   job.checkpoint = options.checkpoint;
   job.threads = options.threads;
   job.rates = options.rates;
-  if (!options.setup->carbon_file.empty()) job.carbon_file = absolute(options.setup->carbon_file);
+  if (!options.setup->carbon_file.empty()) {
+    const std::string& file = options.setup->carbon_file;
+    job.carbon_file = meter::is_url(file) ? file : absolute(file);
+  }
   job.region = options.setup->region;
 
   const std::string path = options.setup->path();
@@ -83,24 +88,29 @@ int submit(const SubmitOptions& options) {
   const jobs::Plan& plan = plans.back().plan;
   job.expected_g = plan.expected_mean;
   job.at_once_g = plan.at_once_mean;
-  if (options.log.empty()) {
-    std::error_code ignored;
-    const std::string folder = absolute(path + ".logs");
-    std::filesystem::create_directories(folder, ignored);
-    job.log = strf("%s/%.0f-%d.log", folder.c_str(), now * 1000, static_cast<int>(::getpid()));
+  std::string number;
+  if (!options.setup->nats.empty()) {
+    auto pool = jobs::Pool::open(pool_options(*options.setup));
+    if (!pool.ok()) return fail(pool.error());
+    auto id = (*pool)->submit(job);
+    if (!id.ok()) return fail(id.error());
+    number = std::move(id).value();
   } else {
-    job.log = absolute(options.log);
+    job.log = options.log.empty() ? job_log(path, now) : absolute(options.log);
+    const auto id = (*queue)->submit(job);
+    if (!id.ok()) return fail(id.error());
+    number = std::to_string(*id);
   }
-  const auto id = (*queue)->submit(job);
-  if (!id.ok()) return fail(id.error());
 
   const double saving = job.at_once_g > 0 ? 100 * (1 - job.expected_g / job.at_once_g) : 0;
   if (options.json) {
-    nlohmann::ordered_json out = {{"id", *id},
-                                  {"deadline", meter::format_time(job.deadline_unix_s)},
-                                  {"meets_deadline", plan.meets_deadline},
-                                  {"log", job.log},
-                                  {"runs", nlohmann::ordered_json::array()}};
+    nlohmann::ordered_json out = {
+        {"id", options.setup->nats.empty() ? nlohmann::ordered_json(std::stoll(number))
+                                           : nlohmann::ordered_json(number)},
+        {"deadline", meter::format_time(job.deadline_unix_s)},
+        {"meets_deadline", plan.meets_deadline},
+        {"log", job.log},
+        {"runs", nlohmann::ordered_json::array()}};
     for (const jobs::Run& run : plan.runs) {
       out["runs"].push_back({{"begin", meter::format_time(run.begin_unix_s)},
                              {"end", meter::format_time(run.end_unix_s)},
@@ -113,8 +123,8 @@ int submit(const SubmitOptions& options) {
     return print(out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n") ? kExitOk
                                                                                            : kExitFailure;
   }
-  std::string text = strf("job %lld, to be done by %s\n", static_cast<long long>(*id),
-                          local_time(job.deadline_unix_s).c_str());
+  std::string text =
+      strf("job %s, to be done by %s\n", number.c_str(), local_time(job.deadline_unix_s).c_str());
   text += "  runs      " + windows(plan) + "\n";
   if (*outlook) {
     text += strf("  saves     %.0f %% of gCO2e expected: %.0f g/kWh instead of %.0f when run at once\n",
@@ -124,9 +134,14 @@ int submit(const SubmitOptions& options) {
     text += "  saves     nothing: without --carbon-file it runs at once\n";
   }
   if (!plan.meets_deadline) text += "  note      the deadline cannot be met any more: it runs at once\n";
-  text += "  output    " + job.log + "\n";
-  auto lock = jobs::RunnerLock::take(path);
-  if (lock.ok()) text += "  note      no runner is at work: start one with `frugal jobs run`\n";
+  if (options.setup->nats.empty()) {
+    text += "  output    " + job.log + "\n";
+    auto lock = jobs::RunnerLock::take(path);
+    if (lock.ok()) text += "  note      no runner is at work: start one with `frugal jobs run`\n";
+  } else {
+    text +=
+        "  output    beside the queue of the host that takes it (`frugal jobs list --nats URL` names it)\n";
+  }
   return print(text) ? kExitOk : kExitFailure;
 }
 
@@ -157,6 +172,7 @@ Action add_jobs_submit(CLI::App& app) {
   app.add_option("-o,--output", options->log, "file for its output (default: beside the queue)");
   app.add_flag("--json", options->json, "print the job and its plan as JSON");
   options->setup = add_jobs_options(app, true);
+  add_pool_options(app, *options->setup, false);
   app.positionals_at_end();
   app.footer(
       "Example: frugal jobs submit --by 18:00 --takes 2h --interruptible --carbon-file es.csv -- make train");

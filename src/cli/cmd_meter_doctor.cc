@@ -30,6 +30,7 @@ Action add_meter_doctor(CLI::App& app) {
                                     {"virtual_machine", source.virtual_machine},
                                     {"memory_counter", source.memory_counter},
                                     {"gpu_counter", source.gpu_counter},
+                                    {"shared_sampler", source.shared},
                                     {"model_idle_w", source.idle_watts},
                                     {"model_full_w", source.max_watts},
                                     {"notes", source.notes}};
@@ -44,6 +45,8 @@ Action add_meter_doctor(CLI::App& app) {
     std::printf("            %d socket(s), %d threads%s\n", source.sockets, source.threads,
                 source.virtual_machine ? ", virtual machine" : "");
     std::printf("power from  %s\n", source.description.c_str());
+    std::printf("sampler     %s\n",
+                source.shared ? "one for all of this user's meters" : "this process's own");
     std::printf("model       %.3g W idle, %.3g W at full load\n", source.idle_watts, source.max_watts);
     std::printf("carbon      %s%s%s\n", estimate_text(carbon.g_per_kwh, "gCO2e/kWh").c_str(),
                 carbon.source.empty() ? "; give --region, --intensity or --carbon-file" : ", ",

@@ -79,14 +79,8 @@ int run(const RunOptions& options) {
   entry.unit = options.unit;
   entry.units = options.units > 0 ? options.units : 1;
   entry.usage = usage;
-  entry.cpu_j = charge.cpu_j;
-  entry.memory_j = charge.memory_j;
-  entry.gpu_j = charge.gpu_j;
   entry.exit_code = done->exit_code;
-  entry.average_watts = average.value;
-  entry.peak_watts = host_peak;
-  const Status written = write_to_ledger(*options.ledger, meter, entry);
-  if (!written.ok()) complain(written.error());
+  record(*options.ledger, meter, start, charge, entry);
 
   std::string text;
   if (options.json) {
@@ -102,13 +96,15 @@ int run(const RunOptions& options) {
                                   {"cpu_j", estimate_json(charge.cpu_j)},
                                   {"memory_j", estimate_json(charge.memory_j)},
                                   {"gpu_j", estimate_json(charge.gpu_j)},
+                                  {"gpu_is_own", charge.gpu_is_own},
                                   {"average_w", estimate_json(average)},
                                   {"host_peak_w", host_peak},
                                   {"host_cpu_j", estimate_json(charge.host_cpu_j)},
                                   {"share_of_host_cpu_time", charge.share},
                                   {"carbon_g", estimate_json(usage.carbon_gco2e)},
+                                  {"g_per_kwh", estimate_json(charge.g_per_kwh)},
                                   {"water_l", meter.options().water_l_per_kwh * usage.energy_j.value / 3.6e6},
-                                  {"region", entry.region},
+                                  {"region", meter.options().intensity.region},
                                   {"source", meter::source_kind_name(meter.source().kind)},
                                   {"source_description", meter.source().description},
                                   {"orphans_left", done->orphans_left}};
@@ -122,8 +118,9 @@ int run(const RunOptions& options) {
     row("energy", estimate_text(usage.energy_j, "J"));
     row("  cpu", estimate_text(charge.cpu_j, "J"));
     row("  memory", estimate_text(charge.memory_j, "J"));
-    row("  gpu",
-        charge.gpu_j.known() ? estimate_text(charge.gpu_j, "J") + ", whole device" : "none that can be read");
+    row("  gpu", charge.gpu_j.known()
+                     ? estimate_text(charge.gpu_j, "J") + (charge.gpu_is_own ? "" : ", whole device")
+                     : "none that can be read");
     row("power", estimate_text(average, "W") +
                      (host_peak > 0 ? strf(", host's processors at most %.3g W", host_peak) : ""));
     const meter::CarbonIntensity& place = meter.options().intensity;

@@ -39,7 +39,7 @@ std::string sparkline(const std::deque<double>& watts) {
 
 int watch(const WatchOptions& options) {
   MeterSetup setup = *options.meter;
-  setup.interval_s = 0;  // read here, once an interval
+  setup.interval_s = std::clamp(options.interval_s, 0.1, 60.0);
   const auto opened = open_meter(setup);
   if (!opened.ok()) return fail(opened.error());
   meter::PowerMeter& meter = **opened;

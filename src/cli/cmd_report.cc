@@ -18,6 +18,7 @@
 #include "cli/jobs_setup.h"
 #include "cli/meter_setup.h"
 #include "meter/html_report.h"
+#include "meter/http/http.h"
 
 namespace frugal::cli {
 namespace {
@@ -28,7 +29,7 @@ struct ReportOptions {
   double days = 30;
   std::string project, model, kind;
   std::string format = "text";
-  std::string output, html;
+  std::string output, html, push;
   double water_l_per_kwh = 0;
   std::shared_ptr<JobsSetup> jobs;
   meter::Embodied embodied;
@@ -100,6 +101,14 @@ int report(const ReportOptions& options) {
   const auto entries = (*ledger)->read(filter);
   if (!entries.ok()) return fail(entries.error());
   if (!options.html.empty()) return write_html(options, *entries);
+  if (!options.push.empty()) {
+    const auto sent = meter::http_post(
+        options.push, meter::otlp_json(*entries, clock_seconds(CLOCK_REALTIME)), "application/json");
+    if (!sent.ok()) return fail(sent.error());
+    return print(strf("sent the sums of %zu entries to %s\n", entries->size(), options.push.c_str()))
+               ? kExitOk
+               : kExitFailure;
+  }
   const meter::GroupBy by = options.by == "project" ? meter::GroupBy::kProject
                             : options.by == "model" ? meter::GroupBy::kModel
                             : options.by == "kind"  ? meter::GroupBy::kKind
@@ -147,6 +156,9 @@ Action add_report(CLI::App& app) {
                  "text, json, csv, prometheus (text exposition) or otlp (OTLP/HTTP JSON)")
       ->check(CLI::IsMember({"text", "json", "csv", "prometheus", "otlp"}));
   app.add_option("--html", options->html, "write a page with plots to this file, jobs of the queue included");
+  app.add_option("--push", options->push,
+                 "send the sums to an OpenTelemetry collector: the address of its OTLP/HTTP metrics endpoint "
+                 "(http://127.0.0.1:4318/v1/metrics)");
   app.add_option("--water", options->water_l_per_kwh, "litres of water per kWh, for the page")
       ->check(CLI::Range(0.0, 100.0));
   options->jobs = add_jobs_options(app, true);

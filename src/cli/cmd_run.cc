@@ -139,7 +139,7 @@ int run(const RunFlags& flags) {
   entry.unit = "token";
   entry.units = static_cast<double>(answer->tokens.size());
   entry.usage = answer->usage;
-  record(*flags.ledger, **meter, charge, entry);
+  record(*flags.ledger, **meter, before, charge, entry);
   const Summary summary{*loaded, *answer, (*meter)->source()};
   bool printed = true;
   if (flags.json) {

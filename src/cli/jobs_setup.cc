@@ -9,6 +9,7 @@
 #include <ctime>
 
 #include "base/text.h"
+#include "cli/carbon_source.h"
 #include "cli/meter_setup.h"
 
 namespace frugal::cli {
@@ -25,8 +26,8 @@ std::shared_ptr<JobsSetup> add_jobs_options(CLI::App& app, bool carbon) {
   if (carbon) {
     app.add_option(
            "--carbon-file", setup->carbon_file,
-           "intensity by the hour: Electricity Maps (CSV, JSON), GB Carbon Intensity or Carbon Aware SDK; "
-           "one of another year stands in with the same weeks")
+           "intensity by the hour, a file or an http(s) address: Electricity Maps (CSV, JSON), GB Carbon "
+           "Intensity or Carbon Aware SDK; one of another year stands in with the same weeks")
         ->group("Carbon");
     app.add_option("--region", setup->region, "the place within --carbon-file, where it has several")
         ->group("Carbon");
@@ -121,12 +122,14 @@ std::string local_time(double unix_s) {
 
 Result<std::optional<meter::IntensitySeries>> CarbonData::series() {
   if (file_.empty()) return std::optional<meter::IntensitySeries>();
+  FRUGAL_TRY(const std::string path, carbon_path(file_, region_));
   struct stat info {};
-  const int64_t stamp = ::stat(file_.c_str(), &info) == 0
+  const int64_t stamp = ::stat(path.c_str(), &info) == 0
                             ? static_cast<int64_t>(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec
                             : -1;
   if (!series_ || stamp != stamp_) {
-    FRUGAL_TRY(series_, meter::read_intensity(file_, region_));
+    // The history kept of an address is of one place.
+    FRUGAL_TRY(series_, meter::read_intensity(path, path == file_ ? region_ : ""));
     stamp_ = stamp;
     outlook_.reset();
   }

@@ -19,6 +19,8 @@ namespace frugal::cli {
 struct JobsSetup {
   std::string queue;  // empty: $FRUGAL_QUEUE, else $XDG_STATE_HOME/frugal/jobs.db
   std::string carbon_file, region;
+  std::string nats, nats_credentials, host;  // of a pool of hosts (cli/jobs_pool.h); no nats: this host alone
+  double lease_s = 0;                        // 0: as the pool has it
 
   std::string path() const;
 };

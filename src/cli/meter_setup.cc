@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "cli/carbon_source.h"
 #include "meter/carbon.h"
 
 namespace frugal::cli {
@@ -37,6 +39,9 @@ std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app) {
       ->group(group);
   app.add_flag("--no-counters", setup->no_counters, "use the load model even where counters are readable")
       ->group(group);
+  app.add_flag("--own-sampler", setup->alone,
+               "sample the host alone instead of together with this user's other meters")
+      ->group(group);
   app.add_option("--sample-interval", setup->interval_s, "seconds between samples of the host")
       ->check(CLI::Range(0.01, 60.0))
       ->group(group);
@@ -48,9 +53,10 @@ std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app) {
   app.add_option("--intensity", setup->intensity, "carbon intensity of the grid, gCO2e/kWh")
       ->check(CLI::Range(0.0, 5000.0))
       ->group(group);
-  app.add_option(
-         "--carbon-file", setup->carbon_file,
-         "intensity by the hour: Electricity Maps (CSV, JSON), GB Carbon Intensity or Carbon Aware SDK")
+  app.add_option("--carbon-file", setup->carbon_file,
+                 "intensity by the hour, a file or an http(s) address: Electricity Maps (CSV, JSON), GB "
+                 "Carbon Intensity "
+                 "or Carbon Aware SDK")
       ->group(group);
   app.add_option("--pue", setup->pue, "power usage effectiveness of the room")
       ->check(CLI::Range(1.0, 10.0))
@@ -84,20 +90,31 @@ Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter,
   entry.project = setup.project;
   entry.source = meter::source_kind_name(meter.source().kind);
   entry.region = meter.options().intensity.region;
-  entry.g_per_kwh = meter.options().intensity.g_per_kwh;
+  if (!entry.g_per_kwh.known()) entry.g_per_kwh = meter.options().intensity.g_per_kwh;
   FRUGAL_TRY(const int64_t id, ledger->append(entry));
   static_cast<void>(id);
   return {};
 }
 
-void record(const LedgerSetup& setup, const meter::PowerMeter& meter, const meter::Charge& charge,
-            meter::LedgerEntry entry) {
+void record(const LedgerSetup& setup, meter::PowerMeter& meter, const meter::Snapshot& from,
+            const meter::Charge& charge, meter::LedgerEntry entry) {
   entry.cpu_j = charge.cpu_j;
   entry.memory_j = charge.memory_j;
   entry.gpu_j = charge.gpu_j;
+  if (charge.g_per_kwh.known()) entry.g_per_kwh = charge.g_per_kwh;
   if (entry.usage.wall_seconds > 0) entry.average_watts = charge.total_j.value / entry.usage.wall_seconds;
+  const std::vector<meter::PowerSample> samples = meter.samples(from);
+  for (const meter::PowerSample& sample : samples)
+    entry.peak_watts = std::max(entry.peak_watts, charge.share * sample.watts.value);
+  entry.power = meter::power_over_time(samples, charge.share);
   const Status written = write_to_ledger(setup, meter, std::move(entry));
   if (!written.ok()) std::fprintf(stderr, "frugal: warning: %s\n", written.error().message.c_str());
+}
+
+std::string sampler_folder() {
+  if (const char* folder = std::getenv("XDG_RUNTIME_DIR"); folder != nullptr && *folder == '/')
+    return std::string(folder) + "/frugal";
+  return strf("/dev/shm/frugal-%u", static_cast<unsigned>(::geteuid()));
 }
 
 std::string calibration_path() { return user_folder("XDG_CONFIG_HOME", ".config") + "/frugal/meter.json"; }
@@ -145,6 +162,7 @@ Result<std::unique_ptr<meter::PowerMeter>> open_meter(const MeterSetup& setup) {
   options.host_threads = setup.host_threads;
   options.use_counters = !setup.no_counters;
   options.sample_interval_s = setup.interval_s;
+  if (!setup.alone) options.share_folder = sampler_folder();
   options.pue = setup.pue;
   options.water_l_per_kwh = setup.water_l_per_kwh;
   options.cpu_table = package_data("cpu_power.csv");
@@ -157,7 +175,8 @@ Result<std::unique_ptr<meter::PowerMeter>> open_meter(const MeterSetup& setup) {
   if (setup.intensity >= 0) {
     options.intensity = meter::given_intensity(setup.intensity, setup.region);
   } else if (!setup.carbon_file.empty()) {
-    FRUGAL_TRY(const meter::IntensitySeries series, meter::read_intensity(setup.carbon_file, setup.region));
+    FRUGAL_TRY(const std::string path, carbon_path(setup.carbon_file, setup.region));
+    FRUGAL_TRY(const meter::IntensitySeries series, meter::read_intensity(path, setup.region));
     const double now = clock_seconds(CLOCK_REALTIME);
     const Estimate grams = series.mean(now, now + 1);
     if (!grams.known()) {
@@ -166,6 +185,7 @@ Result<std::unique_ptr<meter::PowerMeter>> open_meter(const MeterSetup& setup) {
                    setup.carbon_file.c_str(), meter::format_time(series.points.back().unix_s).c_str())};
     }
     options.intensity = {grams, series.region, series.source};
+    options.intensity_over = [series](double from, double to) { return series.mean(from, to); };
   } else if (!setup.region.empty()) {
     const std::string path = package_data("global_energy_mix.json");
     if (path.empty()) {

@@ -19,7 +19,7 @@ namespace frugal::cli {
 struct MeterSetup {
   double tdp_w = 0;
   int host_threads = 0;
-  bool no_counters = false;
+  bool no_counters = false, alone = false;
   double interval_s = 1;
   std::string region;     // country, or the place within carbon_file
   double intensity = -1;  // g/kWh; below 0: not given
@@ -46,10 +46,13 @@ std::string ledger_path();
 // meter.
 Status write_to_ledger(const LedgerSetup& setup, const meter::PowerMeter& meter, meter::LedgerEntry entry);
 
-// An entry of this work with what it was charged. A ledger that cannot be written costs a warning on stderr,
-// never the work.
-void record(const LedgerSetup& setup, const meter::PowerMeter& meter, const meter::Charge& charge,
-            meter::LedgerEntry entry);
+// An entry of work that began at `from`, with what it was charged and its power over time. A ledger that
+// cannot be written costs a warning on stderr, never the work.
+void record(const LedgerSetup& setup, meter::PowerMeter& meter, const meter::Snapshot& from,
+            const meter::Charge& charge, meter::LedgerEntry entry);
+
+// Where this user's meters meet to sample the host as one: $XDG_RUNTIME_DIR/frugal, else /dev/shm/frugal-UID.
+std::string sampler_folder();
 
 std::shared_ptr<MeterSetup> add_meter_options(CLI::App& app);
 

@@ -27,6 +27,9 @@ constexpr double kReport_s = 10;
 // (EX_TEMPFAIL).
 constexpr int kExitSaved = 75;
 
+// Stretches of power that are kept of a job.
+constexpr size_t kMostStretches = 480;
+
 double children_cpu_seconds() {
   rusage used;
   ::getrusage(RUSAGE_CHILDREN, &used);
@@ -34,6 +37,23 @@ double children_cpu_seconds() {
     return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
   };
   return seconds(used.ru_utime) + seconds(used.ru_stime);
+}
+
+// Neighbours become one, but not across a pause.
+void thin_out(std::vector<meter::PowerStretch>& power) {
+  std::vector<meter::PowerStretch> fewer;
+  for (const meter::PowerStretch& p : power) {
+    const bool pair = !fewer.empty() && fewer.size() % 2 == 1;
+    meter::PowerStretch* last = fewer.empty() ? nullptr : &fewer.back();
+    if (pair && p.begin_unix_s - (last->begin_unix_s + last->seconds) < 0.1 * p.seconds) {
+      const double seconds = last->seconds + p.seconds;
+      last->watts = (last->watts * last->seconds + p.watts * p.seconds) / seconds;
+      last->seconds = seconds;
+    } else {
+      fewer.push_back(p);
+    }
+  }
+  power = std::move(fewer);
 }
 
 class Keeper {
@@ -222,6 +242,10 @@ class Keeper {
       add(kept_.cpu_j, charge.cpu_j);
       add(kept_.memory_j, charge.memory_j);
       add(kept_.gpu_j, charge.gpu_j);
+      auto power = meter::power_over_time(options_.meter->samples(energy_began_), charge.share);
+      if (power.empty() && length > 0) power.push_back({began_unix_, length, charge.cpu_j.value / length});
+      kept_.power.insert(kept_.power.end(), power.begin(), power.end());
+      if (kept_.power.size() > kMostStretches) thin_out(kept_.power);
     }
     if (stretches_++ == 0) {
       kept_.usage = stretch;

@@ -23,6 +23,7 @@ struct Kept {
   Job job;               // as it ended
   Usage usage;           // CPU time over the tree, wall time while it ran
   Estimate cpu_j, memory_j, gpu_j;
+  std::vector<meter::PowerStretch> power;  // while it ran
 };
 
 // Runs job `id` to its end. Call it in a process of its own, which becomes the leader of a session and the

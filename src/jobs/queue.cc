@@ -14,7 +14,7 @@ using meter::Database;
 using meter::Statement;
 
 constexpr int32_t kApplicationId = 0x46524a31;  // "FRJ1"
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 constexpr std::string_view kStates[] = {"waiting", "running",   "paused",     "done",
                                         "failed",  "cancelled", "interrupted"};
@@ -74,6 +74,9 @@ void visit_columns(Job_& j, Visitor&& visit) {
   visit("energy_low_j", j.energy_low_j);
   visit("energy_high_j", j.energy_high_j);
   visit("energy_from", j.energy_from);
+  visit("pool_url", j.pool_url);
+  visit("pool_id", j.pool_id);
+  visit("pool_lease", j.pool_lease);
 }
 
 struct Names {
@@ -155,7 +158,9 @@ void bind_keeper(Statement& statement, int at, const ProcessId& keeper) {
   statement.bind(at + 2, std::string_view(keeper.boot));
 }
 
-Status check(const Job& job) {
+}  // namespace
+
+Status check_job(const Job& job) {
   const auto bad = [](std::string text) { return Status(ErrorCode::kInvalidArgument, std::move(text)); };
   if (job.command.empty() || job.command[0].empty()) return bad("a job needs a command, after `--`");
   for (const std::string& word : job.command) {
@@ -176,8 +181,6 @@ Status check(const Job& job) {
   return {};
 }
 
-}  // namespace
-
 std::string_view job_state_name(JobState state) { return kStates[static_cast<size_t>(state)]; }
 
 Queue::Queue(std::unique_ptr<Database> database) : database_(std::move(database)) {}
@@ -192,13 +195,17 @@ Result<std::unique_ptr<Queue>> Queue::open(const std::string& path) {
       "); CREATE INDEX jobs_state ON jobs (state); CREATE TABLE runs (job INTEGER NOT NULL REFERENCES "
       "jobs(id), begin_s REAL NOT NULL, end_s REAL NOT NULL, workers INTEGER NOT NULL); CREATE INDEX "
       "runs_job ON runs (job)";
+  schema.upgrades = {
+      "ALTER TABLE jobs ADD COLUMN pool_url TEXT NOT NULL DEFAULT ''; ALTER TABLE jobs ADD COLUMN pool_id "
+      "TEXT NOT "
+      "NULL DEFAULT ''; ALTER TABLE jobs ADD COLUMN pool_lease TEXT NOT NULL DEFAULT ''"};
   auto database = Database::open(path, schema);
   if (!database.ok()) return std::move(database).error().in("job queue");
   return std::unique_ptr<Queue>(new Queue(std::make_unique<Database>(std::move(database).value())));
 }
 
 Result<int64_t> Queue::submit(const Job& job) {
-  FRUGAL_TRY_STATUS(check(job));
+  FRUGAL_TRY_STATUS(check_job(job));
   int64_t id = 0;
   FRUGAL_TRY_STATUS(database_->transact([&]() -> Status {
     std::string marks;
@@ -214,9 +221,11 @@ Result<int64_t> Queue::submit(const Job& job) {
   return id;
 }
 
-Result<std::vector<Job>> Queue::jobs(bool over) {
-  FRUGAL_TRY(Statement select, database_->prepare("SELECT " + columns().names + ", id FROM jobs" +
-                                                  (over ? "" : " WHERE state < 3") + " ORDER BY id"));
+namespace {
+
+Result<std::vector<Job>> select_jobs(Database& database, const std::string& where) {
+  FRUGAL_TRY(Statement select,
+             database.prepare("SELECT " + columns().names + ", id FROM jobs" + where + " ORDER BY id"));
   std::vector<Job> found;
   while (true) {
     FRUGAL_TRY(const bool row, select.step());
@@ -227,6 +236,21 @@ Result<std::vector<Job>> Queue::jobs(bool over) {
     found.push_back(std::move(job));
   }
   return found;
+}
+
+}  // namespace
+
+Result<std::vector<Job>> Queue::jobs(bool over) {
+  return select_jobs(*database_, over ? "" : " WHERE state < 3");
+}
+Result<std::vector<Job>> Queue::pooled() { return select_jobs(*database_, " WHERE pool_lease != ''"); }
+
+Status Queue::set_lease(int64_t id, const std::string& lease) {
+  const auto done = change(*database_, "UPDATE jobs SET pool_lease = ? WHERE id = ?", [&](Statement& s) {
+    s.bind(0, std::string_view(lease));
+    s.bind(1, id);
+  });
+  return done.ok() ? Status() : Status(done.error());
 }
 
 Result<Job> Queue::job(int64_t id) {

@@ -59,11 +59,17 @@ struct Job {
   std::string error;  // why it failed, in words; empty: nothing to say
   double energy_j = 0, energy_low_j = 0, energy_high_j = 0;
   int energy_from = 0;  // Provenance
+  // Of a job that a pool of hosts gave (src/jobs/hosts): its id there, and the lease; no lease: settled with
+  // the pool.
+  std::string pool_url, pool_id, pool_lease;
 
   Estimate energy() const {
     return {energy_j, energy_low_j, energy_high_j, static_cast<Provenance>(energy_from)};
   }
 };
+
+// kInvalidArgument: why it cannot be run.
+Status check_job(const Job& job);
 
 // One connection: one thread at a time. Any number of processes may have one.
 class Queue {
@@ -95,6 +101,10 @@ class Queue {
   // Jobs whose keeper is gone: back to waiting if they can be started again, else interrupted. Kills what
   // they left.
   Result<std::vector<Job>> recover(double now_unix_s);
+
+  // Jobs of a pool that have not been settled with it.
+  Result<std::vector<Job>> pooled();
+  Status set_lease(int64_t id, const std::string& lease);
 
   // The user's side. False: over already.
   Result<bool> cancel(int64_t id, double now_unix_s);

@@ -106,12 +106,13 @@ Result<IntensitySeries> parse_csv(std::string_view contents, std::string_view or
   series.source = "Electricity Maps CSV, " + std::string(origin);
   const std::vector<std::string> lines = split(contents, '\n');
   const std::vector<std::string> header = csv_fields(trim(lines[0]));
-  int time_column = -1, value_column = -1, zone_column = -1, estimated_column = -1;
+  int time_column = -1, value_column = -1, zone_column = -1, estimated_column = -1, source_column = -1;
   for (size_t i = 0; i < header.size(); ++i) {
     const std::string name = lower(trim(header[i]));
     const int at = static_cast<int>(i);
     if (name.starts_with("datetime")) time_column = at;
     if (name == "zone id") zone_column = at;
+    if (name == "source") source_column = at;
     if (name == "data estimated") estimated_column = at;
     if (name.starts_with("carbon intensity")) {
       const bool life_cycle =
@@ -143,6 +144,7 @@ Result<IntensitySeries> parse_csv(std::string_view contents, std::string_view or
     }
     series.points.push_back({*time, g, lower(field(estimated_column)) == "true"});
     if (series.region.empty()) series.region = field(zone_column);
+    if (!field(source_column).empty()) series.source = field(source_column);  // a history that frugal keeps
   }
   return finished(std::move(series), origin);
 }

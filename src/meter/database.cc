@@ -74,6 +74,12 @@ Result<Database> Database::open(const std::string& path, const Schema& schema) {
       if (row) *value = statement.integer(0);
     }
     if (id == schema.application_id && version == schema.version) return {};
+    if (id == schema.application_id && version >= 1 && version < schema.version &&
+        schema.upgrades.size() + 1 >= static_cast<size_t>(schema.version)) {
+      for (; version < schema.version; ++version)
+        FRUGAL_TRY_STATUS(database.execute(schema.upgrades[static_cast<size_t>(version) - 1]));
+      return database.execute(strf("PRAGMA user_version=%d", schema.version));
+    }
     if (id == schema.application_id) {
       return {ErrorCode::kUnsupported, strf("'%s' is of version %d and this program knows version %d",
                                             path.c_str(), static_cast<int>(version), schema.version)};

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "frugal/result.h"
 
@@ -18,9 +19,10 @@ struct StatementHandle;  // sqlite3_stmt
 class Statement;
 
 struct Schema {
-  int32_t application_id = 0;  // marks the file as ours
-  int version = 1;             // of the tables; a file of another version is refused
-  std::string tables;          // SQL that makes them
+  int32_t application_id = 0;              // marks the file as ours
+  int version = 1;                         // of the tables; a file of a newer version is refused
+  std::string tables;                      // SQL that makes them
+  std::vector<std::string> upgrades = {};  // SQL that turns version 1 into 2, 2 into 3, ...; missing: refused
 };
 
 // One connection: one thread at a time. Movable.

@@ -123,12 +123,21 @@ std::string figure(const std::string& title, const std::string& svg, const std::
          "</figcaption></figure>\n";
 }
 
+// When an entry used its energy: by its power over time where that was kept, else evenly.
+std::vector<PowerStretch> stretches_of(const LedgerEntry& e) {
+  double joules = 0;
+  for (const PowerStretch& p : e.power) joules += p.watts * p.seconds;
+  if (joules > 0) return e.power;
+  const double length = std::max(e.usage.wall_seconds, 1e-6);
+  return {{e.unix_s - length, length, e.usage.energy_j.value / length}};
+}
+
 // Mean power of everything in the ledger, over 120 stretches of the time that it spans.
 std::string power_plot(std::span<const LedgerEntry> entries) {
   double begin = HUGE_VAL, end = 0;
   for (const LedgerEntry& e : entries) {
     if (!e.usage.energy_j.known()) continue;
-    begin = std::min(begin, e.unix_s - e.usage.wall_seconds);
+    begin = std::min(begin, stretches_of(e).front().begin_unix_s);
     end = std::max(end, e.unix_s);
   }
   if (!(end > begin)) return "";
@@ -137,17 +146,23 @@ std::string power_plot(std::span<const LedgerEntry> entries) {
   std::vector<double> joules(kBins, 0), low(kBins, 0), high(kBins, 0);
   for (const LedgerEntry& e : entries) {
     if (!e.usage.energy_j.known()) continue;
-    const double length = std::max(e.usage.wall_seconds, 1e-6);
-    const double from = e.unix_s - length;
-    const auto first = static_cast<size_t>(std::clamp((from - begin) / width, 0.0, kBins - 1.0));
-    const auto last = static_cast<size_t>(std::clamp((e.unix_s - begin) / width, 0.0, kBins - 1.0));
-    for (size_t i = first; i <= last; ++i) {
-      const double a = begin + width * static_cast<double>(i);
-      const double overlap =
-          first == last ? length : std::max(0.0, std::min(a + width, e.unix_s) - std::max(a, from));
-      joules[i] += e.usage.energy_j.value * overlap / length;
-      low[i] += e.usage.energy_j.low * overlap / length;
-      high[i] += e.usage.energy_j.high * overlap / length;
+    const std::vector<PowerStretch> stretches = stretches_of(e);
+    double sum = 0;
+    for (const PowerStretch& p : stretches) sum += p.watts * p.seconds;
+    for (const PowerStretch& p : stretches) {
+      const double to = p.begin_unix_s + p.seconds;
+      const auto first = static_cast<size_t>(std::clamp((p.begin_unix_s - begin) / width, 0.0, kBins - 1.0));
+      const auto last = static_cast<size_t>(std::clamp((to - begin) / width, 0.0, kBins - 1.0));
+      for (size_t i = first; i <= last; ++i) {
+        const double a = begin + width * static_cast<double>(i);
+        const double overlap =
+            first == last ? p.seconds : std::max(0.0, std::min(a + width, to) - std::max(a, p.begin_unix_s));
+        // The whole's energy (memory, GPU and PUE included) by the shape of the processors' power.
+        const double part = sum > 0 ? p.watts * overlap / sum : 0;
+        joules[i] += e.usage.energy_j.value * part;
+        low[i] += e.usage.energy_j.low * part;
+        high[i] += e.usage.energy_j.high * part;
+      }
     }
   }
   Plot plot(begin, end, 1.05 * *std::max_element(high.begin(), high.end()) / width);

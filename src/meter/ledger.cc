@@ -1,5 +1,6 @@
 // The ledger's tables, and entries in and out of them. docs/formats/ledger.md describes the file.
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 
 #include "base/text.h"
@@ -41,6 +42,23 @@ void visit_columns(Entry& e, Visitor&& visit) {
   visit("exit_code", e.exit_code);
   visit("average_w", e.average_watts);
   visit("peak_w", e.peak_watts);
+  visit("power", e.power);
+}
+
+// "begin seconds watts;..." with begin in whole milliseconds of Unix time.
+std::string power_text(const std::vector<PowerStretch>& power) {
+  std::string text;
+  for (const PowerStretch& p : power) text += strf("%.3f %.3f %.4g;", p.begin_unix_s, p.seconds, p.watts);
+  return text;
+}
+std::vector<PowerStretch> parse_power(const std::string& text) {
+  std::vector<PowerStretch> power;
+  for (const std::string& part : split(text, ';')) {
+    PowerStretch p;
+    if (std::sscanf(part.c_str(), "%lf %lf %lf", &p.begin_unix_s, &p.seconds, &p.watts) == 3 && p.seconds > 0)
+      power.push_back(p);
+  }
+  return power;
 }
 
 struct ColumnNames {
@@ -56,6 +74,9 @@ struct ColumnNames {
   void operator()(const char* name, const double&) { add(name, "REAL NOT NULL"); }
   void operator()(const char* name, const int&) { add(name, "INTEGER NOT NULL"); }
   void operator()(const char* name, const std::string&) { add(name, "TEXT NOT NULL"); }
+  void operator()(const char* name, const std::vector<PowerStretch>&) {
+    add(name, "TEXT NOT NULL DEFAULT ''");
+  }
   void operator()(const char* name, const Estimate&) {
     add(name, "REAL");  // NULL: no figure
     add(std::string(name) + "_low", "REAL");
@@ -80,6 +101,9 @@ struct Binder {
   void operator()(const char*, const double& value) { statement.bind(at++, value); }
   void operator()(const char*, const int& value) { statement.bind(at++, static_cast<int64_t>(value)); }
   void operator()(const char*, const std::string& value) { statement.bind(at++, std::string_view(value)); }
+  void operator()(const char*, const std::vector<PowerStretch>& value) {
+    statement.bind(at++, std::string_view(power_text(value)));
+  }
   void operator()(const char*, const Estimate& value) {
     for (const double part : {value.value, value.low, value.high}) {
       if (value.known()) {
@@ -98,6 +122,9 @@ struct Reader {
   void operator()(const char*, double& value) { value = statement.number(at++); }
   void operator()(const char*, int& value) { value = static_cast<int>(statement.integer(at++)); }
   void operator()(const char*, std::string& value) { value = statement.text(at++); }
+  void operator()(const char*, std::vector<PowerStretch>& value) {
+    value = parse_power(statement.text(at++));
+  }
   void operator()(const char*, Estimate& value) {
     value = {statement.number(at), statement.number(at + 1), statement.number(at + 2),
              static_cast<Provenance>(std::clamp<int64_t>(statement.integer(at + 3), 0, 3))};
@@ -171,9 +198,10 @@ Result<std::unique_ptr<Ledger>> Ledger::open(const std::string& path, const Ledg
   }
   Schema schema;
   schema.application_id = kApplicationId;
-  schema.version = 1;
+  schema.version = 2;
   schema.tables = "CREATE TABLE entries (id INTEGER PRIMARY KEY AUTOINCREMENT, " + columns().declarations +
                   "); CREATE INDEX entries_time ON entries (unix_s)";
+  schema.upgrades = {"ALTER TABLE entries ADD COLUMN power TEXT NOT NULL DEFAULT ''"};
   auto database = Database::open(path, schema);
   if (!database.ok()) return std::move(database).error().in("ledger");
   return std::unique_ptr<Ledger>(std::make_unique<SqliteLedger>(std::move(database).value(), options));

@@ -28,11 +28,11 @@ class CumulativeSensor : public EnergySensor {
   Component component() const override { return component_; }
 
   Result<double> update(double seconds) override {
-    pending_s_ += std::max(seconds, 0.0);
+    state_.pending_s += std::max(seconds, 0.0);
     FRUGAL_TRY(const double now, read_joules());
-    const double elapsed = std::exchange(pending_s_, 0.0);
-    const double last = std::exchange(last_j_, now);
-    if (!std::exchange(started_, true)) return 0.0;
+    const double elapsed = std::exchange(state_.pending_s, 0.0);
+    const double last = std::exchange(state_.last, now);
+    if (std::exchange(state_.started, 1) == 0) return 0.0;
     const double joules = now - last;
     if (joules < 0 || joules > kMaxWatts * (elapsed + 0.1)) {
       return {ErrorCode::kUnavailable,
@@ -48,8 +48,6 @@ class CumulativeSensor : public EnergySensor {
  private:
   std::string name_;
   Component component_;
-  double last_j_ = 0, pending_s_ = 0;
-  bool started_ = false;
 };
 
 // A reading of power, held from one look to the next.
@@ -60,15 +58,15 @@ class PowerSensor : public EnergySensor {
   Component component() const override { return component_; }
 
   Result<double> update(double seconds) override {
-    pending_s_ += std::max(seconds, 0.0);
+    state_.pending_s += std::max(seconds, 0.0);
     FRUGAL_TRY(const double watts, read_watts());
     if (!(watts >= 0 && watts < kMaxWatts)) {
       return {ErrorCode::kCorrupt, strf("%s reads %g W", name_.c_str(), watts)};
     }
-    const double mean = started_ ? 0.5 * (watts + last_w_) : watts;
-    last_w_ = watts;
-    started_ = true;
-    return mean * std::exchange(pending_s_, 0.0);
+    const double mean = state_.started != 0 ? 0.5 * (watts + state_.last) : watts;
+    state_.last = watts;
+    state_.started = 1;
+    return mean * std::exchange(state_.pending_s, 0.0);
   }
 
  protected:
@@ -77,8 +75,6 @@ class PowerSensor : public EnergySensor {
  private:
   std::string name_;
   Component component_;
-  double last_w_ = 0, pending_s_ = 0;
-  bool started_ = false;
 };
 
 class PerfSensor final : public CumulativeSensor {
@@ -86,6 +82,7 @@ class PerfSensor final : public CumulativeSensor {
   PerfSensor(std::string name, Component component, int fd, double scale)
       : CumulativeSensor(std::move(name), component), fd_(fd), scale_(scale) {}
   ~PerfSensor() override { ::close(fd_); }
+  bool shareable() const override { return false; }
 
  protected:
   Result<double> read_joules() override {
@@ -131,6 +128,11 @@ class PowerFile final : public PowerSensor {
 };
 
 // The part of NVML that is used, by its published interface.
+struct NvmlProcessSample {
+  unsigned pid;
+  unsigned long long time_us;
+  unsigned sm, memory, encoder, decoder;  // per cent
+};
 struct Nvml {
   void* library = nullptr;
   int (*init)() = nullptr;
@@ -138,12 +140,43 @@ struct Nvml {
   int (*handle)(unsigned, void**) = nullptr;
   int (*energy)(void*, unsigned long long*) = nullptr;  // millijoules since the driver was loaded
   int (*power)(void*, unsigned*) = nullptr;             // milliwatts
+  int (*processes)(void*, NvmlProcessSample*, unsigned*, unsigned long long) = nullptr;
+};
+
+// The samples of use by process that the driver took since the last call. NVML's codes: 6 is "no samples", 7
+// "more room is needed".
+class NvmlProcesses {
+ public:
+  std::optional<std::vector<ProcessUse>> since_last(const Nvml& nvml, void* device) {
+    if (nvml.processes == nullptr) return std::nullopt;
+    unsigned n = 0;
+    int code = nvml.processes(device, nullptr, &n, last_us_);
+    if (code == 6) return std::vector<ProcessUse>{};
+    if ((code != 7 && code != 0) || n > 100000) return std::nullopt;
+    std::vector<NvmlProcessSample> samples(n + 16);  // some more may come in between
+    n = static_cast<unsigned>(samples.size());
+    code = nvml.processes(device, samples.data(), &n, last_us_);
+    if (code == 6) return std::vector<ProcessUse>{};
+    if (code != 0 || n > samples.size()) return std::nullopt;
+    std::vector<ProcessUse> uses;
+    for (unsigned i = 0; i < n; ++i) {
+      last_us_ = std::max(last_us_, samples[i].time_us);
+      if (samples[i].sm > 0) uses.push_back({samples[i].pid, static_cast<double>(samples[i].sm)});
+    }
+    return uses;
+  }
+
+ private:
+  unsigned long long last_us_ = 0;
 };
 
 class NvmlEnergy final : public CumulativeSensor {
  public:
   NvmlEnergy(std::string name, Nvml nvml, void* device)
       : CumulativeSensor(std::move(name), Component::kGpu), nvml_(nvml), device_(device) {}
+  std::optional<std::vector<ProcessUse>> process_use() override {
+    return processes_.since_last(nvml_, device_);
+  }
 
  protected:
   Result<double> read_joules() override {
@@ -156,12 +189,16 @@ class NvmlEnergy final : public CumulativeSensor {
  private:
   Nvml nvml_;
   void* device_;
+  NvmlProcesses processes_;
 };
 
 class NvmlPower final : public PowerSensor {
  public:
   NvmlPower(std::string name, Nvml nvml, void* device)
       : PowerSensor(std::move(name), Component::kGpu), nvml_(nvml), device_(device) {}
+  std::optional<std::vector<ProcessUse>> process_use() override {
+    return processes_.since_last(nvml_, device_);
+  }
 
  protected:
   Result<double> read_watts() override {
@@ -174,6 +211,7 @@ class NvmlPower final : public PowerSensor {
  private:
   Nvml nvml_;
   void* device_;
+  NvmlProcesses processes_;
 };
 
 // "event=0x02" -> 2
@@ -284,6 +322,8 @@ FoundSensors discover_nvml(const std::string& library) {
   nvml.energy = reinterpret_cast<int (*)(void*, unsigned long long*)>(
       ::dlsym(nvml.library, "nvmlDeviceGetTotalEnergyConsumption"));
   nvml.power = reinterpret_cast<int (*)(void*, unsigned*)>(::dlsym(nvml.library, "nvmlDeviceGetPowerUsage"));
+  nvml.processes = reinterpret_cast<int (*)(void*, NvmlProcessSample*, unsigned*, unsigned long long)>(
+      ::dlsym(nvml.library, "nvmlDeviceGetProcessUtilization"));
   if (nvml.init == nullptr || nvml.count == nullptr || nvml.handle == nullptr) {
     found.notes.push_back(library + " is there and lacks NVML's functions: no GPU is metered");
     return found;

@@ -100,18 +100,19 @@ RaplDomains discover_rapl(const std::string& sysfs) {
 }
 
 Result<double> EnergyCounter::update(double seconds) {
-  pending_s_ += std::max(seconds, 0.0);
-  FRUGAL_TRY(const uint64_t now, read_number(domain_.path + "/energy_uj"));
-  const double elapsed = std::exchange(pending_s_, 0.0);
-  const uint64_t last = std::exchange(last_uj_, now);
-  if (!std::exchange(started_, true)) return 0.0;
+  state_.pending_s += std::max(seconds, 0.0);
+  FRUGAL_TRY(const uint64_t now_uj, read_number(domain_.path + "/energy_uj"));
+  const double elapsed = std::exchange(state_.pending_s, 0.0);
+  const double now = 1e-6 * static_cast<double>(now_uj), range = 1e-6 * static_cast<double>(domain_.range_uj);
+  const double last = std::exchange(state_.last, now);
+  if (std::exchange(state_.started, 1) == 0) return 0.0;
   // Counters step about every millisecond; an interval shorter than that may hold a step's worth.
   const double possible_j = domain_.max_watts * (elapsed + 0.01);
   double joules;
   if (now >= last) {
-    joules = 1e-6 * static_cast<double>(now - last);
-  } else if (last <= domain_.range_uj) {
-    joules = 1e-6 * static_cast<double>(now + (domain_.range_uj - last));
+    joules = now - last;
+  } else if (last <= range) {
+    joules = now + (range - last);
   } else {
     return {ErrorCode::kUnavailable, domain_.name + ": the counter stood above its own range"};
   }

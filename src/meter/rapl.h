@@ -48,9 +48,6 @@ class EnergyCounter : public EnergySensor {
 
  private:
   RaplDomain domain_;
-  uint64_t last_uj_ = 0;
-  double pending_s_ = 0;  // time since last_uj_ was read
-  bool started_ = false;
 };
 
 }  // namespace frugal::meter

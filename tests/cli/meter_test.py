@@ -4,7 +4,9 @@
     meter_test.py COMMAND [test names]
 """
 
+import contextlib
 import datetime
+import http.server
 import json
 import math
 import os
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
@@ -271,6 +274,144 @@ class MeterTest(unittest.TestCase):
         self.refused(3, "missing.csv", "jobs", "submit", "--takes", "1h", "--carbon-file", "missing.csv", "--", "true")
         (self.root / "jobs.db").write_bytes(b"x" * 8192)
         self.refused(3, "job queue", "jobs", "list")
+
+    # several hosts
+
+    def nats_server(self):
+        ports = self.root / "ports"
+        ports.mkdir()
+        server = subprocess.Popen(["nats-server", "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", str(self.root / "nats"),
+                                   "--ports_file_dir", str(ports), "-l", "/dev/null"])
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        for _ in range(3000):  # a limit for hangs only
+            for file in ports.iterdir():
+                with contextlib.suppress(ValueError, KeyError, IndexError):
+                    return json.loads(file.read_text())["nats"][0]
+            time.sleep(0.01)
+        self.fail("no nats-server")
+
+    def host(self, name, url):
+        runner = subprocess.Popen([COMMAND, "jobs", "run", "--poll", "0.1", "--queue", str(self.root / f"{name}.db"), "--nats", url,
+                                   "--host-name", name, "--lease", "2", "--threads", "4"], env=self.env, stderr=subprocess.DEVNULL)
+        self.addCleanup(runner.wait)
+        self.addCleanup(runner.kill)
+        return runner
+
+    def wait_in_pool(self, url, done):
+        for _ in range(1200):  # a limit for hangs only
+            jobs = {j["id"]: j for j in self.json("jobs", "list", "--all", "--nats", url)}
+            if done(jobs):
+                return jobs
+            time.sleep(0.1)
+        self.fail(jobs)
+
+    def test_two_hosts_share_jobs_and_a_dead_ones_are_taken_over(self):
+        url = self.nats_server()
+        ids = [self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--", "sh", "-c", f"echo {i} >> ran")["id"] for i in range(6)]
+        cancelled = self.submit("--nats", url, "--by", "20h", "--takes", "1s", "--", "sh", "-c", "echo no >> ran")["id"]
+        self.answered("jobs", "cancel", "--nats", url, cancelled)
+        first = self.host("a", url)
+        jobs = self.wait_in_pool(url, lambda jobs: all(jobs[i]["state"] == "done" for i in ids))
+        self.assertEqual(sorted((self.root / "ran").read_text().split()), [str(i) for i in range(6)])
+        self.assertEqual(jobs[cancelled]["state"], "cancelled")
+        self.assertTrue(all(jobs[i]["energy_j"] is not None for i in ids))
+        # A host dies with a job that may be begun again: the other one runs it.
+        job = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--restart", "--", "sh", "-c",
+                          "echo $PPID >> keepers; sleep $((3 - 2 * ($(wc -l < keepers) > 1))); echo end >> ended")["id"]
+        self.wait_in_pool(url, lambda jobs: jobs[job]["state"] == "running")
+        while not (self.root / "keepers").exists() or not (self.root / "keepers").read_text().strip():
+            time.sleep(0.05)
+        first.kill()
+        os.kill(int((self.root / "keepers").read_text().split()[0]), signal.SIGKILL)
+        self.host("b", url)
+        jobs = self.wait_in_pool(url, lambda jobs: jobs[job]["state"] == "done")
+        self.assertEqual(jobs[job]["host"], "b")
+        self.assertEqual((self.root / "ended").read_text(), "end\n")
+        self.refused(1, "no NATS server", "jobs", "list", "--nats", "nats://127.0.0.1:1")
+
+    # carbon over HTTP
+
+    def serve(self, answers):
+        """An HTTP server of these answers by path; a path without one gives 404. What was posted is kept."""
+        posted = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self, status, body):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def do_GET(self):
+                posted.append(self.headers.get("auth-token"))
+                self.answer(*((200, answers[self.path]) if self.path in answers else (404, "")))
+
+            def do_POST(self):
+                posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self.answer(200, "{}")
+
+            def log_message(self, *args):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        return f"http://127.0.0.1:{server.server_port}", posted, server
+
+    def test_carbon_by_address_grows_into_a_history_and_stands_without_a_network(self):
+        now = datetime.datetime.now(datetime.timezone.utc).replace(minute=0, second=0, microsecond=0)
+        history = [{"zone": "ES", "carbonIntensity": 100 + h, "datetime": f"{now - datetime.timedelta(hours=23 - h):%Y-%m-%dT%H:%M:%SZ}"}
+                   for h in range(24)]
+        answers = {"/history?zone=ES": json.dumps({"zone": "ES", "history": history})}
+        base, seen, server = self.serve(answers)
+        url = base + "/history?zone=ES"
+        self.env["FRUGAL_CARBON_TOKEN"] = "key"
+        got = self.metered("--carbon-file", url, "--", "true")
+        self.assertAlmostEqual(got["g_per_kwh"]["value"], 123)
+        self.assertEqual(got["region"], "ES")
+        self.assertEqual(seen, ["key"])
+        self.metered("--carbon-file", url, "--", "true")
+        self.assertEqual(len(seen), 1)  # fresh enough
+        kept = next((self.root / "state/frugal/carbon").iterdir())
+        # The next answer begins later: what was known stays.
+        answers["/history?zone=ES"] = json.dumps({"zone": "ES", "history": history[12:]})
+        old = time.time() - 3600
+        os.utime(kept, (old, old))
+        self.metered("--carbon-file", url, "--", "true")
+        self.assertEqual(len(kept.read_text().splitlines()), 25)
+        # No network.
+        os.utime(kept, (old, old))
+        server.shutdown()
+        server.server_close()
+        done = self.frugal("meter", "run", "--carbon-file", url, "--", "true")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("is used", done.stderr.decode())
+        self.refused(3, "carbon data", "meter", "run", "--carbon-file", base + "/other", "--", "true")
+
+    def test_metrics_are_pushed_to_a_collector(self):
+        base, seen, _ = self.serve({})
+        self.frugal("meter", "run", "-q", "--", "true")
+        self.answered("report", "--push", base + "/v1/metrics")
+        self.assertIn("resourceMetrics", json.loads(seen[0]))
+        self.refused(2, "no http", "report", "--push", "collector")
+
+    def test_bad_answers_are_refused(self):
+        base, _, _ = self.serve({"/html": "<html>", "/wet": '{"zone": "ES", "carbonIntensity": "wet", "datetime": "2026-01-01T00:00:00Z"}'})
+        for path in ("/html", "/wet", "/none"):
+            done = self.frugal("meter", "run", "--carbon-file", base + path, "--", "true")
+            self.assertNotEqual(done.returncode, 0, path)
+            self.assertIn("carbon data", done.stderr.decode())
+
+    # one sampler
+
+    def test_meters_share_a_sampler(self):
+        self.env["XDG_RUNTIME_DIR"] = str(self.root)
+        self.assertTrue(self.json("meter", "doctor")["shared_sampler"])
+        self.assertFalse(self.json("meter", "doctor", "--own-sampler")["shared_sampler"])
+        self.assertEqual(len(list((self.root / "frugal").iterdir())), 1)
 
     def test_cancel_and_retry(self):
         job = self.submit("--by", "20h", "--takes", "1h", "--carbon-file", self.carbon_file(), "--", "true")

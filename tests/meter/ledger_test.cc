@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -78,6 +79,57 @@ TEST(Ledger, ForeignAndDamagedFilesAreRefused) {
   EXPECT_FALSE(Ledger::open("/proc/no/ledger.db").ok());
 }
 
+TEST(Ledger, PowerOverTimeIsKeptAndAnOldFileBroughtUp) {
+  FakeHost folder;
+  const std::string path = folder.root() + "/ledger.db";
+  LedgerEntry entry = sample_entry(1);
+  entry.power = {{1700000000.25, 10, 42.5}, {1700000010.25, 5, 7}};
+  {
+    auto ledger = Ledger::open(path);
+    ASSERT_TRUE(ledger.ok());
+    ASSERT_TRUE((*ledger)->append(sample_entry(0)).ok());
+    // As version 1 left it.
+    auto database = Database::open(path, {0x46524c31, 2, ""});
+    ASSERT_TRUE(database.ok());
+    ASSERT_TRUE(database->execute("ALTER TABLE entries DROP COLUMN power; PRAGMA user_version=1").ok());
+  }
+  auto ledger = Ledger::open(path);
+  ASSERT_TRUE(ledger.ok()) << ledger.error().message;
+  ASSERT_TRUE((*ledger)->append(entry).ok());
+  const auto all = (*ledger)->read();
+  ASSERT_TRUE(all.ok());
+  ASSERT_EQ(all->size(), 2u);
+  EXPECT_TRUE((*all)[0].power.empty());
+  ASSERT_EQ((*all)[1].power.size(), 2u);
+  EXPECT_EQ((*all)[1].power[0].begin_unix_s, 1700000000.25);
+  EXPECT_EQ((*all)[1].power[1].watts, 7);
+}
+
+TEST(Ledger, AFullDiskIsToldAndTheLedgerStaysAsItWas) {
+  FakeHost folder;
+  const std::string path = folder.root() + "/ledger.db";
+  {
+    auto ledger = Ledger::open(path);
+    ASSERT_TRUE(ledger.ok());
+    ASSERT_TRUE((*ledger)->append(sample_entry(0)).ok());
+  }
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit none = {0, 0};
+    ::setrlimit(RLIMIT_FSIZE, &none);
+    auto ledger = Ledger::open(path);
+    ::_exit(ledger.ok() && (*ledger)->append(sample_entry(1)).ok() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  auto ledger = Ledger::open(path);
+  ASSERT_TRUE(ledger.ok());
+  EXPECT_EQ((*ledger)->read()->size(), 1u);
+  EXPECT_TRUE((*ledger)->append(sample_entry(2)).ok());
+}
+
 // Writers acknowledge each row on a pipe once append() has returned, and are killed at random moments. Every
 // acknowledged row must be there, and the file sound. FRUGAL_LEDGER_KILLS sets the number of kills (default
 // 25).
@@ -140,7 +192,7 @@ TEST(Ledger, KilledWritersLoseNothingAcknowledged) {
   size_t lost = 0;
   for (const std::string& name : expected) lost += found.contains(name) ? 0 : 1;
   EXPECT_EQ(lost, 0u) << "of " << expected.size();
-  auto database = Database::open(path, {0x46524c31, 1, ""});
+  auto database = Database::open(path, {0x46524c31, 2, ""});
   ASSERT_TRUE(database.ok());
   auto check = database->prepare("PRAGMA integrity_check");
   ASSERT_TRUE(check.ok());

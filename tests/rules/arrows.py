@@ -15,6 +15,7 @@ import rule
 ROOMS = {
     "base": [],
     "meter": ["base"],
+    "meter/http": ["base"],
     "budget": ["base", "meter"],
     "budget/share": ["base", "budget"],
     "llm/kernel": ["base"],
@@ -31,8 +32,9 @@ ROOMS = {
     "cascade": ["base", "meter", "budget", "dnn/exec"],
     "cascade/serve": ["base", "meter", "budget", "budget/share", "cascade"],
     "jobs": ["base", "meter", "budget"],
-    "server": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs"],
-    "cli": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "server"],
+    "jobs/hosts": ["base", "meter", "budget", "jobs"],
+    "server": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "jobs/*", "meter/*"],
+    "cli": ["base", "meter", "budget", "budget/*", "llm/*", "dnn/*", "cascade", "cascade/*", "jobs", "jobs/*", "meter/*", "server"],
 }
 BASE_PUBLIC = {"result", "log", "usage"}
 GENERATED = {"build_info.h"}  # written into the build folder by cmake/
@@ -43,9 +45,9 @@ THIRD_PARTY = [
     (r"(llama|ggml|gguf)[\w-]*\.h", ["llm/vocab", "llm/peer", "tests/llm", "tests/reference", "tests/support", "bench"]),
     (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel"]),
     (r"openvino/.*", ["dnn/exec"]),
-    (r"nats/.*|nats\.h", ["dnn/link", "budget/share"]),
+    (r"nats/.*|nats\.h", ["dnn/link", "budget/share", "jobs/hosts"]),
     (r"sqlite3\.h", ["meter"]),
-    (r"httplib\.h", ["server", "cascade/serve", "tests/cascade/serve"]),
+    (r"httplib\.h", ["server", "cascade/serve", "meter/http", "tests/cascade/serve"]),
     (r"CLI/.*", ["cli"]),
     (r"editline/.*|histedit\.h", ["cli"]),
     (r"jpeglib\.h|png\.h", ["cli"]),

@@ -201,6 +201,11 @@ Sidecar::Answer Sidecar::metrics() const {
   return {200, std::move(text), "text/plain; version=0.0.4"};
 }
 
+Sidecar::Totals Sidecar::totals() const {
+  const budget::GovernorState state = governor_->state();
+  return {static_cast<uint64_t>(state.requests), state.spent[0]};
+}
+
 bool Sidecar::reload() {
   const int64_t time = modified_at(options_.model_path);
   if (time == 0 || time == model_time_) return false;

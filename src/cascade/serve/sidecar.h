@@ -44,6 +44,11 @@ class Sidecar {
   Answer decide(std::string_view body);  // 400 with the reason: malformed JSON, wrong number of features
   Answer state() const;
   Answer metrics() const;
+  struct Totals {
+    uint64_t requests = 0;
+    double flops = 0;  // of the chains decided on
+  };
+  Totals totals() const;
 
   void tick(double now_s) { governor_->tick(now_s); }
   bool tick_wanted() const { return governor_->tick_wanted(); }
