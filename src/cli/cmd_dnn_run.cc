@@ -1,6 +1,7 @@
 // frugal dnn run: a model over device, edge and cloud: in this process behind emulated links, or over NATS.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -21,6 +22,8 @@
 
 namespace frugal::cli {
 namespace {
+
+constexpr int kLongRun = 20;  // frames: then it pays to try a tiled plan against the best one without tiles
 
 struct Options {
   DnnModelOptions model;
@@ -234,6 +237,14 @@ int run(const Options& options) {
   if (const Status status = coordinator.set_plan(plan->tier, plan->tiled_runs); !status.ok())
     return fail(status.error());
   keep_freed_memory();
+  if (!plan->tiled_runs.empty() && options.frames >= kLongRun) {
+    dnn::PlanRequest whole = planning.request;
+    whole.least_tile_gain = 1;
+    const auto without = dnn::make_plan(graph, planning.cluster, whole, planning.algorithm);
+    if (!without.ok()) return fail(without.error());
+    const auto best = coordinator.audition(std::array{*plan, *without}, *inputs);
+    if (!best.ok()) return fail(best.error());
+  }
   install_interrupt_handler();
   meter::PowerMeter& meter = **opened;
   const meter::Snapshot start = meter.snapshot();

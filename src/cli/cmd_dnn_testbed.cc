@@ -3,6 +3,7 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -35,47 +36,68 @@ struct Options {
   bool json = false, loopback = false;
 };
 
-// All algorithms on one model and link. A plan that another algorithm made, too, is measured once; one that
-// uses no link is measured once for all links.
+bool same_plan(const dnn::Plan& a, const dnn::Plan& b) {
+  const auto same_run = [](const auto& x, const auto& y) {
+    return x.vertices == y.vertices && x.tiles == y.tiles;
+  };
+  return a.tier == b.tier && std::equal(a.tiled_runs.begin(), a.tiled_runs.end(), b.tiled_runs.begin(),
+                                        b.tiled_runs.end(), same_run);
+}
+
+// All algorithms on one model and link. A plan that another algorithm made, too, is measured once; the device
+// alone is measured once for all links.
 Status measure_cell(const Options& options, Bench& bench, TestbedHosts& hosts, const std::string& link,
-                    std::vector<std::pair<dnn::Plan, PlanResult>>& linkless, CellResult& cell) {
+                    std::vector<std::pair<dnn::Plan, PlanResult>>& known, CellResult& cell) {
   FRUGAL_TRY(const dnn::Link near, dnn::named_link(options.near));
   FRUGAL_TRY(const dnn::Link far, dnn::named_link(link));
   FRUGAL_TRY_STATUS(hosts.set_links(near, far));
   FRUGAL_TRY(const dnn::Cluster cluster, bench.cluster(near, far));
   dnn::Cluster single = cluster;  // one edge worker, as the baselines have it
   single.tiers[1].worker_speeds.clear();
-  std::vector<std::pair<dnn::Plan, PlanResult>> measured = linkless;
-  const auto take = [&](const std::string& name, const dnn::Cluster& on, dnn::Algorithm algorithm) -> Status {
-    FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(bench.network->graph(), on, {}, algorithm));
-    for (const auto& [known, result] : measured) {
-      if (known.tier != plan.tier || known.tiled_runs.size() != plan.tiled_runs.size()) continue;
-      if (!std::equal(
-              known.tiled_runs.begin(), known.tiled_runs.end(), plan.tiled_runs.begin(),
-              [](const auto& a, const auto& b) { return a.vertices == b.vertices && a.tiles == b.tiles; }))
-        continue;
-      cell.plans.push_back(result);
-      cell.plans.back().algorithm = name;
-      cell.plans.back().predicted_seconds = plan.seconds;
-      cell.plans.back().is_copy = true;
-      return {};
-    }
-    const int n = plan.seconds > 3 ? std::min(2, options.frames) : options.frames;
-    FRUGAL_TRY(PlanResult result, bench.measure(on, plan, n));
-    result.algorithm = name;
-    cell.plans.push_back(result);
-    measured.emplace_back(plan, result);
-    if (std::all_of(plan.tier.begin(), plan.tier.end(), [](int k) { return k == 0; }))
-      linkless.emplace_back(plan, result);
-    return {};
-  };
-  FRUGAL_TRY_STATUS(take(kOurs, cluster, dnn::Algorithm::kExact));
-  FRUGAL_TRY_STATUS(take("hpa with tiles", cluster, dnn::Algorithm::kHpa));
-  FRUGAL_TRY_STATUS(take("exact, one edge worker", single, dnn::Algorithm::kExact));
+  const dnn::Graph& graph = bench.network->graph();
+  FRUGAL_TRY(dnn::Plan tiled, dnn::make_plan(graph, cluster, {}, dnn::Algorithm::kExact));
+  FRUGAL_TRY(dnn::Plan whole, dnn::make_plan(graph, single, {}, dnn::Algorithm::kExact));
+  // Ours is what a long run settles on: a tiled plan is tried against the best one without tiles, on frames
+  // that are not among those reported.
+  bool use_tiles = false;
+  if (!tiled.tiled_runs.empty()) {
+    dnn::Coordinator coordinator(bench.device, bench.edge, cluster, {});
+    FRUGAL_TRY(const size_t best, coordinator.audition(std::array{tiled, whole}, bench.input));
+    use_tiles = best == 0;
+  }
+  std::vector<std::pair<std::string, dnn::Plan>> wanted = {{kOurs, use_tiles ? tiled : whole},
+                                                           {"exact, one edge worker", whole}};
+  if (!use_tiles && !tiled.tiled_runs.empty()) wanted.emplace_back("tiles, tried and left", tiled);
   for (const dnn::Algorithm algorithm :
        {dnn::Algorithm::kNeurosurgeon, dnn::Algorithm::kDads, dnn::Algorithm::kCloudOnly,
         dnn::Algorithm::kEdgeOnly, dnn::Algorithm::kDeviceOnly}) {
-    FRUGAL_TRY_STATUS(take(std::string(dnn::algorithm_name(algorithm)), single, algorithm));
+    FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(graph, single, {}, algorithm));
+    wanted.emplace_back(std::string(dnn::algorithm_name(algorithm)), std::move(plan));
+  }
+  std::vector<dnn::Plan> fresh;
+  const auto in = [](const auto& plans, const dnn::Plan& plan, const auto& plan_of) {
+    return std::find_if(plans.begin(), plans.end(),
+                        [&](const auto& other) { return same_plan(plan_of(other), plan); });
+  };
+  const auto itself = [](const dnn::Plan& plan) -> const dnn::Plan& { return plan; };
+  const auto first = [](const auto& pair) -> const dnn::Plan& { return pair.first; };
+  for (const auto& [name, plan] : wanted) {
+    if (in(known, plan, first) == known.end() && in(fresh, plan, itself) == fresh.end())
+      fresh.push_back(plan);
+  }
+  FRUGAL_TRY(const std::vector<PlanResult> results, bench.measure(cluster, fresh, options.frames));
+  std::vector<char> told(fresh.size(), 0);
+  for (const auto& [name, plan] : wanted) {
+    const auto at = in(fresh, plan, itself);
+    const auto i = static_cast<size_t>(at - fresh.begin());
+    cell.plans.push_back(at == fresh.end() ? in(known, plan, first)->second : results[i]);
+    cell.plans.back().algorithm = name;
+    cell.plans.back().is_copy = at == fresh.end() || told[i];
+    if (at != fresh.end()) told[i] = 1;
+  }
+  for (size_t i = 0; i < fresh.size(); ++i) {
+    if (std::all_of(fresh[i].tier.begin(), fresh[i].tier.end(), [](int k) { return k == 0; }))
+      known.emplace_back(fresh[i], results[i]);
   }
   return {};
 }

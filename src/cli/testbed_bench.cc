@@ -11,6 +11,13 @@
 #include "cli/console.h"
 
 namespace frugal::cli {
+namespace {
+
+// A device alone takes seconds for a large network: fewer frames tell enough.
+constexpr double kSlowSeconds = 2.5;
+constexpr int kSlowFrames = 1;
+
+}  // namespace
 
 dnn::Values random_input(const dnn::Graph& graph, uint64_t seed) {
   const dnn::Tensor& tensor = graph.tensors[static_cast<size_t>(graph.vertices[0].outputs[0])];
@@ -133,11 +140,9 @@ Status Bench::await() {
   return last;
 }
 
-Result<PlanResult> Bench::measure(const dnn::Cluster& cluster, const dnn::Plan& plan, int n_frames) {
-  dnn::CoordinatorOptions options;
-  options.retry_seconds = 3600;
-  dnn::Coordinator coordinator(device, edge, cluster, options);
-  FRUGAL_TRY_STATUS(coordinator.set_plan(plan.tier, plan.tiled_runs));
+namespace {
+
+PlanResult predicted(const dnn::Plan& plan) {
   PlanResult result;
   result.algorithm = plan.algorithm;
   result.predicted_seconds = plan.seconds;
@@ -148,25 +153,46 @@ Result<PlanResult> Bench::measure(const dnn::Cluster& cluster, const dnn::Plan& 
     result.predicted_tiers[static_cast<size_t>(run.tier)] += run.seconds - run.work_seconds;
     result.n_tiles += static_cast<int>(run.tiles.size());
   }
-  dnn::FrameCost sum(plan.tiers.size());
+  result.tiers.assign(plan.tiers.size(), 0);
+  result.links.assign(plan.links.size(), 0);
+  return result;
+}
+
+}  // namespace
+
+Result<std::vector<PlanResult>> Bench::measure(const dnn::Cluster& cluster, std::span<const dnn::Plan> plans,
+                                               int n_frames) {
+  dnn::CoordinatorOptions options;
+  options.retry_seconds = 3600;
+  dnn::Coordinator coordinator(device, edge, cluster, options);
+  std::vector<PlanResult> results;
+  for (const dnn::Plan& plan : plans) results.push_back(predicted(plan));
   for (int i = 0; i <= n_frames; ++i) {
-    if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
-    const double start = wall_seconds();
-    dnn::FrameCost cost;
-    FRUGAL_TRY(const dnn::Values outputs, coordinator.run_frame(input, &cost));
-    if (i > 0) {
-      result.seconds.push_back(wall_seconds() - start);
-      sum += cost;
+    for (size_t p = 0; p < plans.size(); ++p) {
+      if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+      PlanResult& result = results[p];
+      if (i > kSlowFrames && plans[p].seconds > kSlowSeconds) continue;
+      FRUGAL_TRY_STATUS(coordinator.set_plan(plans[p].tier, plans[p].tiled_runs));
+      const double start = wall_seconds();
+      dnn::FrameCost cost;
+      FRUGAL_TRY(const dnn::Values outputs, coordinator.run_frame(input, &cost));
+      const double seconds = wall_seconds() - start;
+      result.n_frames++;
+      result.n_different += n_different(outputs, expected);
+      result.backbone_bytes = static_cast<double>(cost.up_bytes[1] + cost.down_bytes[1]);
+      if (i == 0) continue;
+      result.seconds.push_back(seconds);
+      for (size_t k = 0; k < result.tiers.size(); ++k) result.tiers[k] += cost.tier_seconds[k];
+      for (size_t k = 0; k < result.links.size(); ++k) result.links[k] += cost.link_seconds[k];
     }
-    result.n_frames++;
-    result.n_different += n_different(outputs, expected);
-    result.backbone_bytes = static_cast<double>(cost.up_bytes[1] + cost.down_bytes[1]);
   }
-  for (const double seconds : sum.tier_seconds) result.tiers.push_back(seconds / n_frames);
-  for (const double seconds : sum.link_seconds) result.links.push_back(seconds / n_frames);
+  for (PlanResult& result : results) {
+    for (double& seconds : result.tiers) seconds /= static_cast<double>(result.seconds.size());
+    for (double& seconds : result.links) seconds /= static_cast<double>(result.seconds.size());
+  }
   if (coordinator.n_retries() > 0)
     return Error{ErrorCode::kUnavailable, "a worker failed while it was measured"};
-  return result;
+  return results;
 }
 
 }  // namespace frugal::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,8 +26,9 @@ class Bench {
   // The cluster with links as probed now. Times are this host's, by the emulated hosts' slowdowns: it is all
   // of them.
   Result<dnn::Cluster> cluster(const dnn::Link& near, const dnn::Link& far);
-  // Frames by one plan: one to compile and warm up, then those that count.
-  Result<PlanResult> measure(const dnn::Cluster& cluster, const dnn::Plan& plan, int n_frames);
+  // Frames by each plan, one to compile and warm up, then those that count, the plans in turn.
+  Result<std::vector<PlanResult>> measure(const dnn::Cluster& cluster, std::span<const dnn::Plan> plans,
+                                          int n_frames);
 
   std::shared_ptr<const dnn::Network> network;
   std::shared_ptr<dnn::Mailbox> mailbox;

@@ -10,7 +10,7 @@
 
 namespace frugal::cli {
 
-inline constexpr char kOurs[] = "exact with tiles";
+inline constexpr char kOurs[] = "frugal";
 
 struct PlanResult {
   std::string algorithm;

@@ -125,6 +125,26 @@ Status Coordinator::set_plan(std::vector<int> tier, std::vector<TiledRun> tiled_
   return {};
 }
 
+Result<size_t> Coordinator::audition(std::span<const Plan> plans, const Values& inputs, int n_frames) {
+  if (plans.empty()) return Error{ErrorCode::kInvalidArgument, "there is no plan to try"};
+  std::vector<std::vector<double>> seconds(plans.size());
+  for (int i = 0; i <= std::max(1, n_frames); ++i) {  // in turn: all of them meet the same moods of the hosts
+    for (size_t p = 0; p < plans.size(); ++p) {
+      FRUGAL_TRY_STATUS(set_plan(plans[p].tier, plans[p].tiled_runs));
+      const double start = wall_seconds();
+      FRUGAL_TRY(const Values outputs, run_frame(inputs));
+      if (i > 0) seconds[p].push_back(wall_seconds() - start);
+    }
+  }
+  size_t best = 0;
+  for (size_t p = 0; p < plans.size(); ++p) {
+    std::sort(seconds[p].begin(), seconds[p].end());
+    if (seconds[p][seconds[p].size() / 2] < seconds[best][seconds[best].size() / 2]) best = p;
+  }
+  FRUGAL_TRY_STATUS(set_plan(plans[best].tier, plans[best].tiled_runs));
+  return best;
+}
+
 Result<bool> Coordinator::update_cluster(const Cluster& cluster) {
   if (cluster.tiers.size() != cluster_.tiers.size()) {
     return Error{ErrorCode::kInvalidArgument, "a coordinator's cluster keeps its number of tiers"};

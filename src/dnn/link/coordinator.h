@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -45,6 +46,10 @@ class Coordinator {
   Result<bool> update_cluster(const Cluster& cluster);
   // This plan from now on, for the tiers that answer.
   Status set_plan(std::vector<int> tier, std::vector<TiledRun> tiled_runs = {});
+
+  // Predictions differ in how far they can be trusted (tiles less than whole vertices): runs frames by each
+  // of the plans, the first to compile, and keeps the one whose median time is least. Returns its index.
+  Result<size_t> audition(std::span<const Plan> plans, const Values& inputs, int n_frames = 3);
 
   Plan plan() const;
   Cluster cluster() const;  // with what was learnt

@@ -12,8 +12,8 @@
 namespace frugal::dnn {
 namespace {
 
-constexpr size_t kMaxParts = 6;   // compiled parts kept: each holds a copy of its weights
-constexpr size_t kMaxTiles = 24;  // compiled tiles, likewise
+constexpr size_t kMaxParts = 8;   // compiled parts kept: each holds a copy of its weights
+constexpr size_t kMaxTiles = 40;  // compiled tiles, likewise
 
 void sleep_seconds(double seconds) {
   if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));

@@ -158,6 +158,28 @@ TEST(Coordinator, TilesOverSeveralWorkersGiveWhatTheWholeGives) {
   }
 }
 
+TEST(Coordinator, AnAuditionKeepsWhatIsFasterWhateverWasPredicted) {
+  Bench bench("resnet18");
+  Coordinator coordinator(bench.device, bench.edge, bench.cluster, {});
+  const Values input = bench.input(1), expected = bench.expected(input);
+  const Graph& graph = bench.network->graph();
+  std::vector<Plan> plans;
+  for (const Algorithm algorithm : {Algorithm::kCloudOnly, Algorithm::kDeviceOnly})
+    plans.push_back(make_plan(graph, bench.cluster, {}, algorithm).value());
+  EXPECT_LT(plans[0].seconds, plans[1].seconds);
+  Link slow = named_link("lan").value();
+  slow.latency_seconds = 0.5;  // which nobody told the planner
+  bench.cloud->set_link(slow);
+  const auto best = coordinator.audition(plans, input, 1);
+  ASSERT_TRUE(best.ok()) << best.error().message;
+  EXPECT_EQ(*best, 1u);
+  EXPECT_EQ(coordinator.plan().tier, plans[1].tier);
+  const auto outputs = coordinator.run_frame(input);
+  ASSERT_TRUE(outputs.ok()) << outputs.error().message;
+  EXPECT_TRUE(same(*outputs, expected));
+  EXPECT_FALSE(coordinator.audition({}, input).ok());
+}
+
 TEST(FrameStream, AnswersEachFrameOnceAndInOrder) {
   Bench bench("alexnet");
   Coordinator coordinator(bench.device, bench.edge, bench.cluster, {});
