@@ -3,6 +3,8 @@
 // object.
 //
 //   bench_dnn_lossless FOLDER [plans_for_each=40] [seed=1]
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -84,6 +86,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: bench_dnn_lossless FOLDER [plans_for_each] [seed]\n");
     return 2;
   }
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // as the command: tensors' pages are kept between frames
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
   const int n_plans = argc > 2 ? std::atoi(argv[2]) : 40;
   Rng rng(argc > 3 ? static_cast<uint64_t>(std::atoll(argv[3])) : 1);
   int n_all = 0, n_different = 0, n_tiled = 0, n_tiles = 0;

@@ -136,10 +136,16 @@ Result<size_t> Coordinator::audition(std::span<const Plan> plans, const Values& 
       if (i > 0) seconds[p].push_back(wall_seconds() - start);
     }
   }
-  size_t best = 0;
-  for (size_t p = 0; p < plans.size(); ++p) {
+  const auto median = [&](size_t p) {
     std::sort(seconds[p].begin(), seconds[p].end());
-    if (seconds[p][seconds[p].size() / 2] < seconds[best][seconds[best].size() / 2]) best = p;
+    return seconds[p][seconds[p].size() / 2];
+  };
+  size_t best = plans.size() - 1;
+  double least = (1 - options_.least_gain) * median(best);
+  for (size_t p = 0; p + 1 < plans.size(); ++p) {
+    if (median(p) >= least) continue;
+    best = p;
+    least = median(p);
   }
   FRUGAL_TRY_STATUS(set_plan(plans[best].tier, plans[best].tiled_runs));
   return best;

@@ -48,7 +48,8 @@ class Coordinator {
   Status set_plan(std::vector<int> tier, std::vector<TiledRun> tiled_runs = {});
 
   // Predictions differ in how far they can be trusted (tiles less than whole vertices): runs frames by each
-  // of the plans, the first to compile, and keeps the one whose median time is least. Returns its index.
+  // of the plans, the first to compile, and keeps the last one unless another's median time is less by
+  // `least_gain`. Returns its index.
   Result<size_t> audition(std::span<const Plan> plans, const Values& inputs, int n_frames = 3);
 
   Plan plan() const;
