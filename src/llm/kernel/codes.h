@@ -5,7 +5,7 @@
 // Looked up in a table of 16 bytes they become 64 bytes of levels, 0 to kLevelMax, in an order that is the
 // caller's business (that of the codes):
 //   keys    code = token * 4 + coefficient: a 32-bit lane is a token
-//   values  code = coefficient * 16 + token: 16 bytes are a coefficient
+//   values  code = token / 4 * 16 + coefficient * 4 + token % 4: a 32-bit lane is 4 tokens of a coefficient
 // Everything is integer, so every set gives the same bits.
 #pragma once
 
@@ -15,6 +15,10 @@
 namespace frugal::llm {
 
 inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bits
+inline constexpr int kCodeBlock = 64;  // tokens of four panels
+// Weights of 64 tokens as kernels want them: 4 tokens, four times over.
+inline constexpr int kWeightWidth = 4 * kCodeBlock;
+inline constexpr int kWeightMax = 32000;  // 64 products of it with kLevelMax fit 32 bits
 
 // Puts code `value` of `bits` bits at `idx` (0 to 63) of a group, over what stood there.
 inline void put_code(std::byte* group, int bits, int idx, int value) {
@@ -32,16 +36,23 @@ inline void put_code(std::byte* group, int bits, int idx, int value) {
 
 struct CodeKernels {
   const char* name;
-  // dots[c * 16 + t] = sum over groups g and i < 4 of level(g, t * 4 + i) * x[c * 4 n_groups + 4 g + i].
-  // `bits` and `tables` [n_groups]: group g has bits[g] and the 16 levels at tables + 16 * bits[g]; groups
-  // stand one after the other. |x| <= 127.
-  void (*dot_keys)(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-                   const int8_t* x, size_t n_cols, int32_t* dots);
-  // dots[c * 4 + i] = sum over 16 n_panels tokens t of level(i * 16 + t) * (w[c * w_stride + t] * 128 +
-  // w[c * w_stride + low + t]): weights in two halves of 7 bits. The panels of one group, `stride` bytes
-  // apart.
-  void (*dot_values)(const std::byte* group, size_t stride, size_t n_panels, int bits, const uint8_t* table,
-                     const int8_t* w, size_t low, size_t w_stride, size_t n_cols, int32_t* dots);
+  // The 64 tokens of four panels, `stride` bytes apart; groups stand one after the other in each. `bits` and
+  // `tables` [n_groups]: group g has bits[g] and the 16 levels at tables + 16 * bits[g].
+  //
+  // y[c * y_stride + t] += scales[c] * (dot - zeros[c]), dot = sum over groups g and i < 4 of level(g, t, i)
+  // * x[c * 4 n_groups + 4 g + i]. |x| <= 127.
+  void (*dot_keys)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+                   const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
+                   const float* scales, float* y, size_t y_stride);
+  // w[t] * scales[t] of 64 tokens as integers up to kWeightMax times what is returned, [kWeightWidth], with
+  // their sum. All >= 0. Not finite: something, and a scale that is NaN.
+  float (*quantize_weights)(const float* w, const float* scales, int16_t* q, int32_t* sum);
+  // y[c * y_stride + 4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over
+  // tokens t of level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. w [n_cols,
+  // kWeightWidth] from quantize_weights.
+  void (*dot_values)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+                     const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+                     const int32_t* zeros, const float* scales, float* y, size_t y_stride);
 };
 
 const CodeKernels& code_kernels();

@@ -80,7 +80,8 @@ inline void add_keys(const Levels& levels, const int8_t* x, size_t x_stride, __m
 
 template <int kCols>
 void dot_keys_tile(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-                   const int8_t* x, size_t x_stride, int32_t* dots) {
+                   const int8_t* x, size_t x_stride, const int32_t* zeros, const float* scales, float* y,
+                   size_t y_stride) {
   __m256i sums[2 * kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
   const __m256i table[5] = {_mm256_setzero_si256(), table_at(tables + 16), table_at(tables + 32),
@@ -111,79 +112,180 @@ void dot_keys_tile(const std::byte* groups, const uint8_t* bits, size_t n_groups
     }
     groups += 8 * bits[g];
   }
-  for (int c = 0; c < 2 * kCols; ++c) _mm256_storeu_si256(reinterpret_cast<__m256i*>(dots + 8 * c), sums[c]);
+#pragma GCC unroll 8
+  for (int c = 0; c < kCols; ++c) {
+    const __m256i zero = _mm256_set1_epi32(zeros[c]);
+    const __m256 scale = _mm256_set1_ps(scales[c]);
+    for (int half = 0; half < 2; ++half) {
+      float* to = y + static_cast<size_t>(c) * y_stride + 8 * half;
+      const __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[2 * c + half], zero));
+      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm256_mul_ps(scale, dot)));
+    }
+  }
 }
 
-void dot_keys(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-              const int8_t* x, size_t n_cols, int32_t* dots) {
+// Codes as levels, 64 bytes a group, for many columns to read.
+void unpack_groups(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
+                   std::byte* levels, uint8_t* wide) {
+  for (size_t g = 0; g < n_groups; groups += 8 * bits[g], ++g) {
+    wide[g] = bits[g] == 0 ? 0 : 8;
+    if (bits[g] == 0) continue;
+    const Levels of = bits[g] == 1   ? unpack<1>(groups, table_at(tables + 16))
+                      : bits[g] == 2 ? unpack<2>(groups, table_at(tables + 32))
+                      : bits[g] == 3 ? unpack<3>(groups, table_at(tables + 48))
+                      : bits[g] == 4 ? unpack<4>(groups, table_at(tables + 64))
+                      : bits[g] == 6 ? unpack<6>(groups, _mm256_setzero_si256())
+                                     : unpack<8>(groups, _mm256_setzero_si256());
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels), of.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + 32), of.b);
+    levels += 64;
+  }
+}
+
+void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+              const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
+              const float* scales, float* y, size_t y_stride) {
+  constexpr size_t kMaxGroups = 64;
   const size_t x_stride = 4 * n_groups;
-  size_t c = 0;
-  for (; c + 3 <= n_cols; c += 3)
-    dot_keys_tile<3>(groups, bits, n_groups, tables, x + c * x_stride, x_stride, dots + c * 16);
-  if (n_cols - c == 2)
-    dot_keys_tile<2>(groups, bits, n_groups, tables, x + c * x_stride, x_stride, dots + c * 16);
-  if (n_cols - c == 1)
-    dot_keys_tile<1>(groups, bits, n_groups, tables, x + c * x_stride, x_stride, dots + c * 16);
+  alignas(32) std::byte levels[64 * kMaxGroups];
+  uint8_t wide[kMaxGroups];
+  const bool unpacks = n_cols > 4 && n_groups <= kMaxGroups;
+  for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, panels += stride, y += 16) {
+    if (unpacks) unpack_groups(panels, bits, n_groups, tables, levels, wide);
+    const std::byte* groups = unpacks ? levels : panels;
+    const uint8_t* of = unpacks ? wide : bits;
+    size_t c = 0;
+    for (; c + 3 <= n_cols; c += 3)
+      dot_keys_tile<3>(groups, of, n_groups, tables, x + c * x_stride, x_stride, zeros + c, scales + c,
+                       y + c * y_stride, y_stride);
+    for (; c < n_cols; ++c)
+      dot_keys_tile<1>(groups, of, n_groups, tables, x + c * x_stride, x_stride, zeros + c, scales + c,
+                       y + c * y_stride, y_stride);
+  }
 }
 
-// Adds the pairs of 32-bit lanes of [i0 i0 i0 i0 | i1 i1 i1 i1] and [i2 .. | i3 ..] to four sums.
-inline __m128i fold(__m256i a, __m256i b) {
-  const __m256i pairs = _mm256_hadd_epi32(a, b);          // i0 i0 i2 i2 | i1 i1 i3 i3
-  const __m256i fours = _mm256_hadd_epi32(pairs, pairs);  // i0 i2 i0 i2 | i1 i3 i1 i3
-  return _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t* sum) {
+  __m256 row[8], most = _mm256_setzero_ps(), wrong = _mm256_setzero_ps();
+  for (int i = 0; i < 8; ++i) {
+    row[i] = _mm256_mul_ps(_mm256_loadu_ps(w + 8 * i), _mm256_loadu_ps(scales + 8 * i));
+    most = _mm256_max_ps(row[i], most);  // of a NaN: the second
+    wrong = _mm256_add_ps(wrong, _mm256_sub_ps(row[i], row[i]));
+  }
+  float all[8], bad[8], largest = 0, nothing = 0;
+  _mm256_storeu_ps(all, most);
+  _mm256_storeu_ps(bad, wrong);
+  for (int i = 0; i < 8; ++i) {
+    largest = largest > all[i] ? largest : all[i];
+    nothing += bad[i];
+  }
+  const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
+  const __m256 by = _mm256_set1_ps(inverse), half = _mm256_set1_ps(0.5f);
+  __m256i total = _mm256_setzero_si256();
+  for (int i = 0; i < 8; i += 2) {
+    const __m256i a = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i], by), half));
+    const __m256i b = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i + 1], by), half));
+    total = _mm256_add_epi32(total, _mm256_add_epi32(a, b));
+    // 16 tokens in their order.
+    alignas(32) int64_t fours[4];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(fours),
+                       _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    for (int k = 0; k < 4; ++k)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * i + 16 * k), _mm256_set1_epi64x(fours[k]));
+  }
+  alignas(32) int32_t totals[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(totals), total);
+  *sum = 0;
+  for (const int32_t t : totals) *sum += t;
+  return inverse > 0 ? largest / kWeightMax + nothing : nothing;
+}
+
+inline __m256i widened(__m256i levels, int half) {
+  return _mm256_cvtepu8_epi16(half == 0 ? _mm256_castsi256_si128(levels)
+                                        : _mm256_extracti128_si256(levels, 1));
 }
 
 template <int kBits, int kCols>
-void dot_values_tile(const std::byte* group, size_t stride, size_t n_panels, __m256i table, const int8_t* w,
-                     size_t low, size_t w_stride, int32_t* dots) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i high_a[kCols], high_b[kCols], low_a[kCols], low_b[kCols];
-  for (int c = 0; c < kCols; ++c) high_a[c] = high_b[c] = low_a[c] = low_b[c] = _mm256_setzero_si256();
-  for (size_t panel = 0; panel < n_panels; ++panel, group += stride) {
+inline __attribute__((always_inline)) void dot_values_tile(const std::byte* group, size_t stride,
+                                                           __m256i table, const int16_t* w,
+                                                           const int32_t* zeros, const float* scales,
+                                                           float* y, size_t y_stride) {
+  __m256i sums[kCols];
+  for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+  for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, group += stride, w += 64) {
     const Levels levels = unpack<kBits>(group, table);
-#pragma GCC unroll 4
+    const __m256i wide[4] = {widened(levels.a, 0), widened(levels.a, 1), widened(levels.b, 0),
+                             widened(levels.b, 1)};
+#pragma GCC unroll 8
     for (int c = 0; c < kCols; ++c) {
-      const int8_t* ws = w + static_cast<size_t>(c) * w_stride + 16 * panel;
-      const __m256i h = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(ws)));
-      const __m256i l =
-          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(ws + low)));
-      high_a[c] = _mm256_add_epi32(high_a[c], _mm256_madd_epi16(_mm256_maddubs_epi16(levels.a, h), ones));
-      high_b[c] = _mm256_add_epi32(high_b[c], _mm256_madd_epi16(_mm256_maddubs_epi16(levels.b, h), ones));
-      low_a[c] = _mm256_add_epi32(low_a[c], _mm256_madd_epi16(_mm256_maddubs_epi16(levels.a, l), ones));
-      low_b[c] = _mm256_add_epi32(low_b[c], _mm256_madd_epi16(_mm256_maddubs_epi16(levels.b, l), ones));
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const __m256i ws =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + c * kWeightWidth + 16 * k));
+        sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(wide[k], ws));
+      }
     }
   }
-  for (int c = 0; c < kCols; ++c) {
-    const __m128i high = fold(high_a[c], high_b[c]), low_sum = fold(low_a[c], low_b[c]);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dots + 4 * c),
-                     _mm_add_epi32(_mm_slli_epi32(high, 7), low_sum));
+#pragma GCC unroll 8
+  for (int c = 0; c < kCols; ++c) {  // a a b b | c c d d
+    if (scales[c] == 0) continue;
+    const __m256i pairs = _mm256_hadd_epi32(sums[c], sums[c]);
+    const __m128i dots =
+        _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    const __m128 value = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(zeros[c])));
+    float* to = y + static_cast<size_t>(c) * y_stride;
+    _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_mul_ps(_mm_set1_ps(scales[c]), value)));
   }
 }
 
-template <int kBits>
-void dot_values_of(const std::byte* group, size_t stride, size_t n_panels, const uint8_t* table,
-                   const int8_t* w, size_t low, size_t w_stride, size_t n_cols, int32_t* dots) {
-  const __m256i levels = table_at(table);
-  size_t c = 0;
-  for (; c + 3 <= n_cols; c += 3)
-    dot_values_tile<kBits, 3>(group, stride, n_panels, levels, w + c * w_stride, low, w_stride, dots + c * 4);
-  for (; c < n_cols; ++c)
-    dot_values_tile<kBits, 1>(group, stride, n_panels, levels, w + c * w_stride, low, w_stride, dots + c * 4);
+template <int kCols>
+void dot_values_cols(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+                     const uint8_t* tables, const float* level_scales, const int16_t* w, const int32_t* zeros,
+                     const float* scales, float* y, size_t y_stride) {
+  const __m256i none = _mm256_setzero_si256();
+  const __m256i table[5] = {none, table_at(tables + 16), table_at(tables + 32), table_at(tables + 48),
+                            table_at(tables + 64)};
+  for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g, y += 4) {
+    float scaled[kCols];
+    for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[bits[g]];
+    switch (bits[g]) {
+      case 1:
+        dot_values_tile<1, kCols>(panels, stride, table[1], w, zeros, scaled, y, y_stride);
+        break;
+      case 2:
+        dot_values_tile<2, kCols>(panels, stride, table[2], w, zeros, scaled, y, y_stride);
+        break;
+      case 3:
+        dot_values_tile<3, kCols>(panels, stride, table[3], w, zeros, scaled, y, y_stride);
+        break;
+      case 4:
+        dot_values_tile<4, kCols>(panels, stride, table[4], w, zeros, scaled, y, y_stride);
+        break;
+      case 6:
+        dot_values_tile<6, kCols>(panels, stride, none, w, zeros, scaled, y, y_stride);
+        break;
+      case 8:
+        dot_values_tile<8, kCols>(panels, stride, none, w, zeros, scaled, y, y_stride);
+        break;
+      default:
+        break;
+    }
+  }
 }
 
-void dot_values(const std::byte* group, size_t stride, size_t n_panels, int bits, const uint8_t* table,
-                const int8_t* w, size_t low, size_t w_stride, size_t n_cols, int32_t* dots) {
-  const auto f = bits == 1   ? dot_values_of<1>
-                 : bits == 2 ? dot_values_of<2>
-                 : bits == 3 ? dot_values_of<3>
-                 : bits == 4 ? dot_values_of<4>
-                 : bits == 6 ? dot_values_of<6>
-                             : dot_values_of<8>;
-  f(group, stride, n_panels, table, w, low, w_stride, n_cols, dots);
+void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+                const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+                const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+  size_t c = 0;
+  for (; c + 3 <= n_cols; c += 3)
+    dot_values_cols<3>(panels, stride, bits, n_groups, tables, level_scales, w + c * kWeightWidth, zeros + c,
+                       scales + c, y + c * y_stride, y_stride);
+  for (; c < n_cols; ++c)
+    dot_values_cols<1>(panels, stride, bits, n_groups, tables, level_scales, w + c * kWeightWidth, zeros + c,
+                       scales + c, y + c * y_stride, y_stride);
 }
 
 }  // namespace
 
-const CodeKernels kAvx2CodeKernels = {"avx2", dot_keys, dot_values};
+const CodeKernels kAvx2CodeKernels = {"avx2", dot_keys, quantize_weights, dot_values};
 
 }  // namespace frugal::llm

@@ -24,39 +24,68 @@ void unpack(const std::byte* group, int bits, const uint8_t* table, uint8_t* lev
   }
 }
 
-void dot_keys(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-              const int8_t* x, size_t n_cols, int32_t* dots) {
-  std::fill_n(dots, n_cols * 16, 0);
+void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+              const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
+              const float* scales, float* y, size_t y_stride) {
   uint8_t levels[64];
-  for (size_t g = 0; g < n_groups; ++g) {
+  for (size_t c = 0; c < n_cols; ++c) {
+    for (size_t panel = 0; panel < kCodeBlock / 16; ++panel) {
+      int32_t dots[16] = {};
+      const std::byte* group = panels + panel * stride;
+      for (size_t g = 0; g < n_groups; group += 8 * bits[g], ++g) {
+        if (bits[g] == 0) continue;
+        unpack(group, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0), levels);
+        for (size_t t = 0; t < 16; ++t) {
+          for (size_t i = 0; i < 4; ++i) dots[t] += levels[t * 4 + i] * x[(c * n_groups + g) * 4 + i];
+        }
+      }
+      for (size_t t = 0; t < 16; ++t)
+        y[c * y_stride + 16 * panel + t] += scales[c] * static_cast<float>(dots[t] - zeros[c]);
+    }
+  }
+}
+
+float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t* sum) {
+  float row[kCodeBlock], largest = 0, wrong = 0;  // `wrong` is 0 or NaN
+  for (int t = 0; t < kCodeBlock; ++t) {
+    row[t] = w[t] * scales[t];
+    largest = std::max(largest, row[t]);
+    wrong += row[t] - row[t];
+  }
+  const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
+  *sum = 0;
+  for (int t = 0; t < kCodeBlock; ++t) {
+    const float scaled = row[t] * inverse + 0.5f;
+    const int value = scaled >= 0 && scaled < kWeightMax + 1 ? static_cast<int>(scaled) : 0;
+    *sum += value;
+    for (int i = 0; i < 4; ++i) q[t / 4 * 16 + i * 4 + t % 4] = static_cast<int16_t>(value);
+  }
+  return inverse > 0 ? largest / kWeightMax + wrong : wrong;
+}
+
+void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+                const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+                const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+  uint8_t levels[kCodeBlock * 4];
+  for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g) {
     if (bits[g] == 0) continue;
-    unpack(groups, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0), levels);
-    groups += 8 * bits[g];
+    for (size_t panel = 0; panel < kCodeBlock / 16; ++panel)
+      unpack(panels + panel * stride, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0),
+             levels + 64 * panel);
     for (size_t c = 0; c < n_cols; ++c) {
-      const int8_t* xs = x + c * 4 * n_groups + 4 * g;
-      for (size_t t = 0; t < 16; ++t) {
-        for (size_t i = 0; i < 4; ++i) dots[c * 16 + t] += levels[t * 4 + i] * xs[i];
-      }
-    }
-  }
-}
-
-void dot_values(const std::byte* group, size_t stride, size_t n_panels, int bits, const uint8_t* table,
-                const int8_t* w, size_t low, size_t w_stride, size_t n_cols, int32_t* dots) {
-  std::fill_n(dots, n_cols * 4, 0);
-  uint8_t levels[64];
-  for (size_t panel = 0; panel < n_panels; ++panel, group += stride) {
-    unpack(group, bits, table, levels);
-    for (size_t c = 0; c < n_cols; ++c) {
-      const int8_t* ws = w + c * w_stride + 16 * panel;
+      if (scales[c] == 0) continue;
+      const float scale = scales[c] * level_scales[bits[g]];
       for (size_t i = 0; i < 4; ++i) {
-        for (size_t t = 0; t < 16; ++t) dots[c * 4 + i] += levels[i * 16 + t] * (ws[t] * 128 + ws[low + t]);
+        int32_t dot = 0;
+        for (size_t t = 0; t < kCodeBlock; ++t)
+          dot += levels[t / 4 * 16 + i * 4 + t % 4] * w[c * kWeightWidth + t / 4 * 16 + t % 4];
+        y[c * y_stride + 4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
       }
     }
   }
 }
 
-constexpr CodeKernels kGenericCodeKernels = {"generic", dot_keys, dot_values};
+constexpr CodeKernels kGenericCodeKernels = {"generic", dot_keys, quantize_weights, dot_values};
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 // Whole tokens are held with 8 bits (the keys as they are, the values in the coordinates of their atoms).
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
 // levels; the mean of the keys, which turns with the position, is a product in floats with a table of
-// cosines. Values: weights as 14-bit integers times levels. docs/design/kv-codec.md.
+// cosines. Values: weights as 15-bit integers times levels. docs/design/kv-codec.md.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -18,6 +18,7 @@
 #include "llm/kernel/codes.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
+#include "llm/kv/csr_mean.h"
 #include "llm/kv/csr_plan.h"
 #include "llm/tensor/buffer.h"
 
@@ -71,29 +72,7 @@ class CsrCache final : public KvCache {
     FRUGAL_TRY(codes_, Buffer::allocate(bytes + 64));
     const size_t n_heads = static_cast<size_t>(shape_.n_layers) * heads();
     FRUGAL_TRY(whole_, Buffer::allocate(n_heads * whole_bytes()));
-    // Cosines and sines of the blocks' beginnings, and of the 64 positions in a block.
-    const size_t pairs = dim() / 2, n_kinds = plan_->turns.size() / pairs;
-    const auto n_blocks = static_cast<size_t>(shape_.max_blocks());
-    block_turns_.resize(n_kinds * n_blocks * 2 * pairs);
-    offset_turns_.resize(n_kinds * kKvBlock * 2 * pairs);
-    cosines_.resize(n_kinds * kKvBlock * 2 * pairs);
-    for (size_t kind = 0; kind < n_kinds; ++kind) {
-      for (size_t pair = 0; pair < pairs; ++pair) {
-        const double turn = static_cast<double>(plan_->turns[kind * pairs + pair]);
-        const auto put = [&](float* row, double angle) {
-          row[pair] = static_cast<float>(std::cos(angle));
-          row[pairs + pair] = static_cast<float>(std::sin(angle));
-        };
-        for (size_t b = 0; b < n_blocks; ++b)
-          put(&block_turns_[(kind * n_blocks + b) * 2 * pairs], turn * static_cast<double>(b * kKvBlock));
-        for (size_t t = 0; t < kKvBlock; ++t) {
-          float* row = &offset_turns_[(kind * kKvBlock + t) * 2 * pairs];
-          put(row, turn * static_cast<double>(t));
-          for (const size_t i : {pair, pairs + pair})
-            cosines_[(kind * kKvBlock + t / 16 * 16) * 2 * pairs + i * 16 + t % 16] = row[i];
-        }
-      }
-    }
+    mean_ = TurnedMean(*plan_, shape_.max_blocks());
     return {};
   }
 
@@ -114,7 +93,7 @@ class CsrCache final : public KvCache {
       const Whole whole = whole_of(layer, head);
       put_whole_key(whole.keys, position % kRingTokens, k);
       if (position < kSinks) put_whole_key(whole.sink_keys, position, k);
-      turned_mean(layer, keys.mean.data(), position, x);
+      mean_.at(layer, keys.mean.data(), position, x);
       for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
       transform(keys.analysis, x, 1, y);
       put_codes(layer, KvSide::kKeys, head, position, y);
@@ -136,7 +115,6 @@ class CsrCache final : public KvCache {
     const Prepared p = prepared(queries);
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
-    const int pairs = shape_.head_dim / 2;
     alignas(64) float y[kMaxCodedDim];
     for (size_t col = 0; col < static_cast<size_t>(queries.n_cols); ++col) {
       const float* q = queries.q + col * dim();
@@ -145,15 +123,9 @@ class CsrCache final : public KvCache {
       transform(side.synthesis, q, 1, y);
       for (int i = 0; i < 4 * side.n_groups; ++i) y[i] *= levels.scale[side.bits[static_cast<size_t>(i / 4)]];
       p.code_scales[col] = quantize_column(
-          y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_sums[col]);
-      float* cos = p.mean + col * dim();
-      float* sin = cos + pairs;
-      for (int pair = 0; pair < pairs; ++pair) {
-        const auto first = static_cast<size_t>(plan_->first_of(pair)),
-                   second = static_cast<size_t>(plan_->second_of(pair));
-        cos[pair] = q[first] * side.mean[first] + q[second] * side.mean[second];
-        sin[pair] = q[second] * side.mean[first] - q[first] * side.mean[second];
-      }
+          y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_zeros[col]);
+      p.code_zeros[col] *= kLevelCentre;
+      mean_.factors(q, side.mean.data(), p.mean + col * dim());
     }
   }
 
@@ -194,7 +166,7 @@ class CsrCache final : public KvCache {
     out += first * dim();
     const int n_cols = queries.n_cols - n_whole;
     if (block == 0) add_whole(whole.sink_values, whole.sink_scales, kSinks, weights, n_cols, out, scratch);
-    add_codes(layer, head, block, weights, n_cols, out, scratch);
+    add_codes(layer, head, block, weights, n_cols, out);
   }
 
   void restore(int layer, int head, float* out) const override {
@@ -366,28 +338,10 @@ class CsrCache final : public KvCache {
       const auto group = static_cast<size_t>(g);
       const int bits = side.bits[group];
       for (int i = 0; bits > 0 && i < kAtomGroup; ++i) {
-        put_code(panel + side.offset[group], bits, of == KvSide::kKeys ? token * 4 + i : i * 16 + token,
+        put_code(panel + side.offset[group], bits,
+                 of == KvSide::kKeys ? token * 4 + i : token / 4 * 16 + i * 4 + token % 4,
                  levels.code_of(bits, y[4 * g + i] * inverse));
       }
-    }
-  }
-
-  // The mean of keys at a position: the mean before RoPE, turned.
-  void turned_mean(int layer, const float* mean, int position, float* x) const {
-    const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
-    const size_t pairs = dim() / 2;
-    const float* at = &block_turns_[(kind * static_cast<size_t>(shape_.max_blocks()) +
-                                     static_cast<size_t>(position / kKvBlock)) *
-                                    2 * pairs];
-    const float* by =
-        &offset_turns_[(kind * kKvBlock + static_cast<size_t>(position % kKvBlock)) * 2 * pairs];
-    for (size_t pair = 0; pair < pairs; ++pair) {
-      const float cos = at[pair] * by[pair] - at[pairs + pair] * by[pairs + pair];
-      const float sin = at[pairs + pair] * by[pair] + at[pair] * by[pairs + pair];
-      const int first = plan_->first_of(static_cast<int>(pair)),
-                second = plan_->second_of(static_cast<int>(pair));
-      x[first] = mean[first] * cos - mean[second] * sin;
-      x[second] = mean[first] * sin + mean[second] * cos;
     }
   }
 
@@ -395,96 +349,46 @@ class CsrCache final : public KvCache {
                    float* scores) const {
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
-    const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
-    const size_t pairs = dim() / 2, n_groups = static_cast<size_t>(side.n_groups);
-    const float* at =
-        &block_turns_[(kind * static_cast<size_t>(shape_.max_blocks()) + static_cast<size_t>(block)) * 2 *
-                      pairs];
-    const float* cosines = &cosines_[kind * kKvBlock * dim()];
-    constexpr size_t kTile = 3;
-    alignas(64) float turned[kTile * kMaxCodedDim];
-    alignas(64) int32_t dots[kTile * 16];
-    for (size_t first = static_cast<size_t>(first_col); first < static_cast<size_t>(n_cols); first += kTile) {
-      const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
-      for (size_t c = 0; c < n; ++c) {
-        const float* cos = p.mean + (first + c) * dim();
-        const float* sin = cos + pairs;
-        float* to = turned + c * dim();
-        for (size_t pair = 0; pair < pairs; ++pair) {
-          to[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs + pair];
-          to[pairs + pair] = sin[pair] * at[pair] - cos[pair] * at[pairs + pair];
-        }
-      }
+    const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
+    constexpr size_t kTile = TurnedMean::kMaxCols;
+    for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
+      const size_t n = std::min(kTile, end - first);
       float* rows = scores + first * kKvBlock;
-      for (int panel = 0; panel < kKvBlock / 16; ++panel, rows += 16) {
-        kernels().panel_f32({cosines + static_cast<size_t>(panel) * 16 * dim(), 16, 16, 1, dim()}, turned,
-                            dim(), n, rows, kKvBlock, false);
-        code_kernels().dot_keys(panel_at(layer, KvSide::kKeys, head, block * 4 + panel), side.bits.data(),
-                                n_groups, levels.table.data(), p.codes + first * 4 * n_groups, n, dots);
-        for (size_t c = 0; c < n; ++c) {
-          const int32_t zero = kLevelCentre * p.code_sums[first + c];
-          const float scale = p.code_scales[first + c];
-          for (size_t t = 0; t < 16; ++t)
-            rows[c * kKvBlock + t] += scale * static_cast<float>(dots[c * 16 + t] - zero);
-        }
-      }
+      mean_.scores(layer, block, p.mean + first * dim(), n, rows);
+      code_kernels().dot_keys(panel_at(layer, KvSide::kKeys, head, block * 4), side.panel_bytes,
+                              side.bits.data(), n_groups, levels.table.data(), p.codes + first * 4 * n_groups,
+                              n, p.code_zeros + first, p.code_scales + first, rows, kKvBlock);
     }
   }
 
-  void add_codes(int layer, int head, int block, const float* weights, int n_cols, float* out,
-                 float* scratch) const {
+  void add_codes(int layer, int head, int block, const float* weights, int n_cols, float* out) const {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
-    constexpr size_t kTile = 3;
-    constexpr float kLargest = 127 * 128;
-    auto* integers = reinterpret_cast<int8_t*>(scratch);  // [col, 2, 64]
     if (side.n_groups == 0) return;
+    const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
     alignas(64) float token_scales[kKvBlock];
-    for (int t = 0; t < kKvBlock; ++t) {
-      const std::byte* at = panel_at(layer, KvSide::kValues, head, block * 4 + t / 16) + side.scale_offset;
-      token_scales[t] = scales_[static_cast<size_t>(at[t % 16 / 2] >> (t % 2 * 4) & std::byte{15})];
+    for (size_t t = 0; t < kKvBlock; t += 2) {
+      const auto both =
+          static_cast<size_t>(panel[t / 16 * side.panel_bytes + side.scale_offset + t % 16 / 2]);
+      token_scales[t] = scales_[both & 15];
+      token_scales[t + 1] = scales_[both >> 4];
     }
-    int32_t dots[kTile * 4];
-    for (size_t first = 0; first < static_cast<size_t>(n_cols); first += kTile) {
-      const size_t n = std::min(kTile, static_cast<size_t>(n_cols) - first);
-      float scales[kTile];
-      int32_t sums[kTile];
+    if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
+    constexpr size_t kTile = 6;
+    alignas(64) int16_t integers[kTile * kWeightWidth];
+    float scales[kTile];
+    int32_t zeros[kTile];
+    const auto end = static_cast<size_t>(n_cols);
+    for (size_t first = 0; first < end; first += kTile) {
+      const size_t n = std::min(kTile, end - first);
       for (size_t c = 0; c < n; ++c) {
-        int8_t* high = integers + c * 2 * kKvBlock;
-        int8_t* low = high + kKvBlock;
-        float row[kKvBlock];
-        for (size_t t = 0; t < kKvBlock; ++t) row[t] = weights[(first + c) * kKvBlock + t] * token_scales[t];
-        if (block == 0) std::fill_n(row, kSinks, 0.0f);
-        const float largest = kernels().max(row, kKvBlock);
-        scales[c] = largest / kLargest;
-        const float inverse = largest > 1e-30f ? kLargest / largest : 0.0f;
-        int32_t sum = 0;
-        for (int t = 0; t < kKvBlock; ++t) {
-          // Not finite: 0 here, and a scale that makes the sum NaN.
-          const float scaled = row[t] * inverse + 0.5f;
-          const int value = scaled >= 0 && scaled <= kLargest + 1 ? static_cast<int>(scaled) : 0;
-          high[t] = static_cast<int8_t>(value >> 7);
-          low[t] = static_cast<int8_t>(value & 127);
-          sum += value;
-        }
-        sums[c] = sum;
+        scales[c] = code_kernels().quantize_weights(weights + (first + c) * kKvBlock, token_scales,
+                                                    integers + c * kWeightWidth, &zeros[c]);
+        zeros[c] *= kLevelCentre;
       }
-      const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
-      for (int g = 0; g < side.n_groups; ++g) {
-        const auto group = static_cast<size_t>(g);
-        const int bits = side.bits[group];
-        if (bits == 0) continue;
-        code_kernels().dot_values(panel + side.offset[group], side.panel_bytes, kKvBlock / 16, bits,
-                                  levels.table.data() + (bits <= kMaxLevelBits ? 16 * bits : 0), integers,
-                                  kKvBlock, 2 * kKvBlock, n, dots);
-        for (size_t c = 0; c < n; ++c) {
-          if (scales[c] == 0) continue;
-          const float scale = scales[c] * levels.scale[static_cast<size_t>(bits)];
-          float* to = out + (first + c) * dim() + 4 * group;
-          for (size_t i = 0; i < 4; ++i)
-            to[i] += scale * static_cast<float>(dots[c * 4 + i] - kLevelCentre * sums[c]);
-        }
-      }
+      code_kernels().dot_values(panel, side.panel_bytes, side.bits.data(), static_cast<size_t>(side.n_groups),
+                                levels.table.data(), levels.scale.data(), integers, n, zeros, scales,
+                                out + first * dim(), dim());
     }
   }
 
@@ -495,7 +399,7 @@ class CsrCache final : public KvCache {
     float* whole_scales;  // [n_cols, dim / 32]
     float* whole_sums;    // [n_cols, dim / 32]
     float* code_scales;   // [n_cols]
-    int32_t* code_sums;   // [n_cols]
+    int32_t* code_zeros;  // [n_cols]: what levels at the centre add
     int8_t* whole;        // [n_cols, dim]
     int8_t* codes;        // [n_cols, 4 n_groups]
   };
@@ -507,8 +411,8 @@ class CsrCache final : public KvCache {
     p.whole_scales = p.mean + n * dim();
     p.whole_sums = p.whole_scales + n * dim() / 32;
     p.code_scales = p.whole_sums + n * dim() / 32;
-    p.code_sums = reinterpret_cast<int32_t*>(p.code_scales + n);
-    p.whole = reinterpret_cast<int8_t*>(p.code_sums + n);
+    p.code_zeros = reinterpret_cast<int32_t*>(p.code_scales + n);
+    p.whole = reinterpret_cast<int8_t*>(p.code_zeros + n);
     p.codes = p.whole + n * dim();
     return p;
   }
@@ -522,9 +426,8 @@ class CsrCache final : public KvCache {
   std::vector<size_t> code_origin_;  // of each side of the plan
   std::array<float, 16> scales_;     // of tokens' values, by code
   Buffer codes_, whole_;
-  std::vector<float> block_turns_, offset_turns_;  // [kind, block or offset, cos and sin, pair]
-  std::vector<float> cosines_;                     // offset_turns_ as panels of 16 positions
-  std::atomic<int> slots_[kRingBlocks];            // the block that stands in each part of the ring
+  TurnedMean mean_;
+  std::atomic<int> slots_[kRingBlocks];  // the block that stands in each part of the ring
 };
 
 class CsrSource final : public KvSource {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 #include "base/rng.h"
@@ -19,26 +20,36 @@ int level_of(int bits, int code, const uint8_t* table) {
 
 struct Case {
   std::vector<uint8_t> bits;
-  std::vector<std::vector<int>> codes;  // [group][64]
+  std::vector<std::vector<int>> codes;  // [panel and group][64]
+  size_t stride = 0;                    // of panels
   std::vector<std::byte> panel;
   std::vector<uint8_t> tables = std::vector<uint8_t>(16 * 5);
 
   explicit Case(Rng& rng) {
     for (uint8_t& level : tables) level = static_cast<uint8_t>(rng.below(kLevelMax + 1));
-    for (int g = 0; g < 11; ++g) {
-      bits.push_back(kBits[g < 7 ? static_cast<size_t>(g) : rng.below(7)]);
-      codes.emplace_back();
-      const size_t at = panel.size();
-      panel.resize(at + 8u * bits.back(), std::byte{0xff});
-      for (int idx = 0; idx < 64; ++idx) {
-        codes.back().push_back(static_cast<int>(rng.below(codes_of(bits.back()))));
-        if (bits.back() > 0) put_code(panel.data() + at, bits.back(), idx, codes.back().back());
+    constexpr size_t kGroups = 11;
+    for (size_t g = 0; g < kGroups; ++g) {
+      bits.push_back(kBits[g < 7 ? g : rng.below(7)]);
+      stride += 8u * bits.back();
+    }
+    stride += 8;  // something else stands there
+    for (size_t p = 0; p < 4; ++p) {
+      panel.resize(p * stride);
+      for (size_t g = 0; g < kGroups; ++g) {
+        const size_t at = panel.size();
+        panel.resize(at + 8u * bits[g], std::byte{0xff});
+        codes.emplace_back();
+        for (int idx = 0; idx < 64; ++idx) {
+          const uint32_t n = codes_of(bits[g]);
+          codes.back().push_back(static_cast<int>(rng.below(4) == 0 ? n - 1 : rng.below(n)));
+          if (bits[g] > 0) put_code(panel.data() + at, bits[g], idx, codes.back().back());
+        }
       }
     }
     panel.resize(panel.size() + 32);
   }
-  int level(size_t group, int idx) const {
-    return level_of(bits[group], codes[group][static_cast<size_t>(idx)],
+  int level(size_t p, size_t group, size_t idx) const {
+    return level_of(bits[group], codes[p * bits.size() + group][idx],
                     tables.data() + (bits[group] <= 4 ? 16 * bits[group] : 0));
   }
 };
@@ -51,21 +62,28 @@ TEST(Codes, EverySetGivesTheSumsOfLevels) {
     SCOPED_TRACE(name);
     for (int round = 0; round < 20; ++round) {
       const Case c(rng);
-      const size_t n_groups = c.bits.size(), n_cols = 1 + rng.below(7);
+      const size_t n_groups = c.bits.size(), n_cols = 1 + rng.below(20);
       std::vector<int8_t> x(n_cols * 4 * n_groups);
       // The extremes, now and then: 16 bits must not overflow.
       for (int8_t& v : x)
         v = static_cast<int8_t>(rng.below(4) == 0 ? 127 : static_cast<int>(rng.below(255)) - 127);
-      std::vector<int32_t> dots(n_cols * 16);
-      set->dot_keys(c.panel.data(), c.bits.data(), n_groups, c.tables.data(), x.data(), n_cols, dots.data());
+      std::vector<int32_t> zeros(n_cols);
+      std::vector<float> scales(n_cols), y(n_cols * kCodeBlock, 0.25f);
       for (size_t col = 0; col < n_cols; ++col) {
-        for (int t = 0; t < 16; ++t) {
+        zeros[col] = static_cast<int32_t>(rng.below(2000)) - 1000;
+        scales[col] = static_cast<float>(rng.uniform());
+      }
+      set->dot_keys(c.panel.data(), c.stride, c.bits.data(), n_groups, c.tables.data(), x.data(), n_cols,
+                    zeros.data(), scales.data(), y.data(), kCodeBlock);
+      for (size_t col = 0; col < n_cols; ++col) {
+        for (size_t t = 0; t < kCodeBlock; ++t) {
           int32_t sum = 0;
           for (size_t g = 0; g < n_groups; ++g) {
-            for (int i = 0; i < 4 && c.bits[g] > 0; ++i)
-              sum += c.level(g, t * 4 + i) * x[col * 4 * n_groups + 4 * g + static_cast<size_t>(i)];
+            for (size_t i = 0; i < 4 && c.bits[g] > 0; ++i)
+              sum += c.level(t / 16, g, t % 16 * 4 + i) * x[col * 4 * n_groups + 4 * g + i];
           }
-          ASSERT_EQ(dots[col * 16 + static_cast<size_t>(t)], sum);
+          const float added = scales[col] * static_cast<float>(sum - zeros[col]);
+          ASSERT_EQ(y[col * kCodeBlock + t], 0.25f + added);
         }
       }
     }
@@ -78,35 +96,58 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
-    for (const int bits : {1, 2, 3, 4, 6, 8}) {
-      constexpr size_t kPanels = 4, kCols = 5, kLow = 64, kStride = 128;
-      const size_t stride = 8 * static_cast<size_t>(bits) + 24;
-      std::vector<std::byte> panels(kPanels * stride + 32);
-      std::vector<uint8_t> table(16);
-      for (uint8_t& level : table) level = static_cast<uint8_t>(rng.below(kLevelMax + 1));
-      std::vector<int> levels(kPanels * 64);
-      for (size_t p = 0; p < kPanels; ++p) {
-        for (int idx = 0; idx < 64; ++idx) {
-          const uint32_t code = rng.below(codes_of(bits));
-          put_code(panels.data() + p * stride, bits, idx, static_cast<int>(code));
-          levels[p * 64 + static_cast<size_t>(idx)] = level_of(bits, static_cast<int>(code), table.data());
+    for (const size_t n_cols : {1, 2, 3, 5, 10}) {
+      const Case c(rng);
+      const size_t n_groups = c.bits.size();
+      std::vector<int16_t> w(n_cols * kWeightWidth);
+      std::vector<int32_t> zeros(n_cols), values(n_cols * kCodeBlock);
+      std::vector<float> scales(n_cols), y(n_cols * 4 * n_groups, 0.5f), level_scales(9);
+      for (float& x : level_scales) x = static_cast<float>(rng.uniform());
+      const std::vector<float> ones(kCodeBlock, 1.0f);
+      for (size_t col = 0; col < n_cols; ++col) {
+        std::vector<float> weights(kCodeBlock);
+        for (float& x : weights) x = rng.below(4) == 0 ? 1.0f : static_cast<float>(rng.uniform());
+        if (col == 3) std::fill(weights.begin(), weights.end(), 0.0f);
+        scales[col] = set->quantize_weights(weights.data(), ones.data(), &w[col * kWeightWidth], &zeros[col]);
+        int32_t sum = 0;
+        for (size_t t = 0; t < kCodeBlock; ++t) {
+          // To the nearest: half of a step off, and 32000 * 2^-23 of a step by rounding; the copies are one.
+          const int16_t* four = &w[col * kWeightWidth + t / 4 * 16 + t % 4];
+          for (size_t i = 1; i < 4; ++i) ASSERT_EQ(four[4 * i], four[0]);
+          ASSERT_NEAR(static_cast<float>(four[0]) * scales[col], weights[t], 0.504f / kWeightMax);
+          values[col * kCodeBlock + t] = four[0];
+          sum += four[0];
         }
+        ASSERT_EQ(zeros[col], sum);
       }
-      std::vector<int8_t> w(kCols * kStride);
-      for (int8_t& v : w) v = static_cast<int8_t>(rng.below(3) == 0 ? 127 : rng.below(128));
-      std::vector<int32_t> dots(kCols * 4);
-      set->dot_values(panels.data(), stride, kPanels, bits, table.data(), w.data(), kLow, kStride, kCols,
-                      dots.data());
-      for (size_t col = 0; col < kCols; ++col) {
-        for (size_t i = 0; i < 4; ++i) {
-          int32_t sum = 0;
-          for (size_t t = 0; t < 64; ++t) {
-            const int weight = w[col * kStride + t] * 128 + w[col * kStride + kLow + t];
-            sum += levels[t / 16 * 64 + i * 16 + t % 16] * weight;
+      set->dot_values(c.panel.data(), c.stride, c.bits.data(), n_groups, c.tables.data(), level_scales.data(),
+                      w.data(), n_cols, zeros.data(), scales.data(), y.data(), 4 * n_groups);
+      for (size_t col = 0; col < n_cols; ++col) {
+        for (size_t g = 0; g < n_groups; ++g) {
+          for (size_t i = 0; i < 4; ++i) {
+            int32_t sum = 0;
+            for (size_t t = 0; t < kCodeBlock; ++t)
+              sum += c.level(t / 16, g, t % 16 / 4 * 16 + i * 4 + t % 4) * values[col * kCodeBlock + t];
+            const float scale = scales[col] * level_scales[c.bits[g]];
+            const float added = c.bits[g] == 0 ? 0 : scale * static_cast<float>(sum - zeros[col]);
+            ASSERT_EQ(y[(col * n_groups + g) * 4 + i], 0.5f + added) << col << " " << int{c.bits[g]};
           }
-          ASSERT_EQ(dots[col * 4 + i], sum) << bits;
         }
       }
+    }
+  }
+}
+
+TEST(Codes, WeightsThatAreNotFiniteShow) {
+  for (const char* name : {"generic", "avx2"}) {
+    const CodeKernels* set = find_code_kernels(name);
+    if (set == nullptr) continue;
+    for (const float bad : {std::nanf(""), INFINITY}) {
+      std::vector<float> weights(kCodeBlock, 0.5f), ones(kCodeBlock, 1.0f);
+      weights[20] = bad;
+      std::vector<int16_t> w(kWeightWidth);
+      int32_t sum = 0;
+      EXPECT_TRUE(std::isnan(set->quantize_weights(weights.data(), ones.data(), w.data(), &sum))) << name;
     }
   }
 }

@@ -1,0 +1,115 @@
+#include "llm/kv/csr_mean.h"
+
+#include <cmath>
+
+#include "llm/kernel/kernel.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kMiddle = kKvBlock / 2;
+
+}  // namespace
+
+TurnedMean::TurnedMean(const CsrPlan& plan, int n_blocks)
+    : plan_(&plan), pairs_(static_cast<size_t>(plan.dim / 2)), n_blocks_(static_cast<size_t>(n_blocks)) {
+  const size_t n_kinds = plan.turns.size() / pairs_;
+  middles_.resize(n_kinds * n_blocks_ * 2 * pairs_);
+  offsets_.resize(n_kinds * kKvBlock * 2 * pairs_);
+  for (size_t kind = 0; kind < n_kinds; ++kind) {
+    const float* turns = &plan.turns[kind * pairs_];
+    size_t n_fast = 0;
+    for (size_t pair = 0; pair < pairs_; ++pair) {
+      const auto turn = static_cast<double>(turns[pair]);
+      if (std::fabs(turn) * kMiddle >= 0.5) n_fast = pair + 1;
+      const auto put = [&](float* row, double angle) {
+        row[pair] = static_cast<float>(std::cos(angle));
+        row[pairs_ + pair] = static_cast<float>(std::sin(angle));
+      };
+      for (size_t b = 0; b < n_blocks_; ++b)
+        put(&middles_[(kind * n_blocks_ + b) * 2 * pairs_],
+            turn * static_cast<double>(b * kKvBlock + kMiddle));
+      for (int t = 0; t < kKvBlock; ++t)
+        put(&offsets_[(kind * kKvBlock + static_cast<size_t>(t)) * 2 * pairs_], turn * (t - kMiddle));
+    }
+    n_fast = (n_fast + 3) / 4 * 4;
+    n_fast_.push_back(n_fast);
+    std::vector<float> panels(rows(kind) * kKvBlock), powers(kTerms * pairs_);
+    for (size_t t = 0; t < kKvBlock; ++t) {
+      float* to = &panels[t / 16 * 16 * rows(kind) + t % 16];
+      const float* row = &offsets_[(kind * kKvBlock + t) * 2 * pairs_];
+      for (size_t i = 0; i < n_fast; ++i) {
+        to[i * 16] = row[i];
+        to[(n_fast + i) * 16] = row[pairs_ + i];
+      }
+      float power = 1;
+      for (size_t i = 0; i < kTerms; ++i, power *= (static_cast<float>(t) - kMiddle) / kMiddle)
+        to[(2 * n_fast + i) * 16] = power;
+    }
+    // cos z u = 1 - (z u)^2 / 2 + (z u)^4 / 24, sin z u = z u - (z u)^3 / 6
+    for (size_t pair = 0; pair < pairs_; ++pair) {
+      const float z = turns[pair] * kMiddle;
+      const float terms[kTerms] = {1, z, -z * z / 2, -z * z * z / 6, z * z * z * z / 24};
+      for (size_t i = 0; i < kTerms; ++i) powers[i * pairs_ + pair] = terms[i];
+    }
+    panels_.push_back(std::move(panels));
+    powers_.push_back(std::move(powers));
+  }
+}
+
+void TurnedMean::at(int layer, const float* mean, int position, float* x) const {
+  const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
+  const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(position / kKvBlock)) * 2 * pairs_];
+  const float* by = &offsets_[(kind * kKvBlock + static_cast<size_t>(position % kKvBlock)) * 2 * pairs_];
+  for (size_t pair = 0; pair < pairs_; ++pair) {
+    const float cos = at[pair] * by[pair] - at[pairs_ + pair] * by[pairs_ + pair];
+    const float sin = at[pairs_ + pair] * by[pair] + at[pair] * by[pairs_ + pair];
+    const int first = plan_->first_of(static_cast<int>(pair)),
+              second = plan_->second_of(static_cast<int>(pair));
+    x[first] = mean[first] * cos - mean[second] * sin;
+    x[second] = mean[first] * sin + mean[second] * cos;
+  }
+}
+
+void TurnedMean::factors(const float* q, const float* mean, float* factors) const {
+  for (size_t pair = 0; pair < pairs_; ++pair) {
+    const auto first = static_cast<size_t>(plan_->first_of(static_cast<int>(pair))),
+               second = static_cast<size_t>(plan_->second_of(static_cast<int>(pair)));
+    factors[pair] = q[first] * mean[first] + q[second] * mean[second];
+    factors[pairs_ + pair] = q[second] * mean[first] - q[first] * mean[second];
+  }
+}
+
+void TurnedMean::scores(int layer, int block, const float* factors, size_t n_cols, float* scores) const {
+  const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
+  const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(block)) * 2 * pairs_];
+  const float* powers = powers_[kind].data();
+  const size_t n_fast = n_fast_[kind], n_rows = rows(kind);
+  alignas(64) float a[kMaxCodedDim / 2], b[kMaxCodedDim / 2], x[kMaxCols * (kMaxCodedDim + kTerms + 3)];
+  for (size_t c = 0; c < n_cols; ++c) {
+    const float* cos = factors + c * 2 * pairs_;
+    const float* sin = cos + pairs_;
+    for (size_t pair = 0; pair < pairs_; ++pair) {
+      a[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs_ + pair];
+      b[pair] = sin[pair] * at[pair] - cos[pair] * at[pairs_ + pair];
+    }
+    float* to = x + c * n_rows;
+    for (size_t i = 0; i < n_fast; ++i) {
+      to[i] = a[i];
+      to[n_fast + i] = b[i];
+    }
+    for (size_t term = 0; term < kTerms; ++term) {
+      const float* from = term % 2 == 0 ? a : b;
+      float sums[4] = {};
+      for (size_t i = n_fast; i < pairs_; i += 4) {
+        for (size_t lane = 0; lane < 4; ++lane)
+          sums[lane] += from[i + lane] * powers[term * pairs_ + i + lane];
+      }
+      to[2 * n_fast + term] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+  }
+  kernels().panel_f32({panels_[kind].data(), 16, 16 * n_rows, kKvBlock / 16, n_rows}, x, n_rows, n_cols,
+                      scores, kKvBlock, false);
+}
+
+}  // namespace frugal::llm
