@@ -63,6 +63,10 @@ struct KernelSet {
   static Vf load_as_float(const Half* p) { return S::load_f16(&p->bits); }
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
+  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may read
+  // two side by side.
+  static constexpr size_t kFloatAhead = 4096;
+
   template <int kPanels, int kCols, typename T>
   FRUGAL_FLATTEN static void float_tile(const T* w, size_t k_stride, size_t panel_stride, size_t k,
                                         const float* x, size_t x_stride, float* y, size_t y_stride,
@@ -74,7 +78,9 @@ struct KernelSet {
     });
     for (size_t i = 0; i < k; ++i, w += k_stride, ++x) {
       each<kPanels>([&]<int p>() {
-        const Vf weights = load_as_float(w + p * panel_stride);
+        const T* row = w + p * panel_stride;
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(row) + kFloatAhead);
+        const Vf weights = load_as_float(row);
         each<kCols>([&]<int c>() {
           sum[p * kCols + c] = S::fma(weights, S::splat(x[c * x_stride]), sum[p * kCols + c]);
         });
