@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <string_view>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -185,6 +186,35 @@ Result<std::string> model_of_type(const std::string& model, const std::string& t
   std::filesystem::rename(half_made, out, failed);
   if (failed) return Error{ErrorCode::kIo, strf("'%s' cannot be named '%s'", half_made.c_str(), out.c_str())};
   return out;
+}
+
+std::vector<BenchRow> contract_rows(const std::vector<BenchRow>& all) {
+  struct Contract {
+    const char *name, *measured;
+  };
+  constexpr Contract kContract[] = {{"decode_0", "decode at depth 0,"},
+                                    {"decode_2048", "decode at depth 2048,"},
+                                    {"decode_8000", "decode at depth 8000,"},
+                                    {"prefill_2048", "prefill of 2048 tokens,"},
+                                    {"prefill_2048_q4_1", "prefill of 2048 tokens, q4_1"},
+                                    {"verify_4", "verify of 4 tokens"},
+                                    {"verify_8", "verify of 8 tokens"},
+                                    {"batch_8", "batch of 8 sequences,"}};
+  std::vector<BenchRow> contract;
+  for (const Contract& want : kContract) {
+    const bool in_steps = std::string_view(want.name).starts_with("verify");
+    const BenchRow* worst = nullptr;
+    for (const BenchRow& row : all) {
+      if (!row.name.starts_with(want.measured)) continue;
+      if (in_steps && row.name.ends_with("f16")) continue;  // asked for quantised weights
+      if (worst == nullptr || (in_steps ? row.ours > worst->ours : row.ratio < worst->ratio)) worst = &row;
+    }
+    if (worst == nullptr) continue;
+    BenchRow row = *worst;
+    row.name = std::string(want.name) + " (" + worst->name + ")";
+    contract.push_back(std::move(row));
+  }
+  return contract;
 }
 
 }  // namespace frugal::cli

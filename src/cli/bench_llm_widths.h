@@ -27,4 +27,8 @@ Status bench_widths(const WidthBench& bench, std::span<const llm::Token> tokens,
 // by llama.cpp's quantiser once and kept beside the installed models. Its path.
 Result<std::string> model_of_type(const std::string& model, const std::string& type);
 
+// The contract's rows ("decode_2048", "verify_4", ...): of each, the worst of the weight types in `all`,
+// whose rows are named "decode at depth 2048, q4_0".
+std::vector<BenchRow> contract_rows(const std::vector<BenchRow>& all);
+
 }  // namespace frugal::cli

@@ -122,6 +122,19 @@ double read_bandwidth(int n_threads) {
   return sink.load() > 0 ? best : 0;
 }
 
+double product_peak(int n_threads) {
+  ThreadTeam team(n_threads);
+  constexpr size_t kRounds = 2'000'000;  // some 5 ms
+  double best = 0;
+  for (int pass = 0; pass < 12; ++pass) {
+    std::atomic<size_t> products{0};
+    const double begin = wall_seconds();
+    team.run([&](TeamMember) { products.fetch_add(llm::kernels().peak_products(kRounds)); });
+    if (pass > 0) best = std::max(best, static_cast<double>(products.load()) / (wall_seconds() - begin));
+  }
+  return best;
+}
+
 std::string kernel_isa() { return llm::kernels().name; }
 
 Result<double> run_llama_bench(const LlamaBenchCase& bench) {

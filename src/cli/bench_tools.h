@@ -17,6 +17,8 @@ Result<double> peak_memory_of_child(const std::function<Status()>& work);
 // Bytes per second that `n_threads` threads read from memory together: best of several passes over a buffer
 // larger than the caches. Some 0.3 s.
 double read_bandwidth(int n_threads);
+// Multiply-adds of bytes a second that `n_threads` threads reach with everything in registers.
+double product_peak(int n_threads);
 
 // The instruction set of the kernels in use: "avx2".
 std::string kernel_isa();

@@ -37,7 +37,7 @@ struct BenchFlags {
   std::vector<std::string> types;
   int reps = 5, decode_tokens = 24, sequences = 8;
   std::string kv = "f16", llama_bench, out;
-  bool quick = false, json = false;
+  bool quick = false, steady = false, json = false;
 };
 
 struct Case {
@@ -142,6 +142,7 @@ struct Session {
   std::vector<Case> cases;
   int n_ctx = 0;
   double bandwidth = 0;  // bytes per second
+  double products = 0;   // multiply-adds of bytes per second
 };
 
 // The peers: llama.cpp in this process with flash attention off and on. Its default, auto, is one of the two.
@@ -199,11 +200,12 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
     std::vector<double> our_speeds;
     std::vector<std::vector<double>> peer_speeds(peers.size());
     std::vector<double> tool_speeds;
-    double bytes_per_token = 0;
+    double bytes_per_token = 0, flops_per_token = 0;
     for (int rep = -1; rep < flags.reps; ++rep) {  // the first is a warm-up
-      const double bytes_before = engine.usage().bytes_moved;
+      const double bytes_before = engine.usage().bytes_moved, flops_before = engine.usage().flops;
       FRUGAL_TRY(const double speed, time_case(ours, bench, tokens, flags.decode_tokens));
       bytes_per_token = (engine.usage().bytes_moved - bytes_before) / flags.decode_tokens;
+      flops_per_token = (engine.usage().flops - flops_before) / std::max(1, bench.size);
       if (rep >= 0) our_speeds.push_back(speed);
       for (size_t i = 0; i < peers.size(); ++i) {
         FRUGAL_TRY(const double theirs, time_case(*peers[i], bench, tokens, flags.decode_tokens));
@@ -236,7 +238,12 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
     if (!tool_speeds.empty()) row.more.emplace_back("llama-bench", median(tool_speeds));
     if (bench.kind == Case::kDecode && bytes_per_token > 0 && session.bandwidth > 0) {
       row.more.emplace_back("MB/token", bytes_per_token / 1e6);
-      row.more.emplace_back("roofline", session.bandwidth / bytes_per_token);
+      row.more.emplace_back("bound", session.bandwidth / bytes_per_token);  // tokens/s
+      row.more.emplace_back("of bound, %", 100 * row.ours * bytes_per_token / session.bandwidth);
+    }
+    if (bench.kind == Case::kPrefill && session.products > 0) {
+      row.more.emplace_back("bound", 2 * session.products / flops_per_token);
+      row.more.emplace_back("of bound, %", 100 * row.ours * flops_per_token / (2 * session.products));
     }
     rows->push_back(std::move(row));
   }
@@ -339,13 +346,15 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   const BenchFlags& flags = session.flags;
   std::vector<BenchRow> rows;
   // Children first: they are forked before any thread runs here.
-  FRUGAL_TRY_STATUS(bench_memory(session, flags.threads[0], &rows));
-  session.bandwidth = read_bandwidth(flags.threads[0] > 0 ? flags.threads[0] : usable_processors());
+  const int n_threads = flags.threads[0] > 0 ? flags.threads[0] : usable_processors();
+  if (!flags.steady) FRUGAL_TRY_STATUS(bench_memory(session, flags.threads[0], &rows));
+  session.bandwidth = read_bandwidth(n_threads);
+  session.products = product_peak(n_threads);
   ProgressBar bar("benching", "runs", !flags.json);
   double done = 0;
   const double total = static_cast<double>(session.cases.size() * flags.threads.size()) * (flags.reps + 1);
-  for (const int n_threads : flags.threads) {
-    FRUGAL_TRY_STATUS(bench_speed(session, n_threads, bar, &done, total, &rows));
+  for (const int count : flags.threads) {
+    FRUGAL_TRY_STATUS(bench_speed(session, count, bar, &done, total, &rows));
   }
   {
     WidthBench widths{session.model_path, flags.verify_depths, flags.verify,       flags.sequences,
@@ -357,10 +366,12 @@ Result<std::vector<BenchRow>> measure(Session& session) {
     const std::vector<Token> tokens = bench_tokens(*model, static_cast<size_t>(n_tokens));
     FRUGAL_TRY_STATUS(bench_widths(widths, tokens, &rows));
   }
-  FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
+  if (!flags.steady) FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
   BenchRow bandwidth =
       bench_row("read bandwidth of this machine", "GB/s", Better::kHigher, {session.bandwidth / 1e9});
   rows.push_back(std::move(bandwidth));
+  rows.push_back(bench_row("multiply-adds of bytes, all in registers", "G/s", Better::kHigher,
+                           {session.products / 1e9}));
   return rows;
 }
 
@@ -377,33 +388,9 @@ Result<std::vector<BenchRow>> measure_types(Session& session) {
       all.push_back(std::move(row));
     }
   }
-  struct Contract {
-    const char *name, *measured;
-  };
-  constexpr Contract kContract[] = {{"decode_0", "decode at depth 0,"},
-                                    {"decode_2048", "decode at depth 2048,"},
-                                    {"decode_8000", "decode at depth 8000,"},
-                                    {"prefill_2048", "prefill of 2048 tokens,"},
-                                    {"prefill_2048_q4_1", "prefill of 2048 tokens, q4_1"},
-                                    {"verify_4", "verify of 4 tokens"},
-                                    {"verify_8", "verify of 8 tokens"},
-                                    {"batch_8", "batch of 8 sequences,"}};
-  std::vector<BenchRow> contract;
-  for (const Contract& want : kContract) {
-    const bool in_steps = std::string_view(want.name).starts_with("verify");
-    const BenchRow* worst = nullptr;
-    for (const BenchRow& row : all) {
-      if (!row.name.starts_with(want.measured)) continue;
-      if (in_steps && row.name.ends_with("f16")) continue;  // asked for quantised weights
-      if (worst == nullptr || (in_steps ? row.ours > worst->ours : row.ratio < worst->ratio)) worst = &row;
-    }
-    if (worst == nullptr) continue;
-    BenchRow row = *worst;
-    row.name = std::string(want.name) + " (" + worst->name + ")";
-    contract.push_back(std::move(row));
-  }
-  contract.insert(contract.end(), all.begin(), all.end());
-  return contract;
+  std::vector<BenchRow> rows = contract_rows(all);
+  rows.insert(rows.end(), all.begin(), all.end());
+  return rows;
 }
 
 int run(BenchFlags flags) {
@@ -483,6 +470,7 @@ Action add_bench_llm(CLI::App& app) {
   app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
       ->type_name("FILE");
   app.add_flag("--quick", flags->quick, "a table in about a minute: few sizes, 3 repetitions");
+  app.add_flag("--steady", flags->steady, "speeds alone: no load time, no peak memory");
   add_model_options(app, flags->model);
   app.add_flag("--json", flags->json, "the rows as JSON");
   return [flags] { return run(*flags); };
