@@ -123,14 +123,20 @@ Status bench_depth(const WidthBench& bench, int depth, std::span<const Token> to
 Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::vector<BenchRow>* rows) {
   constexpr int kPrompt = 128;
   const int n = bench.n_sequences, n_ctx = 256;
-  FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, n_ctx));
+  llm::EngineOptions options;
+  options.n_threads = bench.n_threads;
+  options.n_ctx = n_ctx;
+  options.kv = bench.kv;
+  options.max_sequences = n;
+  FRUGAL_TRY(const auto model, llm::Model::load(bench.model));
+  FRUGAL_TRY(const auto engine, llm::Engine::create(model, options));
   FRUGAL_TRY(const auto peers, open_peers(bench, n_ctx * n, n));
   std::vector<llm::BatchItem> items;
   std::vector<Token> next;
   for (int i = 0; i < n; ++i) {
     const auto prompt = tokens.subspan(static_cast<size_t>(i), kPrompt);
-    FRUGAL_TRY(const llm::SequenceId sequence, loaded.engine->open_sequence());
-    FRUGAL_TRY_STATUS(loaded.engine->prefill(sequence, prompt));
+    FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
+    FRUGAL_TRY_STATUS(engine->prefill(sequence, prompt));
     for (const auto& peer : peers) FRUGAL_TRY_STATUS(peer->prefill_sequence(i, prompt));
     items.push_back({sequence, tokens.subspan(static_cast<size_t>(i + kPrompt), 1), llm::LogitRows::kLast});
     next.push_back(items.back().tokens[0]);
@@ -138,7 +144,7 @@ Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::
   std::vector<std::vector<double>> speeds(peers.size() + 1);
   for (int rep = -1; rep < bench.reps; ++rep) {
     const auto nothing = []() -> Status { return {}; };
-    FRUGAL_TRY(const double ours, seconds_each([&] { return loaded.engine->forward(items); }, nothing));
+    FRUGAL_TRY(const double ours, seconds_each([&] { return engine->forward(items); }, nothing));
     if (rep >= 0) speeds[0].push_back(n / ours);
     for (size_t p = 0; p < peers.size(); ++p) {
       FRUGAL_TRY(const double theirs, seconds_each([&] { return peers[p]->step_sequences(next); }, nothing));
