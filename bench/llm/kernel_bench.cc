@@ -105,8 +105,8 @@ void run_panel(const Kernels& set, const Shape& shape, const std::byte* panel, s
                                                                    16, false);
 }
 
-// `peak`: multiply-adds a second with everything in registers; `reads`: bytes a second.
-void bench(const Kernels& set, const Shape& shape, double peak, double reads) {
+// `reads`: bytes a second that one core reads.
+void bench(const Kernels& set, const Shape& shape, double reads) {
   const size_t k = 768;  // a multiple of all block sizes
   const size_t bytes = panel_bytes(shape.type, k);
   const size_t small = std::max<size_t>(1, (160 << 10) / bytes), large = (size_t{64} << 20) / bytes;
@@ -120,14 +120,13 @@ void bench(const Kernels& set, const Shape& shape, double peak, double reads) {
   for (size_t p = 1; p < large; ++p) std::memcpy(&weights[p * bytes], weights.data(), bytes);
   std::vector<float> y(16 * 64);
   std::printf("%-5s", shape.name);
-  double fastest = 0, of_reads = 0;
+  double of_reads = 0;
   for (const size_t n : {size_t{1}, size_t{4}, size_t{8}, size_t{16}}) {
     const Columns columns = make_columns(set, panel_block_size(shape.type) == 256, n, k);
     const double s = best_seconds([&] {
       for (size_t p = 0; p < small; ++p) run_panel(set, shape, &weights[p * bytes], k, columns, n, y.data());
     });
     std::printf("  %7.1f", 1e-9 * static_cast<double>(small * k * 16 * n) / s);
-    fastest = std::max(fastest, static_cast<double>(small * k * 16 * n) / s);
     sink = y[0];
   }
   for (const size_t n : {size_t{1}, size_t{4}, size_t{8}}) {
@@ -140,10 +139,6 @@ void bench(const Kernels& set, const Shape& shape, double peak, double reads) {
     if (n == 1) of_reads = rate / reads;
     sink = y[0];
   }
-  if (shape.quant != nullptr)
-    std::printf("  %5.0f %% of peak", 100 * fastest / peak);
-  else
-    std::printf("                ");
   std::printf("  %5.0f %% of reads\n", 100 * of_reads);
 }
 
@@ -167,16 +162,11 @@ int run(int argc, char** argv) {
     return 2;
   }
   const double reads = read_rate();
-  constexpr size_t kRounds = 500'000;
-  double products = 0;
-  const double seconds = best_seconds([&] { products = static_cast<double>(set->peak_products(kRounds)); });
-  const double peak = products / seconds;
-  std::printf("set %s, one core, reads %.1f GB/s, multiplies %.0f GMAC/s of bytes in registers\n", set->name,
-              reads / 1e9, peak / 1e9);
+  std::printf("set %s, one core, reads %.1f GB/s\n", set->name, reads / 1e9);
   std::printf("      GMAC/s in L2: 1        4        8       16  GB/s stream: 1    4        8 columns\n");
   for (const Shape& shape : kShapes) {
     if (argc > 2 && std::string(shape.name).find(argv[2]) == std::string::npos) continue;
-    bench(*set, shape, peak, reads);
+    bench(*set, shape, reads);
   }
   return 0;
 }

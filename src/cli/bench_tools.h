@@ -17,7 +17,8 @@ Result<double> peak_memory_of_child(const std::function<Status()>& work);
 // Bytes per second that `n_threads` threads read from memory together: best of several passes over a buffer
 // larger than the caches. Some 0.3 s.
 double read_bandwidth(int n_threads);
-// Multiply-adds of bytes a second that `n_threads` threads reach with everything in registers.
+// Multiply-adds a second of `n_threads` threads with Q4_1 weights, the fastest type, that stay in the
+// first-level cache: what a prefill could reach at the most.
 double product_peak(int n_threads);
 
 // The instruction set of the kernels in use: "avx2".

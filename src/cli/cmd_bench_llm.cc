@@ -142,7 +142,7 @@ struct Session {
   std::vector<Case> cases;
   int n_ctx = 0;
   double bandwidth = 0;  // bytes per second
-  double products = 0;   // multiply-adds of bytes per second
+  double products = 0;   // multiply-adds per second
 };
 
 // The peers: llama.cpp in this process with flash attention off and on. Its default, auto, is one of the two.
@@ -370,7 +370,7 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   BenchRow bandwidth =
       bench_row("read bandwidth of this machine", "GB/s", Better::kHigher, {session.bandwidth / 1e9});
   rows.push_back(std::move(bandwidth));
-  rows.push_back(bench_row("multiply-adds of bytes, all in registers", "G/s", Better::kHigher,
+  rows.push_back(bench_row("Q4_1 multiply-adds in the first-level cache", "G/s", Better::kHigher,
                            {session.products / 1e9}));
   return rows;
 }

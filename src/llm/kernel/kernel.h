@@ -93,9 +93,6 @@ struct Kernels {
   // infinite.
   void (*to_f16)(const float* x, size_t n, uint16_t* y);
   void (*to_bf16)(const float* x, size_t n, uint16_t* y);
-  // The instructions of the quantised products alone, with everything in registers, n times; gives the
-  // multiply-adds done. What it reaches in a second is the peak that a bench compares with.
-  size_t (*peak_products)(size_t n);
 };
 
 // The best set for this processor; decided at first use. Thread-safe.

@@ -63,8 +63,8 @@ struct KernelSet {
   static Vf load_as_float(const Half* p) { return S::load_f16(&p->bits); }
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
-  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may
-  // read two side by side.
+  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may read
+  // two side by side.
   static constexpr size_t kFloatAhead = 4096;
 
   template <int kPanels, int kCols, typename T>
@@ -473,23 +473,6 @@ struct KernelSet {
     }
   }
 
-  static size_t peak_products(size_t n) {
-    constexpr int kSums = 4;
-    alignas(64) std::byte bytes[64] = {};  // zeros: no sum can overflow
-    alignas(16) int8_t x[4] = {1, 2, 3, 4};
-    const Vb weights = S::load_bytes(bytes);
-    Acc acc[kSums];
-    each<kSums>([&]<int c>() { acc[c] = S::acc_zero(); });
-    for (size_t i = 0; i < n; ++i) {
-      each<kSums>([&]<int c>() { acc[c] = S::acc_dot(acc[c], weights, x); });
-    }
-    float lanes[16];
-    Vi total = S::widen(acc[0]);
-    each<kSums>([&]<int c>() { total = S::add_int(total, S::widen(acc[c])); });
-    S::store(lanes, S::to_float(total));
-    return n * kSums * 64 + static_cast<size_t>(lanes[0]);
-  }
-
   static constexpr Kernels table() {
     return {S::kName,
             float_panels<float, float>,
@@ -514,8 +497,7 @@ struct KernelSet {
             scale,
             add_scaled,
             to_f16,
-            to_bf16,
-            peak_products};
+            to_bf16};
   }
 };
 
