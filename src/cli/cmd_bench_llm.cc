@@ -15,6 +15,7 @@
 #include "cli/bench_llm_widths.h"
 #include "cli/bench_report.h"
 #include "cli/bench_tools.h"
+#include "cli/child_process.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/llm_options.h"

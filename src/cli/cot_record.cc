@@ -6,7 +6,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "cli/bench_tools.h"
+#include "cli/child_process.h"
 #include "cli/console.h"
 #include "llm/vocab/tokenizer.h"
 
