@@ -63,8 +63,8 @@ struct KernelSet {
   static Vf load_as_float(const Half* p) { return S::load_f16(&p->bits); }
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
-  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may read
-  // two side by side.
+  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may
+  // read two side by side.
   static constexpr size_t kFloatAhead = 4096;
 
   template <int kPanels, int kCols, typename T>
