@@ -90,6 +90,7 @@ std::string bench_json(const BenchContext& context, const std::vector<BenchRow>&
     out["spread"] = rounded(row.spread);
     out["n"] = row.n;
     for (const auto& [key, value] : row.more) out[key] = rounded(value);
+    if (!row.how.empty()) out["how"] = row.how;
     if (!context.model.empty()) out["model"] = context.model;
     if (!context.model_hash.empty()) out["model_hash"] = context.model_hash;
     if (context.threads > 0) out["threads"] = context.threads;
@@ -117,6 +118,7 @@ std::string bench_table(const std::vector<BenchRow>& rows) {
                 row.peer ? strf("%.2f", row.ratio).c_str() : "-", 100 * row.spread, row.unit.c_str());
     if (row.peer) out += ", " + row.peer_name;
     for (const auto& [key, value] : row.more) out += strf(", %s %s", key.c_str(), shown(value).c_str());
+    if (!row.how.empty()) out += "; " + row.how;
     out += "\n";
   }
   return out;

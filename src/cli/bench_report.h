@@ -28,6 +28,7 @@ struct BenchRow {
   double spread =
       0;      // median absolute deviation of those ratios (of ours without a peer), as a share of the median
   int n = 0;  // repetitions
+  std::string how;                                   // what was measured, in words; empty: the name says it
   std::vector<std::pair<std::string, double>> more;  // further figures of the row: {"bound", 210.5}
 };
 
