@@ -7,11 +7,12 @@ all: setup
 	cmake --build --preset release -j $(JOBS)
 
 setup:
-	python3 scripts/bootstrap.py
+	python3 scripts/bootstrap.py $(SETUP)
 
 run: all
 	scripts/demo.sh
 
+test: SETUP = --tests
 test: all
 	ctest --preset release -j $(JOBS)
 

@@ -48,6 +48,11 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "libpng-dev": "/usr/include/png.h",
     "python3-pip": None,  # proved by `python3 -m pip` below
 }
+TEST_APT_PACKAGES = {  # what only tests need: --tests
+    "g++-12-aarch64-linux-gnu": "/usr/bin/aarch64-linux-gnu-g++-12",
+    "libc6-dev-arm64-cross": "/usr/aarch64-linux-gnu/include/stdio.h",
+    "qemu-user": "/usr/bin/qemu-aarch64",
+}
 
 LLAMA_SDIST = "llama_cpp_python-0.3.36.tar.gz"
 LLAMA_VERSION = "0.5.0"
@@ -162,15 +167,16 @@ def have_pip():
     return subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
-def missing_apt_packages():
-    missing = [p for p, proof in APT_PACKAGES.items() if (not have_pip() if proof is None else not os.path.exists(proof))]
+def missing_apt_packages(for_tests):
+    packages = {**APT_PACKAGES, **(TEST_APT_PACKAGES if for_tests else {})}
+    missing = [p for p, proof in packages.items() if (not have_pip() if proof is None else not os.path.exists(proof))]
     if not shutil.which("c++") and not shutil.which("g++"):
         missing.append("g++")
     return missing
 
 
-def install_apt_packages():
-    missing = missing_apt_packages()
+def install_apt_packages(for_tests):
+    missing = missing_apt_packages(for_tests)
     if not missing:
         return
     command = "apt-get install " + " ".join(missing)
@@ -434,6 +440,7 @@ def install_codecarbon():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
+    parser.add_argument("--tests", action="store_true", help="also install what only the tests need")
     parser.add_argument("--codecarbon", action="store_true", help="also install CodeCarbon, for `frugal bench meter --codecarbon`")
     parser.add_argument("--dnn-models", action="store_true",
                         help="also make the five full-size networks of `frugal dnn testbed` (1.2 GB)")
@@ -442,7 +449,7 @@ def main():
     if args.print:
         print(folder(args.print))
         return 0
-    install_apt_packages()
+    install_apt_packages(args.tests)
     build_llama("llama")
     if args.peers:
         build_llama("peers")

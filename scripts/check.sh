@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 jobs=${JOBS:-$(nproc)}
 [ $# -gt 0 ] || set -- release asan tsan
-python3 scripts/bootstrap.py
+python3 scripts/bootstrap.py --tests
 python3 -B tests/rules/format.py
 for preset in "$@"; do
   echo "== $preset"

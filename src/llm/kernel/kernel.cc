@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <cstring>
+#ifdef FRUGAL_HAVE_NEON
+#include <sys/auxv.h>
+#endif
 
 namespace frugal::llm {
 
@@ -10,6 +13,9 @@ extern const Kernels kGenericKernels;
 #ifdef FRUGAL_HAVE_AVX2
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#endif
+#ifdef FRUGAL_HAVE_NEON
+extern const Kernels kNeonKernels;
 #endif
 
 const Kernels* find_kernels(const char* name) {
@@ -27,13 +33,16 @@ const Kernels* find_kernels(const char* name) {
     return &kAvx512Kernels;
   }
 #endif
+#ifdef FRUGAL_HAVE_NEON
+  if (std::strcmp(name, "neon") == 0 && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) return &kNeonKernels;
+#endif
   return nullptr;
 }
 
 namespace {
 
 const Kernels* best_kernels() {
-  for (const char* name : {"avx512", "avx2"}) {
+  for (const char* name : {"avx512", "avx2", "neon"}) {
     if (const Kernels* set = find_kernels(name)) return set;
   }
   return &kGenericKernels;

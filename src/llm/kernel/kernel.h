@@ -102,8 +102,8 @@ const Kernels& kernels();
 // kernel does, and for benches. Not while an engine is computing.
 void use_kernels(const Kernels* set);
 
-// The set named ("generic", "avx2", "avx512"), or null when this build or processor lacks it: for tests and
-// benches.
+// The set named ("generic", "avx2", "avx512", "neon"), or null when this build or processor lacks it: for
+// tests and benches.
 const Kernels* find_kernels(const char* name);
 
 // Conversions of single values, exact.
