@@ -103,6 +103,19 @@ struct EngineOptions {
   int max_sequences = 8;                      // open at once
   int max_rows = 512;       // rows (tokens) of one forward; longer inputs are run in chunks of this size
   int max_logit_rows = 64;  // rows of one forward whose logits can be asked for
+  bool profile = false;     // fill step_times()
+};
+
+// The steps of a forward pass, in the order in which a layer takes them.
+enum class ForwardStep { kEmbed, kQkv, kStoreKv, kAttention, kAttentionOut, kGateUp, kDown, kLogits };
+inline constexpr int kForwardSteps = 8;
+const char* forward_step_name(ForwardStep step);  // "gate and up"
+
+// Where forwards spend their time, as one thread sees it: waiting for the others counts to the step that all
+// are in. Sums over layers and forwards.
+struct StepTimes {
+  double seconds[kForwardSteps] = {};
+  double bytes[kForwardSteps] = {};  // of weights and of K/V, that the step reads
 };
 
 // Which rows of an item get logits.
@@ -160,6 +173,8 @@ class Engine {
 
   // Work done since the engine was made: FLOPs and bytes by formula, CPU and wall time of forwards.
   virtual const Usage& usage() const = 0;
+  // By step, since the engine was made; zeros without EngineOptions::profile.
+  virtual const StepTimes& step_times() const = 0;
   // Bytes of K/V in use by a sequence, and reserved for each token.
   virtual uint64_t kv_bytes(SequenceId sequence) const = 0;
 };

@@ -54,8 +54,9 @@ const char* peer_name(const WidthBench& bench, size_t idx) {
                                                       : "llama.cpp, flash attention off";
 }
 
-Result<LoadedEngine> open_engine(const WidthBench& bench, int n_ctx) {
+Result<LoadedEngine> open_engine(const WidthBench& bench, int n_ctx, bool profile = false) {
   EngineFlags flags;
+  flags.profile = profile;
   flags.threads = bench.n_threads;
   flags.ctx = n_ctx;
   flags.kv = std::string(llm::kv_format_name(bench.kv));
@@ -175,6 +176,51 @@ Status bench_widths(const WidthBench& bench, std::span<const Token> tokens, std:
     }
   }
   return bench.n_sequences > 0 ? bench_batch(bench, tokens, rows) : Status{};
+}
+
+Status bench_profile(const WidthBench& bench, std::span<const Token> tokens, double bandwidth,
+                     std::vector<BenchRow>* rows) {
+  int deepest = 0;
+  for (const int depth : bench.depths) deepest = std::max(deepest, depth);
+  FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, (deepest + 64 + 255) / 256 * 256, true));
+  llm::Engine& engine = *loaded.engine;
+  FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
+  std::vector<int> widths = {1};
+  widths.insert(widths.end(), bench.widths.begin(), bench.widths.end());
+  for (const int depth : bench.depths) {
+    FRUGAL_TRY_STATUS(engine.truncate(sequence, 0));
+    FRUGAL_TRY_STATUS(engine.prefill(sequence, tokens.first(static_cast<size_t>(depth))));
+    for (const int width : widths) {
+      const auto window = tokens.subspan(static_cast<size_t>(depth), static_cast<size_t>(width));
+      const llm::BatchItem item{sequence, window, llm::LogitRows::kAll};
+      std::vector<double> ms[llm::kForwardSteps];
+      double bytes[llm::kForwardSteps] = {}, total = 0;
+      for (int rep = -1; rep < bench.reps * kStepsTimed; ++rep) {  // the first is a warm-up
+        if (interrupted()) return {ErrorCode::kCancelled, "interrupted"};
+        const llm::StepTimes before = engine.step_times();
+        FRUGAL_TRY_STATUS(engine.forward({&item, 1}));
+        FRUGAL_TRY_STATUS(engine.truncate(sequence, depth));
+        const llm::StepTimes& after = engine.step_times();
+        for (size_t i = 0; i < llm::kForwardSteps && rep >= 0; ++i) {
+          ms[i].push_back(1e3 * (after.seconds[i] - before.seconds[i]));
+          bytes[i] = after.bytes[i] - before.bytes[i];
+        }
+      }
+      for (const auto& step : ms) total += median(step);
+      for (size_t i = 0; i < llm::kForwardSteps; ++i) {
+        BenchRow row = bench_row(strf("%d token%s at depth %d: %s", width, width == 1 ? "" : "s", depth,
+                                      llm::forward_step_name(static_cast<llm::ForwardStep>(i))),
+                                 "ms", Better::kLower, ms[i]);
+        row.more.emplace_back("of the step, %", 100 * row.ours / total);
+        if (bytes[i] > 0 && bandwidth > 0 && row.ours > 0) {
+          row.more.emplace_back("MB", bytes[i] / 1e6);
+          row.more.emplace_back("of read bandwidth, %", 1e5 * bytes[i] / row.ours / bandwidth);
+        }
+        rows->push_back(std::move(row));
+      }
+    }
+  }
+  return {};
 }
 
 Result<std::string> model_of_type(const std::string& model, const std::string& type) {

@@ -23,6 +23,11 @@ struct WidthBench {
 // second. The peer is llama.cpp with the better flash attention. kCancelled on an interrupt.
 Status bench_widths(const WidthBench& bench, std::span<const llm::Token> tokens, std::vector<BenchRow>* rows);
 
+// Where a step's time goes: rows "8 tokens at depth 300: gate and up", in milliseconds, with the share of the
+// step and the rate at which its weights or K/V were read beside `bandwidth` (bytes a second). Ours alone.
+Status bench_profile(const WidthBench& bench, std::span<const llm::Token> tokens, double bandwidth,
+                     std::vector<BenchRow>* rows);
+
 // A version of `model` with its large weights in another type ("q4_0", "q4_1", "q4_k", "q8_0", "f16"), made
 // by llama.cpp's quantiser once and kept beside the installed models. Its path.
 Result<std::string> model_of_type(const std::string& model, const std::string& type);

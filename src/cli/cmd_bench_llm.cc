@@ -38,7 +38,7 @@ struct BenchFlags {
   std::vector<std::string> types;
   int reps = 5, decode_tokens = 24, sequences = 8;
   std::string kv = "f16", llama_bench, out;
-  bool quick = false, steady = false, json = false;
+  bool quick = false, steady = false, profile = false, json = false;
 };
 
 struct Case {
@@ -366,6 +366,7 @@ Result<std::vector<BenchRow>> measure(Session& session) {
     for (const int depth : flags.verify_depths) n_tokens = std::max(n_tokens, depth + 64);
     const std::vector<Token> tokens = bench_tokens(*model, static_cast<size_t>(n_tokens));
     FRUGAL_TRY_STATUS(bench_widths(widths, tokens, &rows));
+    if (flags.profile) FRUGAL_TRY_STATUS(bench_profile(widths, tokens, session.bandwidth, &rows));
   }
   if (!flags.steady) FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
   BenchRow bandwidth =
@@ -472,6 +473,8 @@ Action add_bench_llm(CLI::App& app) {
       ->type_name("FILE");
   app.add_flag("--quick", flags->quick, "a table in about a minute: few sizes, 3 repetitions");
   app.add_flag("--steady", flags->steady, "speeds alone: no load time, no peak memory");
+  app.add_flag("--profile", flags->profile,
+               "also tell where the time of a step goes, for each verify depth and width");
   add_model_options(app, flags->model);
   app.add_flag("--json", flags->json, "the rows as JSON");
   return [flags] { return run(*flags); };

@@ -134,6 +134,7 @@ Result<llm::EngineOptions> engine_options(const EngineFlags& flags) {
   options.n_threads = flags.threads;
   options.n_ctx = flags.ctx;
   options.max_rows = flags.chunk;
+  options.profile = flags.profile;
   options.max_sequences = 1;
   if (!is_coded_cache(flags.kv)) {
     FRUGAL_TRY(options.kv, llm::parse_kv_format(flags.kv));

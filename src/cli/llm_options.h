@@ -26,6 +26,7 @@ struct EngineFlags {
   int chunk = 512;
   std::string kv = "f16";
   std::string kv_memory, kv_dict;
+  bool profile = false;  // Engine::step_times()
 };
 void add_engine_options(CLI::App& app, EngineFlags& flags);
 

@@ -119,7 +119,8 @@ class EngineImpl final : public Engine {
   Status forward(std::span<const BatchItem> items) override {
     const double wall = wall_seconds(), cpu = process_cpu_seconds();
     FRUGAL_TRY_STATUS(assemble(items));
-    run_forward(team_, config(), model_->impl().weights, Batch{spans_, tokens_, logit_rows_}, scratch_);
+    run_forward(team_, config(), model_->impl().weights,
+                Batch{spans_, tokens_, logit_rows_, options_.profile ? &step_times_ : nullptr}, scratch_);
     n_logit_rows_ = static_cast<int>(logit_rows_.size());
     for (const BatchItem& item : items) {
       std::vector<Token>& held = find(item.sequence)->tokens;
@@ -244,6 +245,7 @@ class EngineImpl final : public Engine {
   }
 
   const Usage& usage() const override { return usage_; }
+  const StepTimes& step_times() const override { return step_times_; }
 
   uint64_t kv_bytes(SequenceId id) const override {
     const Sequence* sequence = find(id);
@@ -361,8 +363,27 @@ class EngineImpl final : public Engine {
       if (sequence.open)
         held += static_cast<double>(sequence.cache->bytes_used(static_cast<int>(sequence.tokens.size())));
     }
+    if (options_.profile) account_steps(bytes - static_cast<double>(weights.bytes()));
     usage_.bytes_moved += bytes;
     usage_.bytes_held = std::max(usage_.bytes_held, held);
+  }
+
+  // Bytes that each step of the batch that just ran has read.
+  void account_steps(double kv_bytes) {
+    const ModelWeights& weights = model_->impl().weights;
+    auto read = [&](ForwardStep step, std::initializer_list<const Matrix*> matrices) {
+      for (const Matrix* m : matrices)
+        step_times_.bytes[static_cast<size_t>(step)] += static_cast<double>(m->bytes());
+    };
+    for (const LayerWeights& layer : weights.layers) {
+      read(ForwardStep::kQkv, {&layer.wq, &layer.wk, &layer.wv});
+      if (&layer == &weights.layers.back() && logit_rows_.empty()) return;
+      read(ForwardStep::kAttentionOut, {&layer.wo});
+      read(ForwardStep::kGateUp, {&layer.gate, &layer.up});
+      read(ForwardStep::kDown, {&layer.down});
+    }
+    step_times_.bytes[static_cast<size_t>(ForwardStep::kAttention)] += kv_bytes;
+    read(ForwardStep::kLogits, {&weights.output_matrix()});
   }
 
   CacheFileHead expected_head(int n_tokens, uint64_t image_bytes) const {
@@ -394,9 +415,17 @@ class EngineImpl final : public Engine {
   std::vector<int> logit_rows_;
   int n_logit_rows_ = 0;
   Usage usage_;
+  StepTimes step_times_;
 };
 
 }  // namespace
+
+const char* forward_step_name(ForwardStep step) {
+  constexpr const char* kNames[kForwardSteps] = {
+      "embed",         "queries, keys, values", "store K/V", "attention",
+      "attention out", "gate and up",           "down",      "logits"};
+  return kNames[static_cast<size_t>(step)];
+}
 
 Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
                                                const EngineOptions& given) {

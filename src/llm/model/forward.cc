@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/clock.h"
 
 namespace frugal::llm {
 namespace {
@@ -114,6 +115,7 @@ class ForwardPass {
         rows_(member.share(batch.tokens.size())) {}
 
   void run() {
+    if (times()) step_began_ = wall_seconds();
     embed();
     for (int layer = 0; layer < config_.n_layers; ++layer) {
       const bool last = layer + 1 == config_.n_layers && batch_.logit_rows.empty();
@@ -127,6 +129,15 @@ class ForwardPass {
   }
 
  private:
+  // Only the first member keeps time.
+  bool times() const { return batch_.times != nullptr && member_.idx == 0; }
+  void end_of(ForwardStep step) {
+    if (!times()) return;
+    const double now = wall_seconds();
+    batch_.times->seconds[static_cast<size_t>(step)] += now - step_began_;
+    step_began_ = now;
+  }
+
   size_t n_rows() const { return batch_.tokens.size(); }
   float* residual(size_t row) { return s_.residual_.as<float>() + row * s_.hidden_stride_; }
   float* projected(size_t row) { return s_.projected_.as<float>() + row * s_.hidden_stride_; }
@@ -147,6 +158,7 @@ class ForwardPass {
       if (config_.sliding_window > 0)
         rope_angles(config_.rope_window, config_.n_rot, position, {}, angles(row, true));
     }
+    end_of(ForwardStep::kEmbed);
   }
 
   int position_of(size_t row) const {
@@ -173,6 +185,7 @@ class ForwardPass {
                            {&layer.wv, s_.v_.as<float>(), s_.kv_stride_}};
     multiply(member_, qkv, s_.x_, n_rows());
     member_.barrier();
+    end_of(ForwardStep::kQkv);
   }
 
   // Keys and values into the caches, and attention of the rows over them; in pieces of as many rows of a
@@ -201,8 +214,10 @@ class ForwardPass {
         if (rows_in_piece(span) > 0) ++panel;
       }
       member_.barrier();
+      end_of(ForwardStep::kStoreKv);
       if (attends) attend(layer_idx);
       member_.barrier();
+      end_of(ForwardStep::kAttention);
     }
   }
   int rows_in_piece(const BatchSpan& span) const {
@@ -226,6 +241,7 @@ class ForwardPass {
       add_if_any(projected(row), layer.bo);
       add_projected(row, layer.attn_post_norm);
     }
+    end_of(ForwardStep::kAttentionOut);
   }
 
   // Biases, head norms and rotation of one row's q and k; k and v go into the cache.
@@ -416,6 +432,7 @@ class ForwardPass {
                           {&layer.up, s_.up_.as<float>(), s_.up_stride_}};
     multiply(member_, in, s_.x_, n_rows());
     member_.barrier();
+    end_of(ForwardStep::kGateUp);
     for (size_t row = rows_.begin; row < rows_.end; ++row) {
       float* gate = s_.ffn_.row(row);
       float* up = s_.up_.as<float>() + row * s_.up_stride_;
@@ -433,6 +450,7 @@ class ForwardPass {
       add_if_any(projected(row), layer.down_bias);
       add_projected(row, layer.ffn_post_norm);
     }
+    end_of(ForwardStep::kDown);
   }
 
   // Logits of the rows that want them.
@@ -449,7 +467,7 @@ class ForwardPass {
     member_.barrier();
     const Product out[] = {{&matrix, s_.logits_.as<float>(), s_.logit_stride_}};
     multiply(member_, out, s_.x_, n_logits);
-    if (config_.final_logit_softcap == 0) return;
+    if (config_.final_logit_softcap == 0) return end_of(ForwardStep::kLogits);
     member_.barrier();
     for (size_t i = mine.begin; i < mine.end; ++i) {
       float* logits = s_.logits_.as<float>() + i * s_.logit_stride_;
@@ -457,6 +475,7 @@ class ForwardPass {
         logits[token] = config_.final_logit_softcap * std::tanh(logits[token] / config_.final_logit_softcap);
       }
     }
+    end_of(ForwardStep::kLogits);
   }
 
   // ---- small steps ----
@@ -492,6 +511,7 @@ class ForwardPass {
   struct {
     int begin = 0, end = 0;
   } piece_;  // rows of each span that are being stored and attended
+  double step_began_ = 0;
 };
 
 std::vector<float> rope_turns(const ModelConfig& config, const ModelWeights& weights, int layer) {

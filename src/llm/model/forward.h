@@ -23,6 +23,7 @@ struct Batch {
   std::span<const BatchSpan> spans;
   std::span<const Token> tokens;    // [n_rows]
   std::span<const int> logit_rows;  // rows whose logits are wanted, ascending
+  StepTimes* times = nullptr;       // if given, the seconds of each step are added here
 };
 
 // All scratch memory of a forward pass, taken once for the largest batch.

@@ -74,6 +74,7 @@ class RecordingEngine final : public Engine {
   Result<SequenceId> load_sequence(const std::string& path) override { return inner_->load_sequence(path); }
   std::span<const Token> tokens(SequenceId sequence) const override { return inner_->tokens(sequence); }
   const Usage& usage() const override { return inner_->usage(); }
+  const StepTimes& step_times() const override { return inner_->step_times(); }
   uint64_t kv_bytes(SequenceId sequence) const override { return inner_->kv_bytes(sequence); }
 
   std::map<std::pair<SequenceId, int>, uint64_t> rows;

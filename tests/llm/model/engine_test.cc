@@ -228,5 +228,27 @@ TEST_F(EngineTest, UsageCountsByFormula) {
   EXPECT_EQ(e->kv_bytes(sequence), 10u * 2 * 2 * 32 * 2);  // tokens x layers x (k, v) x channels x 2 bytes
 }
 
+// A profile changes no bit; its seconds are within those of the forwards; its bytes are those of the weights
+// that a step reads and of the K/V.
+TEST_F(EngineTest, StepTimesAddUpToTheForward) {
+  EngineOptions options;
+  options.profile = true;
+  const auto e = engine(options), plain = engine();
+  const SequenceId sequence = e->open_sequence().value(), other = plain->open_sequence().value();
+  EXPECT_EQ(step(*e, sequence, tokens(40)), step(*plain, other, tokens(40)));
+  double seconds = 0, bytes = 0;
+  for (int i = 0; i < kForwardSteps; ++i) {
+    EXPECT_GE(e->step_times().seconds[i], 0);
+    EXPECT_EQ(plain->step_times().seconds[i], 0) << "an engine that was not asked keeps no time";
+    seconds += e->step_times().seconds[i];
+    bytes += e->step_times().bytes[i];
+    EXPECT_STRNE(forward_step_name(static_cast<ForwardStep>(i)), "");
+  }
+  EXPECT_GT(seconds, 0);
+  EXPECT_LE(seconds, e->usage().wall_seconds);
+  EXPECT_LE(bytes, e->usage().bytes_moved);  // which counts an embedding that no product reads
+  EXPECT_GT(bytes, e->usage().bytes_moved / 2);
+}
+
 }  // namespace
 }  // namespace frugal::llm
