@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "base/text.h"
+#include "meter/columns.h"
 #include "meter/database.h"
 
 namespace frugal::jobs {
 namespace {
 
+using meter::ColumnNames;
 using meter::Database;
 using meter::Statement;
 
@@ -19,28 +20,7 @@ constexpr int kVersion = 2;
 constexpr std::string_view kStates[] = {"waiting", "running",   "paused",     "done",
                                         "failed",  "cancelled", "interrupted"};
 
-std::string list_text(const std::vector<std::string>& words) {
-  return nlohmann::json(words).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-std::string list_text(const std::vector<double>& numbers) { return nlohmann::json(numbers).dump(); }
-
-template <typename T>
-std::vector<T> parse_list(const std::string& text) {
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  std::vector<T> out;
-  if (!json.is_array()) return out;
-  for (const auto& item : json) {
-    if constexpr (std::is_same_v<T, std::string>) {
-      if (item.is_string()) out.push_back(item.template get<std::string>());
-    } else {
-      if (item.is_number()) out.push_back(item.template get<double>());
-    }
-  }
-  return out;
-}
-
-// One place names every column and how it maps to a job, so that writing and reading cannot drift apart. The
-// first column is the id.
+// The first column is the id.
 template <typename Job_, typename Visitor>
 void visit_columns(Job_& j, Visitor&& visit) {
   visit("command", j.command);
@@ -79,69 +59,23 @@ void visit_columns(Job_& j, Visitor&& visit) {
   visit("pool_lease", j.pool_lease);
 }
 
-struct Names {
-  std::string names, declarations;
-  int n = 0;
-  template <typename T>
-  void operator()(const char* name, const T&) {
-    const char* type = std::is_same_v<T, double>                                ? "REAL NOT NULL"
-                       : std::is_same_v<T, std::string> || !std::is_scalar_v<T> ? "TEXT NOT NULL"
-                                                                                : "INTEGER NOT NULL";
-    names += (n == 0 ? "" : ", ") + std::string(name);
-    declarations += (n == 0 ? "" : ", ") + std::string(name) + " " + type;
-    ++n;
-  }
-};
-
-const Names& columns() {
-  static const Names kNames = [] {
-    Names names;
+const ColumnNames& columns() {
+  static const ColumnNames kColumns = [] {
+    ColumnNames names;
     const Job job;
     visit_columns(job, names);
     return names;
   }();
-  return kNames;
+  return kColumns;
 }
 
-struct Binder {
-  Statement& statement;
-  int at = 0;
-  void operator()(const char*, const std::string& value) { statement.bind(at++, std::string_view(value)); }
-  void operator()(const char*, const std::vector<std::string>& value) {
-    statement.bind(at++, std::string_view(list_text(value)));
-  }
-  void operator()(const char*, const std::vector<double>& value) {
-    statement.bind(at++, std::string_view(list_text(value)));
-  }
-  void operator()(const char*, const double& value) { statement.bind(at++, value); }
-  template <typename T>
-  void operator()(const char*, const T& value) {
-    statement.bind(at++, static_cast<int64_t>(value));
-  }
-};
-
-struct Reader {
-  const Statement& statement;
-  int at = 0;
-  void operator()(const char*, std::string& value) { value = statement.text(at++); }
-  void operator()(const char*, std::vector<std::string>& value) {
-    value = parse_list<std::string>(statement.text(at++));
-  }
-  void operator()(const char*, std::vector<double>& value) {
-    value = parse_list<double>(statement.text(at++));
-  }
-  void operator()(const char*, double& value) { value = statement.number(at++); }
-  void operator()(const char*, JobState& value) {
-    value = static_cast<JobState>(std::clamp<int64_t>(statement.integer(at++), 0, 6));
-  }
-  void operator()(const char*, Wish& value) {
-    value = static_cast<Wish>(std::clamp<int64_t>(statement.integer(at++), 0, 2));
-  }
-  template <typename T>
-  void operator()(const char*, T& value) {
-    value = static_cast<T>(statement.integer(at++));
-  }
-};
+Job read_job(const Statement& row) {
+  Job job;
+  visit_columns(job, meter::ColumnReader{row});
+  job.state = std::clamp(job.state, JobState::kWaiting, JobState::kInterrupted);
+  job.wish = std::clamp(job.wish, Wish::kRun, Wish::kCancel);
+  return job;
+}
 
 // Runs a statement that changes at most one row; true when it did.
 Result<bool> change(Database& database, const std::string& sql, const std::function<void(Statement&)>& bind) {
@@ -208,11 +142,9 @@ Result<int64_t> Queue::submit(const Job& job) {
   FRUGAL_TRY_STATUS(check_job(job));
   int64_t id = 0;
   FRUGAL_TRY_STATUS(database_->transact([&]() -> Status {
-    std::string marks;
-    for (int i = 0; i < columns().n; ++i) marks += i == 0 ? "?" : ",?";
-    FRUGAL_TRY(Statement insert,
-               database_->prepare("INSERT INTO jobs (" + columns().names + ") VALUES (" + marks + ")"));
-    visit_columns(job, Binder{insert});
+    FRUGAL_TRY(Statement insert, database_->prepare("INSERT INTO jobs (" + columns().names + ") VALUES (" +
+                                                    columns().marks + ")"));
+    visit_columns(job, meter::ColumnBinder{insert});
     FRUGAL_TRY(const bool row, insert.step());
     static_cast<void>(row);
     id = database_->last_row();
@@ -230,8 +162,7 @@ Result<std::vector<Job>> select_jobs(Database& database, const std::string& wher
   while (true) {
     FRUGAL_TRY(const bool row, select.step());
     if (!row) break;
-    Job job;
-    visit_columns(job, Reader{select});
+    Job job = read_job(select);
     job.id = select.integer(columns().n);
     found.push_back(std::move(job));
   }
@@ -261,8 +192,7 @@ Result<Job> Queue::job(int64_t id) {
     return {ErrorCode::kNotFound,
             strf("there is no job %lld: `frugal jobs list --all` shows them", static_cast<long long>(id))};
   }
-  Job job;
-  visit_columns(job, Reader{select});
+  Job job = read_job(select);
   job.id = id;
   return job;
 }
