@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -41,113 +42,113 @@ Json known_or_null(const Estimate& estimate) {
   return estimate.known() ? Json(estimate.value) : Json(nullptr);
 }
 
-// The jobs of several hosts.
-int list_pool(const ListOptions& options) {
-  auto pool = jobs::Pool::open(pool_options(*options.setup));
-  if (!pool.ok()) return fail(pool.error());
-  const auto found = (*pool)->list();
-  if (!found.ok()) return fail(found.error());
-  const double now = clock_seconds(CLOCK_REALTIME);
-  Json out = Json::array();
-  std::string text;
-  for (const jobs::PooledJob& pooled : *found) {
-    const jobs::Job& job = pooled.job;
-    const bool over = jobs::is_over(job.state);
-    if (!options.all && over && job.ended_unix_s < now - 86400) continue;
-    if (options.json) {
-      out.push_back({{"id", pooled.id},
-                     {"state", jobs::job_state_name(job.state)},
-                     {"host", pooled.host},
-                     {"command", job.command},
-                     {"submitted", meter::format_time(job.submitted_unix_s)},
-                     {"deadline", meter::format_time(job.deadline_unix_s)},
-                     {"takes_s", job.takes_s},
-                     {"ran_s", job.ran_s},
-                     {"exit_code", over ? Json(job.exit_code) : Json(nullptr)},
-                     {"error", job.error},
-                     {"energy_j", known_or_null(job.energy())}});
-      continue;
-    }
-    text += strf("%s  %-11s by %s  %s  %s\n", pooled.id.c_str(),
-                 std::string(job_state_name(job.state)).c_str(), local_time(job.deadline_unix_s).c_str(),
-                 pooled.host.empty() ? "no host yet" : pooled.host.c_str(), joined(job.command).c_str());
-    if (job.energy().known()) text += "      energy   " + estimate_text(job.energy(), "J") + "\n";
-    if (!job.error.empty()) text += "      note     " + job.error + "\n";
+// A job as lists show it, of the queue here or of a pool.
+struct Listed {
+  std::string id, host;
+  bool pooled = false;
+  jobs::Job job;
+  std::vector<jobs::Run> runs;
+  Saving saving;
+  double expected_percent = 0;  // by the forecast when it was submitted
+};
+
+Json to_json(const Listed& listed) {
+  const jobs::Job& job = listed.job;
+  const Saving& saving = listed.saving;
+  const bool over = jobs::is_over(job.state), known = saving.at_once_g.known();
+  Json item = {{"id", listed.pooled ? Json(listed.id) : Json(job.id)},
+               {"state", jobs::job_state_name(job.state)},
+               {"command", job.command},
+               {"submitted", meter::format_time(job.submitted_unix_s)},
+               {"deadline", meter::format_time(job.deadline_unix_s)},
+               {"takes_s", job.takes_s},
+               {"ran_s", job.ran_s},
+               {"exit_code", over ? Json(job.exit_code) : Json(nullptr)},
+               {"error", job.error},
+               {"energy_j", known_or_null(job.energy())},
+               {"expected_saving_percent", job.at_once_g > 0 ? Json(listed.expected_percent) : Json(nullptr)},
+               {"actual_g_per_kwh", known_or_null(saving.actual_g)},
+               {"at_once_g_per_kwh", known_or_null(saving.at_once_g)},
+               {"saved_percent", known ? Json(saving.percent) : Json(nullptr)},
+               {"saved_g", known && job.energy().known() ? Json(saving.saved_g) : Json(nullptr)},
+               {"runs", Json::array()}};
+  item[listed.pooled ? "host" : "log"] = listed.pooled ? listed.host : job.log;
+  if (over) item["met_deadline"] = job.ended_unix_s <= job.deadline_unix_s;
+  for (const jobs::Run& run : listed.runs) {
+    item["runs"].push_back({{"begin", meter::format_time(run.begin_unix_s)},
+                            {"end", meter::format_time(run.end_unix_s)},
+                            {"workers", run.workers}});
   }
-  if (options.json) return dump(out);
-  return print(text.empty() ? "no jobs\n" : text) ? kExitOk : kExitFailure;
+  return item;
+}
+
+std::string to_text(const Listed& listed) {
+  const jobs::Job& job = listed.job;
+  const Saving& saving = listed.saving;
+  std::string text =
+      strf("%4s  %-11s by %s  ran %s of %s", listed.id.c_str(),
+           std::string(jobs::job_state_name(job.state)).c_str(), local_time(job.deadline_unix_s).c_str(),
+           human_seconds(job.ran_s).c_str(), human_seconds(job.takes_s).c_str());
+  if (job.state == jobs::JobState::kDone || job.state == jobs::JobState::kFailed) {
+    text += strf(", exit %d%s", job.exit_code, job.ended_unix_s > job.deadline_unix_s ? ", late" : "");
+  }
+  if (listed.pooled) text += "  " + (listed.host.empty() ? "no host yet" : "on " + listed.host);
+  text += "  " + joined(job.command) + "\n";
+  if (job.energy().known()) text += "      energy   " + estimate_text(job.energy(), "J") + "\n";
+  if (saving.at_once_g.known()) {
+    text += strf("      saved    %.0f %% (%.3g g): %.0f g/kWh instead of %.0f at once", saving.percent,
+                 saving.saved_g, saving.actual_g.value, saving.at_once_g.value);
+    text += job.at_once_g > 0 ? strf("; %.0f %% were expected\n", listed.expected_percent) : "\n";
+  } else if (job.at_once_g > 0) {
+    text += strf("      expected %.0f %% saved: %.0f g/kWh instead of %.0f at once\n",
+                 listed.expected_percent, job.expected_g, job.at_once_g);
+  }
+  if (!job.error.empty()) text += "      note     " + job.error + "\n";
+  return text;
+}
+
+Result<std::vector<Listed>> find_jobs(const JobsSetup& setup) {
+  std::vector<Listed> found;
+  if (!setup.nats.empty()) {
+    FRUGAL_TRY(auto pool, jobs::Pool::open(pool_options(setup)));
+    FRUGAL_TRY(auto pooled, pool->list());
+    for (jobs::PooledJob& one : pooled)
+      found.push_back({one.id, one.host, true, std::move(one.job), std::move(one.runs), {}});
+    return found;
+  }
+  FRUGAL_TRY(auto queue, jobs::Queue::open(setup.path()));
+  FRUGAL_TRY(auto known, queue->jobs(true));
+  for (jobs::Job& job : known) {
+    FRUGAL_TRY(auto runs, queue->runs(job.id));
+    found.push_back({std::to_string(job.id), "", false, std::move(job), std::move(runs), {}});
+  }
+  return found;
 }
 
 int list(const ListOptions& options) {
-  if (!options.setup->nats.empty()) return list_pool(options);
-  auto queue = jobs::Queue::open(options.setup->path());
-  if (!queue.ok()) return fail(queue.error());
-  const auto found = (*queue)->jobs(true);
+  auto found = find_jobs(*options.setup);
   if (!found.ok()) return fail(found.error());
   const double now = clock_seconds(CLOCK_REALTIME);
   Json out = Json::array();
   std::string text;
-  double saved = 0;
-  for (const jobs::Job& job : *found) {
+  std::map<std::pair<std::string, std::string>, CarbonData> kept;  // by file and region
+  for (Listed& listed : *found) {
+    const jobs::Job& job = listed.job;
     // Without --all: what is not over, and what ended within the last day.
     if (!options.all && jobs::is_over(job.state) && job.ended_unix_s < now - 86400) continue;
-    CarbonData carbon = carbon_data(*options.setup, {job});
+    CarbonData& carbon =
+        kept.try_emplace({job.carbon_file, job.region}, carbon_data(*options.setup, {job})).first->second;
     const auto series = carbon.series();
-    const auto runs = (*queue)->runs(job.id);
-    if (!runs.ok()) return fail(runs.error());
-    const Saving saving = saving_of(job, *runs, series.ok() && *series ? &**series : nullptr, now);
-    const double expected = job.at_once_g > 0 ? 100 * (1 - job.expected_g / job.at_once_g) : 0;
-    saved += saving.saved_g;
+    listed.saving = saving_of(job, listed.runs, series.ok() && *series ? &**series : nullptr, now);
+    if (job.at_once_g > 0) listed.expected_percent = 100 * (1 - job.expected_g / job.at_once_g);
     if (options.json) {
-      Json item = {{"id", job.id},
-                   {"state", jobs::job_state_name(job.state)},
-                   {"command", job.command},
-                   {"submitted", meter::format_time(job.submitted_unix_s)},
-                   {"deadline", meter::format_time(job.deadline_unix_s)},
-                   {"takes_s", job.takes_s},
-                   {"ran_s", job.ran_s},
-                   {"exit_code", jobs::is_over(job.state) ? Json(job.exit_code) : Json(nullptr)},
-                   {"error", job.error},
-                   {"log", job.log},
-                   {"energy_j", known_or_null(job.energy())},
-                   {"expected_saving_percent", job.at_once_g > 0 ? Json(expected) : Json(nullptr)},
-                   {"actual_g_per_kwh", known_or_null(saving.actual_g)},
-                   {"at_once_g_per_kwh", known_or_null(saving.at_once_g)},
-                   {"saved_percent", saving.at_once_g.known() ? Json(saving.percent) : Json(nullptr)},
-                   {"saved_g",
-                    saving.at_once_g.known() && job.energy().known() ? Json(saving.saved_g) : Json(nullptr)},
-                   {"runs", Json::array()}};
-      if (jobs::is_over(job.state)) item["met_deadline"] = job.ended_unix_s <= job.deadline_unix_s;
-      for (const jobs::Run& run : *runs) {
-        item["runs"].push_back({{"begin", meter::format_time(run.begin_unix_s)},
-                                {"end", meter::format_time(run.end_unix_s)},
-                                {"workers", run.workers}});
-      }
-      out.push_back(std::move(item));
-      continue;
+      out.push_back(to_json(listed));
+    } else {
+      text += to_text(listed);
     }
-    text +=
-        strf("%4lld  %-11s by %s  ran %s of %s", static_cast<long long>(job.id),
-             std::string(jobs::job_state_name(job.state)).c_str(), local_time(job.deadline_unix_s).c_str(),
-             human_seconds(job.ran_s).c_str(), human_seconds(job.takes_s).c_str());
-    if (job.state == jobs::JobState::kDone || job.state == jobs::JobState::kFailed) {
-      text += strf(", exit %d%s", job.exit_code, job.ended_unix_s > job.deadline_unix_s ? ", late" : "");
-    }
-    text += "  " + joined(job.command) + "\n";
-    if (job.energy().known()) text += "      energy   " + estimate_text(job.energy(), "J") + "\n";
-    if (saving.at_once_g.known()) {
-      text += strf("      saved    %.0f %% (%.3g g): %.0f g/kWh instead of %.0f at once", saving.percent,
-                   saving.saved_g, saving.actual_g.value, saving.at_once_g.value);
-      text += job.at_once_g > 0 ? strf("; %.0f %% were expected\n", expected) : "\n";
-    } else if (job.at_once_g > 0) {
-      text += strf("      expected %.0f %% saved: %.0f g/kWh instead of %.0f at once\n", expected,
-                   job.expected_g, job.at_once_g);
-    }
-    if (!job.error.empty()) text += "      note     " + job.error + "\n";
   }
   if (options.json) return dump(out);
-  if (text.empty()) text = "no jobs\n";
-  return print(text) ? kExitOk : kExitFailure;
+  return print(text.empty() ? "no jobs\n" : text) ? kExitOk : kExitFailure;
 }
 
 int plan(const ListOptions& options) {
@@ -210,29 +211,37 @@ int plan(const ListOptions& options) {
   return print(text) ? kExitOk : kExitFailure;
 }
 
-// Of the queue here, or of the pool.
-Result<bool> change_one(const JobsSetup& setup, const std::string& id, bool cancel) {
+// Of the queue here, or of the pool. What became of it, in words.
+Result<std::string> change_one(const JobsSetup& setup, const std::string& id, bool cancel) {
+  const Error over = {ErrorCode::kInvalidArgument, "job " + id + " is over already"};
   if (!setup.nats.empty()) {
     FRUGAL_TRY(auto pool, jobs::Pool::open(pool_options(setup)));
-    return pool->cancel(id);
+    if (!cancel) {
+      FRUGAL_TRY(const std::string anew, pool->retry(id));
+      return "job " + id + " waits again, as " + anew + "\n";
+    }
+    FRUGAL_TRY(const bool cancelled, pool->cancel(id));
+    return cancelled ? Result<std::string>("job " + id + " is cancelled\n") : over;
   }
   char* end = nullptr;
   const long long number = std::strtoll(id.c_str(), &end, 10);
   if (id.empty() || *end != '\0')
     return {ErrorCode::kInvalidArgument, "'" + id + "' is no job's number; those of a pool need --nats"};
   FRUGAL_TRY(auto queue, jobs::Queue::open(setup.path()));
-  return cancel ? queue->cancel(number, clock_seconds(CLOCK_REALTIME)) : queue->retry(number);
+  if (cancel) {
+    FRUGAL_TRY(const bool cancelled, queue->cancel(number, clock_seconds(CLOCK_REALTIME)));
+    return cancelled ? Result<std::string>("job " + id + " is cancelled\n") : over;
+  }
+  FRUGAL_TRY(const bool waits, queue->retry(number));
+  if (waits) return "job " + id + " waits again\n";
+  return {ErrorCode::kInvalidArgument, "job " + id + " is not one that failed or was stopped"};
 }
 
 int change(const JobsSetup& setup, const std::vector<std::string>& ids, bool cancel) {
   for (const std::string& id : ids) {
     const auto changed = change_one(setup, id, cancel);
     if (!changed.ok()) return fail(changed.error());
-    if (!*changed) {
-      return fail({ErrorCode::kInvalidArgument,
-                   "job " + id + (cancel ? " is over already" : " is not one that failed or was stopped")});
-    }
-    if (!print("job " + id + (cancel ? " is cancelled\n" : " waits again\n"))) return kExitFailure;
+    if (!print(*changed)) return kExitFailure;
   }
   return kExitOk;
 }
@@ -241,7 +250,7 @@ Action add_change(CLI::App& app, bool cancel) {
   auto ids = std::make_shared<std::vector<std::string>>();
   app.add_option("id", *ids, "numbers of jobs")->required();
   auto setup = add_jobs_options(app, false);
-  if (cancel) add_pool_options(app, *setup, false);
+  add_pool_options(app, *setup, false);
   return [ids, setup, cancel] { return change(*setup, *ids, cancel); };
 }
 

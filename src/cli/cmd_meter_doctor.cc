@@ -4,7 +4,9 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/text.h"
 #include "cli/commands.h"
+#include "cli/console.h"
 #include "cli/meter_setup.h"
 
 namespace frugal::cli {
@@ -38,21 +40,22 @@ Action add_meter_doctor(CLI::App& app) {
           carbon.g_per_kwh.known() ? nlohmann::ordered_json(carbon.g_per_kwh.value) : nullptr;
       out["region"] =
           carbon.region.empty() ? nlohmann::ordered_json("unknown") : nlohmann::ordered_json(carbon.region);
-      std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-      return kExitOk;
+      return print(out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n") ? kExitOk
+                                                                                             : kExitFailure;
     }
-    std::printf("processor   %s\n", source.cpu_name.empty() ? "(no name)" : source.cpu_name.c_str());
-    std::printf("            %d socket(s), %d threads%s\n", source.sockets, source.threads,
-                source.virtual_machine ? ", virtual machine" : "");
-    std::printf("power from  %s\n", source.description.c_str());
-    std::printf("sampler     %s\n",
-                source.shared ? "one for all of this user's meters" : "this process's own");
-    std::printf("model       %.3g W idle, %.3g W at full load\n", source.idle_watts, source.max_watts);
-    std::printf("carbon      %s%s%s\n", estimate_text(carbon.g_per_kwh, "gCO2e/kWh").c_str(),
-                carbon.source.empty() ? "; give --region, --intensity or --carbon-file" : ", ",
-                carbon.source.c_str());
-    for (const std::string& note : source.notes) std::printf("note        %s\n", note.c_str());
-    return kExitOk;
+    std::string text =
+        strf("processor   %s\n", source.cpu_name.empty() ? "(no name)" : source.cpu_name.c_str());
+    text += strf("            %d socket(s), %d threads%s\n", source.sockets, source.threads,
+                 source.virtual_machine ? ", virtual machine" : "");
+    text += "power from  " + source.description + "\n";
+    text +=
+        strf("sampler     %s\n", source.shared ? "one for all of this user's meters" : "this process's own");
+    text += strf("model       %.3g W idle, %.3g W at full load\n", source.idle_watts, source.max_watts);
+    text += "carbon      " + estimate_text(carbon.g_per_kwh, "gCO2e/kWh") +
+            (carbon.source.empty() ? "; give --region, --intensity or --carbon-file" : ", " + carbon.source) +
+            "\n";
+    for (const std::string& note : source.notes) text += "note        " + note + "\n";
+    return print(text) ? kExitOk : kExitFailure;
   };
 }
 

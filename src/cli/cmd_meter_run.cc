@@ -69,8 +69,12 @@ int run(const RunOptions& options) {
   const std::vector<meter::PowerSample> samples = meter.samples(start);
   Estimate average = charge.total_j;
   average = usage.wall_seconds > 0 ? average.scaled(1 / usage.wall_seconds) : Estimate::unknown();
-  double host_peak = 0;
-  for (const meter::PowerSample& sample : samples) host_peak = std::max(host_peak, sample.watts.value);
+  Estimate host_peak = Estimate::unknown();  // of the processors, over a second or so
+  for (const meter::PowerSample& sample : samples) {
+    if (!host_peak.known() || sample.watts.value > host_peak.value) host_peak = sample.watts;
+  }
+  Estimate peak = host_peak.scaled(charge.share);
+  if (charge.share < 0.9) peak.provenance = std::max(peak.provenance, Provenance::kModelled);
 
   meter::LedgerEntry entry;
   entry.kind = "command";
@@ -98,7 +102,8 @@ int run(const RunOptions& options) {
                                   {"gpu_j", estimate_json(charge.gpu_j)},
                                   {"gpu_is_own", charge.gpu_is_own},
                                   {"average_w", estimate_json(average)},
-                                  {"host_peak_w", host_peak},
+                                  {"peak_w", estimate_json(peak)},
+                                  {"host_peak_w", estimate_json(host_peak)},
                                   {"host_cpu_j", estimate_json(charge.host_cpu_j)},
                                   {"share_of_host_cpu_time", charge.share},
                                   {"carbon_g", estimate_json(usage.carbon_gco2e)},
@@ -121,8 +126,9 @@ int run(const RunOptions& options) {
     row("  gpu", charge.gpu_j.known()
                      ? estimate_text(charge.gpu_j, "J") + (charge.gpu_is_own ? "" : ", whole device")
                      : "none that can be read");
-    row("power", estimate_text(average, "W") +
-                     (host_peak > 0 ? strf(", host's processors at most %.3g W", host_peak) : ""));
+    row("power", estimate_text(average, "W") + " on average");
+    row("  peak", peak.known() ? estimate_text(peak, "W") + ", processors"
+                               : "not sampled: the run was shorter than a sample");
     const meter::CarbonIntensity& place = meter.options().intensity;
     row("carbon", usage.carbon_gco2e.known()
                       ? estimate_text(usage.carbon_gco2e, "gCO2e") + ", " +
@@ -133,7 +139,7 @@ int run(const RunOptions& options) {
     }
     row("time", strf("%s wall, %s cpu (%.0f %% of the host's)", human_seconds(usage.wall_seconds).c_str(),
                      human_seconds(usage.cpu_seconds).c_str(), 100 * charge.share));
-    row("memory", human_bytes(usage.bytes_held) + " in the largest process");
+    row("memory", human_bytes(usage.bytes_held) + " at most, all processes");
     row("work", done->instructions > 0
                     ? human_count(static_cast<double>(done->instructions)) + " instructions"
                     : "instructions are not counted here");

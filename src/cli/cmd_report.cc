@@ -26,7 +26,7 @@ namespace {
 struct ReportOptions {
   std::string ledger;
   std::string by = "day";
-  double days = 30;
+  double days = 0;
   std::string project, model, kind;
   std::string format = "text";
   std::string output, html, push;
@@ -94,7 +94,10 @@ int report(const ReportOptions& options) {
   auto ledger = meter::Ledger::open(options.ledger.empty() ? ledger_path() : options.ledger);
   if (!ledger.ok()) return fail(ledger.error());
   meter::LedgerFilter filter;
-  filter.since_unix_s = clock_seconds(CLOCK_REALTIME) - 86400 * options.days;
+  // What other programs read are counters: they go back to the beginning, and never shrink with the window.
+  const bool counters = !options.push.empty() || options.format == "prometheus" || options.format == "otlp";
+  const double days = options.days > 0 ? options.days : counters ? 36525 : 30;
+  filter.since_unix_s = clock_seconds(CLOCK_REALTIME) - 86400 * days;
   filter.project = options.project;
   filter.model = options.model;
   filter.kind = options.kind;
@@ -148,7 +151,9 @@ Action add_report(CLI::App& app) {
   app.add_option("--ledger", options->ledger, "the ledger's file (default: the user's own)");
   app.add_option("--by", options->by, "group by day, project, model or kind")
       ->check(CLI::IsMember({"day", "project", "model", "kind"}));
-  app.add_option("--days", options->days, "how far back")->check(CLI::PositiveNumber);
+  app.add_option("--days", options->days,
+                 "how far back (default: 30; everything for prometheus, otlp and --push)")
+      ->check(CLI::PositiveNumber);
   app.add_option("--project", options->project, "this project only");
   app.add_option("--model", options->model, "this model only");
   app.add_option("--kind", options->kind, "this kind only: run, dnn, cascade, command, job");

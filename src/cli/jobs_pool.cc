@@ -31,6 +31,12 @@ bool can_bear(const std::vector<jobs::Job>& jobs, int threads, double now) {
   return true;
 }
 
+// Runs that cannot be read cost the saving in lists, and no more.
+std::vector<jobs::Run> runs_of(jobs::Queue& queue, int64_t id) {
+  auto runs = queue.runs(id);
+  return runs.ok() ? std::move(runs).value() : std::vector<jobs::Run>{};
+}
+
 }  // namespace
 
 void add_pool_options(CLI::App& app, JobsSetup& setup, bool host) {
@@ -99,7 +105,7 @@ void PoolLink::hold(jobs::Queue& queue) {
     };
     if (jobs::is_over(job.state)) {
       if (pool_ == nullptr) continue;
-      const auto told = pool_->tell(job.pool_id, job.pool_lease, job);
+      const auto told = pool_->tell(job.pool_id, job.pool_lease, job, runs_of(queue, job.id));
       if (told.ok() || told.error().code == ErrorCode::kNotFound) {
         const Status settled = queue.set_lease(job.id, "");
         static_cast<void>(settled);  // told once more next time
@@ -207,7 +213,7 @@ void JobLease::extend_until_stopped() {
 void JobLease::end(jobs::Queue& queue, const jobs::Job& job) {
   const std::lock_guard lock(mutex_);
   if (!jobs::is_over(job.state)) return;  // it waits again: the runner's
-  const auto told = pool_->tell(job_.pool_id, job_.pool_lease, job);
+  const auto told = pool_->tell(job_.pool_id, job_.pool_lease, job, runs_of(queue, job.id));
   if (!told.ok()) return;
   const Status settled = queue.set_lease(job.id, "");
   static_cast<void>(settled);  // the runner tells it once more

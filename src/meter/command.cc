@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <charconv>
@@ -17,6 +18,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "meter/sysfs.h"
+#include "meter/tree_memory.h"
 
 namespace frugal::meter {
 namespace {
@@ -152,7 +154,12 @@ Result<CommandResult> run_command(const std::vector<std::string>& words) {
   if (!result.started) result.failure = strf("%s: %s", words[0].c_str(), std::strerror(exec_error));
 
   int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  double tree_bytes = 0;
+  {
+    TreeMemoryWatch memory;
+    while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    tree_bytes = memory.peak_bytes();
   }
   g_child = 0;
   result.usage.wall_seconds = wall_seconds() - start;
@@ -170,7 +177,7 @@ Result<CommandResult> run_command(const std::vector<std::string>& words) {
   result.system_seconds = seconds(after.ru_stime) - seconds(before.ru_stime);
   result.usage.cpu_seconds =
       result.user_seconds + result.system_seconds + orphan_cpu_seconds(result.orphans_left);
-  result.usage.bytes_held = 1024.0 * static_cast<double>(after.ru_maxrss);
+  result.usage.bytes_held = std::max(tree_bytes, 1024.0 * static_cast<double>(after.ru_maxrss));
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
 }

@@ -12,8 +12,9 @@
 namespace frugal::meter {
 
 struct CommandResult {
-  Usage usage;  // cpu_seconds and wall_seconds of the whole tree, bytes_held: the largest resident set of one
-                // process
+  // cpu_seconds and wall_seconds of the whole tree; bytes_held: the most that it held, as it was sampled, and
+  // at least the largest process.
+  Usage usage;
   int exit_code =
       0;  // as a shell gives it: 128 + signal when it was killed, 127 not found, 126 not executable
   bool started = false;

@@ -6,7 +6,6 @@
 
 import contextlib
 import datetime
-import http.server
 import json
 import math
 import os
@@ -14,56 +13,13 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import time
-import unittest
 import urllib.request
 
-COMMAND = None
-BUSY = "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done"
+from meter_harness import BUSY, COMMAND, Harness, main
 
 
-class MeterTest(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.root = pathlib.Path(self.folder.name)
-        self.env = dict(os.environ, FRUGAL_LEDGER=str(self.root / "ledger.db"), FRUGAL_QUEUE=str(self.root / "jobs.db"),
-                        XDG_CONFIG_HOME=str(self.root / "config"), XDG_STATE_HOME=str(self.root / "state"), TZ="UTC")
-
-    def tearDown(self):
-        self.folder.cleanup()
-
-    def frugal(self, *args, stdin=b""):
-        return subprocess.run([COMMAND, *args], input=stdin, capture_output=True, env=self.env, timeout=900, cwd=self.root)
-
-    def answered(self, *args, **kwargs):
-        done = self.frugal(*args, **kwargs)
-        self.assertEqual(done.returncode, 0, done.stderr.decode(errors="replace"))
-        return done.stdout.decode()
-
-    def json(self, *args):
-        return json.loads(self.answered(*args, "--json"))
-
-    def refused(self, code, message, *args, **kwargs):
-        done = self.frugal(*args, **kwargs)
-        self.assertEqual(done.returncode, code, done.stderr.decode(errors="replace"))
-        self.assertIn(message, done.stderr.decode(errors="replace"))
-
-    def carbon_file(self, hours_before=24 * 70, hours_after=0, name="carbon.csv"):
-        """Clean around noon, in the format of Electricity Maps' export."""
-        now = datetime.datetime.now(datetime.timezone.utc).replace(minute=0, second=0, microsecond=0)
-        lines = ["Datetime (UTC),Country,Zone Name,Zone Id,Carbon Intensity gCO\u2082eq/kWh (direct),"
-                 "Carbon Intensity gCO\u2082eq/kWh (LCA),Low Carbon Percentage"]
-        for h in range(-hours_before, hours_after + 1):
-            at = now + datetime.timedelta(hours=h)
-            grams = 200 + 150 * math.cos(2 * math.pi * (h - 6) / 24)
-            lines.append(f"{at:%Y-%m-%d %H:%M:%S},X,X,XX,{grams:.2f},{grams:.2f},50")
-        path = self.root / name
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return str(path)
-
+class MeterTest(Harness):
     # meter run
 
     def test_run_passes_exit_codes_and_output_through(self):
@@ -72,10 +28,6 @@ class MeterTest(unittest.TestCase):
         self.assertEqual(self.frugal("meter", "run", "--", "/no/such/command").returncode, 127)
         self.assertEqual(self.frugal("meter", "run", "--", "/").returncode, 126)
         self.assertEqual(self.frugal("meter", "run", "--", "sh", "-c", "kill -9 $$").returncode, 137)
-
-    def metered(self, *args):
-        done = self.frugal("meter", "run", "--json", *args)
-        return json.loads(done.stderr.decode())
 
     def test_every_figure_has_its_band_and_provenance(self):
         got = self.metered("--intensity", "300", "--", "sh", "-c", BUSY)
@@ -110,7 +62,7 @@ class MeterTest(unittest.TestCase):
         self.assertIn("does not cover the present", done.stderr.decode())
 
     def test_concurrent_runs_sum_to_no_more_than_the_host(self):
-        runs = [subprocess.Popen([COMMAND, "meter", "run", "--json", "--", "sh", "-c", BUSY], stderr=subprocess.PIPE,
+        runs = [subprocess.Popen([*COMMAND, "meter", "run", "--json", "--", "sh", "-c", BUSY], stderr=subprocess.PIPE,
                                  env=self.env) for _ in range(8)]
         got = [json.loads(run.communicate(timeout=900)[1]) for run in runs]
         # Everyone's power over its own time cannot exceed the host's at full load.
@@ -184,7 +136,7 @@ class MeterTest(unittest.TestCase):
 
     def test_serve_answers_scrapes_on_loopback(self):
         self.frugal("meter", "run", "-q", "--", "true")
-        server = subprocess.Popen([COMMAND, "meter", "serve", "--port", "0"], stderr=subprocess.PIPE, env=self.env)
+        server = subprocess.Popen([*COMMAND, "meter", "serve", "--port", "0"], stderr=subprocess.PIPE, env=self.env)
         try:
             url = re.search(r"http://\S+/metrics", server.stderr.readline().decode())[0]
             self.assertIn("127.0.0.1", url)
@@ -200,10 +152,6 @@ class MeterTest(unittest.TestCase):
 
     # jobs
 
-    def submit(self, *args):
-        return self.json("jobs", "submit", *args) if "--" not in args else json.loads(
-            self.answered("jobs", "submit", "--json", *args))
-
     def test_submit_plan_run_list(self):
         carbon = self.carbon_file()
         job = self.submit("--by", "30h", "--takes", "2h", "--interruptible", "--carbon-file", carbon, "--", "sh", "-c", "echo hi")
@@ -215,7 +163,7 @@ class MeterTest(unittest.TestCase):
         # Nothing to wait for: no slack.
         urgent = self.submit("--by", "1s", "--takes", "1s", "--", "sh", "-c", "echo now; exit 3")
         self.assertFalse(plan["jobs"][0]["id"] == urgent["id"])
-        runner = subprocess.Popen([COMMAND, "jobs", "run", "--poll", "0.1"], env=self.env, stderr=subprocess.DEVNULL)
+        runner = subprocess.Popen([*COMMAND, "jobs", "run", "--poll", "0.1"], env=self.env, stderr=subprocess.DEVNULL)
         try:
             done = self.wait_for(urgent["id"], "failed")
             self.assertEqual(done["exit_code"], 3)
@@ -231,24 +179,13 @@ class MeterTest(unittest.TestCase):
         entries = self.answered("report", "--kind", "job", "--format", "csv")
         self.assertIn("echo hi", entries)
 
-    def state(self, number):
-        return next(j for j in self.json("jobs", "list", "--all") if j["id"] == number)
-
-    def wait_for(self, number, state):
-        for _ in range(600):  # a limit for hangs only
-            got = self.state(number)
-            if got["state"] == state:
-                return got
-            time.sleep(0.1)
-        self.fail(f"job {number} is {got['state']}, not {state}")
-
     def test_a_killed_runner_loses_nothing(self):
         job = self.submit("--by", "1s", "--takes", "1s", "--", "sh", "-c", "echo begun >> begun; sleep 1; echo ended >> ended")
-        runner = subprocess.Popen([COMMAND, "jobs", "run", "--poll", "0.1"], env=self.env, stderr=subprocess.DEVNULL)
+        runner = subprocess.Popen([*COMMAND, "jobs", "run", "--poll", "0.1"], env=self.env, stderr=subprocess.DEVNULL)
         self.wait_for(job["id"], "running")
         runner.kill()
         runner.wait()
-        later = subprocess.run([COMMAND, "jobs", "run", "--until-empty", "--poll", "0.1"], env=self.env, capture_output=True,
+        later = subprocess.run([*COMMAND, "jobs", "run", "--until-empty", "--poll", "0.1"], env=self.env, capture_output=True,
                                timeout=900)
         self.assertEqual(later.returncode, 0)
         self.assertEqual(self.state(job["id"])["state"], "done")
@@ -292,7 +229,7 @@ class MeterTest(unittest.TestCase):
         self.fail("no nats-server")
 
     def host(self, name, url):
-        runner = subprocess.Popen([COMMAND, "jobs", "run", "--poll", "0.1", "--queue", str(self.root / f"{name}.db"), "--nats", url,
+        runner = subprocess.Popen([*COMMAND, "jobs", "run", "--poll", "0.1", "--queue", str(self.root / f"{name}.db"), "--nats", url,
                                    "--host-name", name, "--lease", "2", "--threads", "4"], env=self.env, stderr=subprocess.DEVNULL)
         self.addCleanup(runner.wait)
         self.addCleanup(runner.kill)
@@ -311,11 +248,22 @@ class MeterTest(unittest.TestCase):
         ids = [self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--", "sh", "-c", f"echo {i} >> ran")["id"] for i in range(6)]
         cancelled = self.submit("--nats", url, "--by", "20h", "--takes", "1s", "--", "sh", "-c", "echo no >> ran")["id"]
         self.answered("jobs", "cancel", "--nats", url, cancelled)
+        listed = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--carbon-file", self.carbon_file(hours_after=1), "--", "true")["id"]
         first = self.host("a", url)
         jobs = self.wait_in_pool(url, lambda jobs: all(jobs[i]["state"] == "done" for i in ids))
         self.assertEqual(sorted((self.root / "ran").read_text().split()), [str(i) for i in range(6)])
         self.assertEqual(jobs[cancelled]["state"], "cancelled")
         self.assertTrue(all(jobs[i]["energy_j"] is not None for i in ids))
+        # What waiting saved, as on a single host: from the runs that the host told.
+        jobs = self.wait_in_pool(url, lambda jobs: jobs[listed]["state"] == "done")
+        self.assertEqual(len(jobs[listed]["runs"]), 1)
+        self.assertIsNotNone(jobs[listed]["saved_percent"])
+        self.assertIn("saved ", self.answered("jobs", "list", "--nats", url))
+        # What was cancelled is begun anew, once, under an id of its own.
+        self.assertIn("waits again", self.answered("jobs", "retry", "--nats", url, cancelled))
+        self.refused(2, "retried already", "jobs", "retry", "--nats", url, cancelled)
+        self.wait_in_pool(url, lambda jobs: jobs[cancelled + "-r"]["state"] == "done")
+        self.assertEqual((self.root / "ran").read_text().split().count("no"), 1)
         # A host dies with a job that may be begun again: the other one runs it.
         job = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--restart", "--", "sh", "-c",
                           "echo $PPID >> keepers; sleep $((3 - 2 * ($(wc -l < keepers) > 1))); echo end >> ended")["id"]
@@ -331,35 +279,6 @@ class MeterTest(unittest.TestCase):
         self.refused(1, "no NATS server", "jobs", "list", "--nats", "nats://127.0.0.1:1")
 
     # carbon over HTTP
-
-    def serve(self, answers):
-        """An HTTP server of these answers by path; a path without one gives 404. What was posted is kept."""
-        posted = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self, status, body):
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def do_GET(self):
-                posted.append(self.headers.get("auth-token"))
-                self.answer(*((200, answers[self.path]) if self.path in answers else (404, "")))
-
-            def do_POST(self):
-                posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-                self.answer(200, "{}")
-
-            def log_message(self, *args):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        self.addCleanup(thread.join)
-        self.addCleanup(server.server_close)
-        self.addCleanup(server.shutdown)
-        return f"http://127.0.0.1:{server.server_port}", posted, server
 
     def test_carbon_by_address_grows_into_a_history_and_stands_without_a_network(self):
         now = datetime.datetime.now(datetime.timezone.utc).replace(minute=0, second=0, microsecond=0)
@@ -424,5 +343,4 @@ class MeterTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    COMMAND = sys.argv[1]
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]])
+    main()

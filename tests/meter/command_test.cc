@@ -27,6 +27,18 @@ TEST(Command, ChildrenAreCounted) {
   EXPECT_GT(children->usage.bytes_held, 1e5);
 }
 
+TEST(Command, MemoryOfAllProcessesTogetherIsSeen) {
+  // Three that hold 40 MB each at the same time, until the last of them has been seen by the sampler for a
+  // while.
+  const char* hold = "head -c 40000000 /dev/zero | tail -c 40000000 | (sleep 2; wc -c)";
+  const std::string three = std::string(hold) + " & " + hold + " & " + hold + "; wait";
+  const auto result = run_command({"sh", "-c", three});
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->exit_code, 0);
+  EXPECT_GT(result->usage.bytes_held, 2.2 * 40e6);
+  EXPECT_LT(result->usage.bytes_held, 5 * 40e6);
+}
+
 TEST(Command, OrphansThatLiveOnAreCountedAndNamed) {
   // The grandchild outlives the command by a moment; its parent is gone.
   const auto result = run_command({"sh", "-c", "(sleep 0.3 &) ; exit 0"});

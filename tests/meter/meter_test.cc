@@ -140,6 +140,26 @@ TEST(Meter, OptionsOutOfRangeAreRefused) {
   EXPECT_TRUE(refused([](MeterOptions& o) { o.intensity.g_per_kwh = {-5, -5, -5, Provenance::kAssumed}; }));
 }
 
+TEST(Meter, AnUnknownProcessorIsModelledByItsThreadsAndSaysWhatWouldHelp) {
+  FakeHost host;
+  host.set_cpu("Imaginary 9000", 1, 8);
+  host.write("table.csv", "Name,TDP\nAMD EPYC 9654,360\n");
+  MeterOptions options;
+  options.sysfs = host.sysfs();
+  options.procfs = host.procfs();
+  options.sample_interval_s = 0;
+  options.cpu_table = host.root() + "/table.csv";
+  const auto meter = PowerMeter::open(options);
+  ASSERT_TRUE(meter.ok()) << meter.error().message;
+  const SourceInfo& source = (*meter)->source();
+  EXPECT_EQ(source.kind, SourceKind::kThreads);
+  EXPECT_GT(source.max_watts, 0);
+  std::string notes;
+  for (const std::string& note : source.notes) notes += note + "\n";
+  EXPECT_NE(notes.find("imaginary 9000"), std::string::npos) << notes;
+  EXPECT_NE(notes.find("--tdp"), std::string::npos) << notes;
+}
+
 TEST(CpuTable, NamesMatchWithoutTrademarksAndClocks) {
   const std::string table =
       "Name,TDP\nIntel Xeon E3-1240 V2,69\nAMD Ryzen Threadripper 1950X,180\nAMD EPYC "

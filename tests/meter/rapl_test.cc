@@ -133,6 +133,16 @@ TEST_F(Counter, AResetIsNoWrap) {
   EXPECT_DOUBLE_EQ(counter_->update(1).value(), 0.02);  // sound again
 }
 
+TEST_F(Counter, ASuspendThatClearsItCostsOneInterval) {
+  // The monotonic clock stands still meanwhile; firmware may clear the counter.
+  host_.set_energy("intel-rapl:0", 50000000);
+  ASSERT_DOUBLE_EQ(counter_->update(1).value(), 49);
+  host_.set_energy("intel-rapl:0", 7000000);
+  EXPECT_EQ(counter_->update(1).error().code, ErrorCode::kUnavailable);  // no wrap of 65 kJ
+  host_.set_energy("intel-rapl:0", 9000000);
+  EXPECT_DOUBLE_EQ(counter_->update(1).value(), 2);
+}
+
 TEST_F(Counter, AnImpossibleJumpForwardIsRefused) {
   host_.set_energy("intel-rapl:0", 60000000000);
   EXPECT_EQ(counter_->update(1).error().code, ErrorCode::kUnavailable);

@@ -29,6 +29,8 @@ std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::erro
 
 std::string to_text(const PooledJob& pooled) {
   const Job& job = pooled.job;
+  Json runs = Json::array();
+  for (const Run& run : pooled.runs) runs.push_back({run.begin_unix_s, run.end_unix_s, run.workers});
   return dump({{"version", 1},
                {"command", job.command},
                {"folder", job.folder},
@@ -53,7 +55,8 @@ std::string to_text(const PooledJob& pooled) {
                {"ran_s", job.ran_s},
                {"exit_code", job.exit_code},
                {"error", job.error},
-               {"energy", {job.energy_j, job.energy_low_j, job.energy_high_j, job.energy_from}}});
+               {"energy", {job.energy_j, job.energy_low_j, job.energy_high_j, job.energy_from}},
+               {"runs", runs}});
 }
 
 // Whatever anybody put there: a field of another type is a damaged job, not the end of this process.
@@ -121,6 +124,17 @@ Result<PooledJob> from_text(const std::string& id, const std::string& text) {
     number_of(energy[3], from);
     job.energy_from = static_cast<int>(std::clamp(from, 0.0, 3.0));
   }
+  // Of hosts that say them.
+  for (const Json& item : json.value("runs", Json::array())) {
+    sound = sound && item.is_array() && item.size() == 3;
+    if (!sound) break;
+    double workers = 0;
+    Run& run = pooled.runs.emplace_back();
+    number_of(item[0], run.begin_unix_s);
+    number_of(item[1], run.end_unix_s);
+    number_of(item[2], workers);
+    run.workers = static_cast<int>(std::clamp(workers, 1.0, 1e6));
+  }
   std::string state;
   text_of("state", state);
   bool known = false;
@@ -174,21 +188,7 @@ class NatsPool final : public Pool {
     pooled.job = job;
     pooled.id = strf("%013.0f-%d-%d", 1000 * clock_seconds(CLOCK_REALTIME), static_cast<int>(::getpid()),
                      n_submitted_++);
-    const std::string text = to_text(pooled);
-    jsPubOptions once;
-    jsPubOptions_Init(&once);
-    once.MsgId = pooled.id.c_str();  // a repeated send is one job
-    const std::string subject = options_.name + ".work." + pooled.id;
-    jsErrCode code{};
-    natsStatus s = NATS_OK;
-    for (int attempt = 0; attempt < 3; ++attempt) {
-      s = js_Publish(nullptr, stream_, subject.c_str(), text.data(), static_cast<int>(text.size()), &once,
-                     &code);
-      if (s != NATS_TIMEOUT) break;
-    }
-    if (s != NATS_OK) return trouble(s, "the job was not taken by " + options_.url);
-    // For lists; a host that was faster wrote more.
-    kvStore_Create(nullptr, bucket_, pooled.id.c_str(), text.data(), static_cast<int>(text.size()));
+    FRUGAL_TRY_STATUS(publish(pooled));
     return pooled.id;
   }
 
@@ -222,6 +222,28 @@ class NatsPool final : public Pool {
       if (written) return true;
     }
     return {ErrorCode::kUnavailable, "job " + id + " changes too fast to be cancelled; try again"};
+  }
+
+  Result<std::string> retry(const std::string& id) override {
+    FRUGAL_TRY(const PooledJob old, get(id));
+    const auto refused = [&](const std::string& why) {
+      return Error{ErrorCode::kInvalidArgument, "job " + id + " " + why};
+    };
+    if (!is_over(old.job.state)) return refused("is not over");
+    if (old.job.state == JobState::kDone) return refused("is done");
+    // Its id follows from the old one, so that of two who retry it one is refused.
+    PooledJob anew;
+    anew.id = id + "-r";
+    if (get(anew.id).ok()) return refused("was retried already, as " + anew.id);
+    anew.job = old.job;
+    Job& job = anew.job;
+    job.state = JobState::kWaiting;
+    job.started_unix_s = job.ended_unix_s = job.energy_j = job.energy_low_j = job.energy_high_j = 0;
+    job.exit_code = job.energy_from = 0;
+    job.error.clear();
+    if (job.checkpoint.empty()) job.ran_s = 0;
+    FRUGAL_TRY_STATUS(publish(anew));
+    return anew.id;
   }
 
   Result<std::optional<Offer>> next() override {
@@ -291,7 +313,8 @@ class NatsPool final : public Pool {
     return pooled.cancel ? Held::kCancel : Held::kYes;
   }
 
-  Result<bool> tell(const std::string& id, const std::string& lease, const Job& job) override {
+  Result<bool> tell(const std::string& id, const std::string& lease, const Job& job,
+                    const std::vector<Run>& runs) override {
     for (int attempt = 0; attempt < 10; ++attempt) {
       FRUGAL_TRY(PooledJob pooled, get(id));
       if (pooled.host != options_.host) return false;
@@ -308,6 +331,7 @@ class NatsPool final : public Pool {
         to.energy_low_j = job.energy_low_j;
         to.energy_high_j = job.energy_high_j;
         to.energy_from = job.energy_from;
+        if (is_over(job.state)) pooled.runs = runs;
         FRUGAL_TRY(const bool written, put_if(pooled));
         if (!written) continue;
       }
@@ -320,6 +344,26 @@ class NatsPool final : public Pool {
   double lease_s() const override { return lease_s_; }
 
  private:
+  // Puts a new job into the stream, and into the bucket for lists.
+  Status publish(const PooledJob& pooled) {
+    const std::string text = to_text(pooled);
+    jsPubOptions once;
+    jsPubOptions_Init(&once);
+    once.MsgId = pooled.id.c_str();  // a repeated send is one job
+    const std::string subject = options_.name + ".work." + pooled.id;
+    jsErrCode code{};
+    natsStatus s = NATS_OK;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      s = js_Publish(nullptr, stream_, subject.c_str(), text.data(), static_cast<int>(text.size()), &once,
+                     &code);
+      if (s != NATS_TIMEOUT) break;
+    }
+    if (s != NATS_OK) return trouble(s, "the job was not taken by " + options_.url);
+    // A host that was faster wrote more.
+    kvStore_Create(nullptr, bucket_, pooled.id.c_str(), text.data(), static_cast<int>(text.size()));
+    return {};
+  }
+
   Status make_stream() {
     const std::string subjects = options_.name + ".work.>";
     const char* list[] = {subjects.c_str()};

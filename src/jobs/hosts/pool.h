@@ -31,9 +31,10 @@ struct PoolOptions {
 // A job of the pool as everybody sees it.
 struct PooledJob {
   std::string id;
-  Job job;              // command, deadline, length, state, exit code, energy, times
-  std::string host;     // that has it; empty: none yet
-  bool cancel = false;  // somebody asked for its end
+  Job job;                // command, deadline, length, state, exit code, energy, times
+  std::string host;       // that has it; empty: none yet
+  std::vector<Run> runs;  // that took place, of a job that is over
+  bool cancel = false;    // somebody asked for its end
   uint64_t revision = 0;
 };
 
@@ -56,6 +57,9 @@ class Pool {
   virtual Result<std::vector<PooledJob>> list() = 0;
   // False: over already. kNotFound.
   virtual Result<bool> cancel(const std::string& id) = 0;
+  // Submits a job anew that is over and not done, and returns its new id: the old one stays as it ended.
+  // kInvalidArgument: it is not over, done, or was retried already; kNotFound.
+  virtual Result<std::string> retry(const std::string& id) = 0;
 
   // The next job that waits; nothing: none does.
   virtual Result<std::optional<Offer>> next() = 0;
@@ -67,9 +71,10 @@ class Pool {
   // What a holder finds when it extends its lease.
   enum class Held { kYes, kCancel, kNo };
   virtual Result<Held> extend(const std::string& id, const std::string& lease) = 0;
-  // Tells state, times and energy of `job`; one that is over leaves the stream. False: it is not this host's
-  // any more.
-  virtual Result<bool> tell(const std::string& id, const std::string& lease, const Job& job) = 0;
+  // Tells state, times, energy and runs of `job`; one that is over leaves the stream. False: it is not this
+  // host's any more.
+  virtual Result<bool> tell(const std::string& id, const std::string& lease, const Job& job,
+                            const std::vector<Run>& runs = {}) = 0;
 
   virtual double lease_s() const = 0;  // as the stream has it
 };

@@ -25,7 +25,13 @@ Result<std::pair<std::string, std::string>> split_url(const std::string& url) {
 std::string shown(const std::string& url) { return utf8_sanitized(url.substr(0, url.find('?'))); }
 
 Error failed(const std::string& url, httplib::Error error) {
-  return {ErrorCode::kUnavailable, shown(url) + ": " + httplib::to_string(error)};
+  std::string why = httplib::to_string(error);
+  if (error == httplib::Error::Connection || error == httplib::Error::ConnectionTimeout) {
+    why = "nobody answers there: no network, a wrong address, or a service that is down";
+  } else if (error == httplib::Error::Read || error == httplib::Error::Write) {
+    why = "the connection broke off, or the answer took too long";
+  }
+  return {ErrorCode::kUnavailable, shown(url) + ": " + why};
 }
 
 Status check(const std::string& url, int status) {

@@ -128,8 +128,12 @@ TEST_F(PoolTest, AJobIsTakenRunAndToldOfOnce) {
   running.state = JobState::kDone;
   running.energy_j = 12;
   running.energy_from = 2;
-  EXPECT_TRUE(a->tell(id, offer.lease, running).value());
+  EXPECT_TRUE(a->tell(id, offer.lease, running, {{100, 130, 1}, {400, 430.5, 2}}).value());
   EXPECT_EQ(only(*a).job.state, JobState::kDone);
+  ASSERT_EQ(only(*a).runs.size(), 2u);
+  EXPECT_EQ(only(*a).runs[1].end_unix_s, 430.5);
+  EXPECT_EQ(only(*a).runs[1].workers, 2);
+  EXPECT_EQ(a->retry(id).error().code, ErrorCode::kInvalidArgument) << "it is done";
   EXPECT_EQ(only(*a).host, "a");
   EXPECT_EQ(only(*a).job.energy().value, 12);
   EXPECT_FALSE(a->next().value().has_value());
@@ -185,6 +189,32 @@ TEST_F(PoolTest, CancellingReachesJobsThatWaitAndJobsThatRun) {
   ASSERT_TRUE(a->take(offer).value());
   ASSERT_TRUE(a->cancel(id).value());
   EXPECT_EQ(a->extend(id, offer.lease).value(), Pool::Held::kCancel);
+}
+
+TEST_F(PoolTest, WhatFailedIsRetriedOnceUnderAnIdOfItsOwn) {
+  auto a = host("a", 60);
+  const std::string id = a->submit(job()).value();
+  EXPECT_EQ(a->retry(id).error().code, ErrorCode::kInvalidArgument) << "it is not over";
+  EXPECT_EQ(a->retry("0-0-0").error().code, ErrorCode::kNotFound);
+  const Offer offer = wait_for_offer(*a);
+  ASSERT_TRUE(a->take(offer).value());
+  Job failed = offer.pooled.job;
+  failed.state = JobState::kFailed;
+  failed.exit_code = 3;
+  failed.ran_s = 20;
+  failed.energy_j = 5;
+  failed.error = "why";
+  ASSERT_TRUE(a->tell(id, offer.lease, failed).value());
+  const std::string anew = a->retry(id).value();
+  EXPECT_NE(anew, id);
+  EXPECT_EQ(a->retry(id).error().code, ErrorCode::kInvalidArgument) << "it was retried";
+  const Offer again = wait_for_offer(*a);
+  EXPECT_EQ(again.pooled.id, anew);
+  EXPECT_EQ(again.pooled.job.command, job().command);
+  EXPECT_EQ(again.pooled.job.ran_s, 0);
+  EXPECT_EQ(again.pooled.job.energy_j, 0);
+  EXPECT_EQ(again.pooled.job.error, "");
+  EXPECT_EQ(a->list().value()[0].job.exit_code, 3) << "the old one stays as it ended";
 }
 
 TEST_F(PoolTest, WhatOneHostLeavesIsOfferedToAnother) {
