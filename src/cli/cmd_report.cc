@@ -17,6 +17,7 @@
 #include "cli/console.h"
 #include "cli/jobs_setup.h"
 #include "cli/meter_setup.h"
+#include "jobs/schedule.h"
 #include "meter/html_report.h"
 #include "meter/http/http.h"
 
@@ -35,7 +36,32 @@ struct ReportOptions {
   meter::Embodied embodied;
 };
 
-// The jobs that ended or run, and the intensity around them.
+// When the jobs that are not over will run, by the present forecast. `page.jobs` are those of `found`.
+Status add_plans_to(meter::ReportPage& page, const std::vector<jobs::Job>& found, CarbonData& carbon,
+                    double now) {
+  std::vector<jobs::Job> active;
+  std::vector<meter::JobBar*> bars;
+  double latest = now;
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (jobs::is_over(found[i].state)) continue;
+    active.push_back(found[i]);
+    bars.push_back(&page.jobs[i]);
+    latest = std::max(latest, found[i].deadline_unix_s);
+  }
+  if (active.empty()) return {};
+  const double hours = std::clamp((latest - now) / 3600 + 2, 2.0, 336.0);
+  FRUGAL_TRY(const auto outlook, carbon.outlook(now, static_cast<size_t>(hours)));
+  if (!outlook) return {};
+  const auto plans =
+      jobs::schedule(active, &outlook->hourly, now, {static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN))});
+  for (size_t i = 0; i < plans.size(); ++i) {
+    for (const jobs::Run& run : plans[i].plan.runs)
+      bars[i]->planned.emplace_back(run.begin_unix_s, run.end_unix_s);
+  }
+  return {};
+}
+
+// The jobs that ended, run or wait, and the intensity around them.
 Status add_jobs_to(meter::ReportPage& page, const JobsSetup& setup, double now) {
   const std::string path = setup.path();
   if (::access(path.c_str(), R_OK) != 0) return {};
@@ -57,12 +83,15 @@ Status add_jobs_to(meter::ReportPage& page, const JobsSetup& setup, double now) 
     for (const jobs::Run& run : runs) bar.runs.emplace_back(run.begin_unix_s, run.end_unix_s);
     bar.outcome = jobs::job_state_name(job.state);
     const Saving saving = saving_of(job, runs, known, now);
+    if (!jobs::is_over(job.state) && job.at_once_g > 0)
+      bar.outcome += strf(", %.0f %% less expected", 100 * (1 - job.expected_g / job.at_once_g));
     if (saving.at_once_g.known()) bar.outcome += strf(", %.0f %% less carbon than at once", saving.percent);
     begin = std::min(begin, std::max(job.submitted_unix_s - 3600, now - 7 * 86400));
     end = std::max(end, std::min(job.deadline_unix_s + 3600, now + 3 * 86400));
     page.jobs.push_back(std::move(bar));
   }
   if (known == nullptr) return {};
+  FRUGAL_TRY_STATUS(add_plans_to(page, found, carbon, now));
   page.intensity_source = known->source;
   for (double hour = std::floor(begin / 3600) * 3600; hour < end; hour += 3600) {
     const Estimate mean = jobs::recorded_mean(*known, hour, hour + 3600, now);
@@ -133,6 +162,8 @@ int report(const ReportOptions& options) {
       text += strf("%-12s %5lld entries  %s  carbon %s", group.key.c_str(), static_cast<long long>(group.n),
                    estimate_text(group.usage.energy_j, "J").c_str(),
                    estimate_text(group.usage.carbon_gco2e, "g").c_str());
+      if (group.energy_per_unit_j.known())
+        text += strf("  %.4g J/%s", group.energy_per_unit_j.value, group.unit.c_str());
       if (group.sci_g.known()) text += "  SCI " + estimate_text(group.sci_g, ("g/" + group.unit).c_str());
       if (group.n_unknown_carbon > 0)
         text += strf("  (%lld without carbon)", static_cast<long long>(group.n_unknown_carbon));

@@ -130,8 +130,11 @@ std::vector<Group> group_entries(std::span<const LedgerEntry> entries, GroupBy b
     constexpr double kYear_s = 365.25 * 86400;
     group.embodied_g = 1000 * embodied.total_kg * group.usage.cpu_seconds /
                        (embodied.threads * embodied.life_years * kYear_s);
-    if (group.n_unknown_carbon == 0 && group.units > 0 && !group.unit.empty() &&
-        group.usage.carbon_gco2e.known()) {
+    const bool one_unit = group.units > 0 && !group.unit.empty();
+    group.energy_per_unit_j = Estimate::unknown();
+    if (one_unit && group.usage.energy_j.known())
+      group.energy_per_unit_j = group.usage.energy_j.scaled(1 / group.units);
+    if (one_unit && group.n_unknown_carbon == 0 && group.usage.carbon_gco2e.known()) {
       Estimate total = group.usage.carbon_gco2e;
       total.value += group.embodied_g;
       total.low += group.embodied_g;
@@ -158,6 +161,7 @@ std::string groups_json(std::span<const Group> groups) {
                    {"flops", group.usage.flops},
                    {"units", group.units},
                    {"unit", group.unit},
+                   {"energy_j_per_unit", estimate_json(group.energy_per_unit_j)},
                    {"sci_g_per_unit", estimate_json(group.sci_g)}});
   }
   return dump(out);

@@ -26,6 +26,7 @@ struct Group {
   double units = 0;
   std::string unit;  // empty when the entries disagree
   double embodied_g = 0;
+  Estimate energy_per_unit_j;  // unknown without one unit
   Estimate sci_g;  // ((E * I) + M) per unit (ISO/IEC 21031:2024); unknown without carbon of all entries and
                    // one unit
 };

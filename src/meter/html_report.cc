@@ -100,7 +100,9 @@ class Plot {
     for (double t = std::ceil(x0_ / step) * step; t <= x1_; t += step) {
       const std::string text = format_time(t);
       line(x(t), kHeight - kBottom, x(t), kHeight - kBottom + 4, "axis");
-      label(x(t), kHeight - kBottom + 17, "middle",
+      // A label is some 80 wide: the outer ones stay on the page.
+      const char* anchor = x(t) > kWidth - 40 ? "end" : "middle";
+      label(std::min(x(t), kWidth - 2), kHeight - kBottom + 17, anchor,
             step >= 86400 ? text.substr(5, 5)
             : step >= 60  ? text.substr(5, 5) + " " + text.substr(11, 5)
                           : text.substr(11, 8));
@@ -261,16 +263,19 @@ std::string jobs_plot(const ReportPage& page) {
     const auto after = std::upper_bound(page.intensity.begin(), page.intensity.end(), std::pair(t, HUGE_VAL));
     return after == page.intensity.begin() ? page.intensity.front().second : std::prev(after)->second;
   };
-  for (const JobBar& job : page.jobs) {
-    for (const auto& [from, to] : job.runs) {
-      if (to < begin || from > end) continue;
-      // Under the curve hour by hour, so that the area is what was emitted.
+  // Under the curve hour by hour, so that the area is what was emitted.
+  const auto fill = [&](const auto& runs, const char* style, const std::string& title) {
+    for (const auto& [from, to] : runs) {
       for (double t = std::max(from, begin); t < std::min(to, end);) {
         const double next = std::min(std::min(to, end), (std::floor(t / 3600) + 1) * 3600);
-        plot.bar(plot.x(t), plot.x(next), intensity_at(t), "job", job.label + ": " + job.outcome);
+        plot.bar(plot.x(t), plot.x(next), intensity_at(t), style, title);
         t = next;
       }
     }
+  };
+  for (const JobBar& job : page.jobs) {
+    fill(job.runs, "job", job.label + ": " + job.outcome);
+    fill(job.planned, "plan", job.label + ": planned");
     if (job.submitted_unix_s >= begin && job.submitted_unix_s <= end) {
       const double at = plot.x(job.submitted_unix_s);
       plot.line(at, kTop, at, kHeight - kBottom, "mark");
@@ -288,7 +293,8 @@ std::string jobs_plot(const ReportPage& page) {
   }
   plot.add(path + "\"/>");
   return figure("Jobs on the intensity curve", plot.svg("Jobs on the intensity curve"),
-                page.intensity_source + "; filled: a job ran; dotted: submitted; dashed: deadline; UTC");
+                page.intensity_source +
+                    "; filled: a job ran; light: planned; dotted: submitted; dashed: deadline; UTC");
 }
 
 std::string cell(const Estimate& e, const char* unit) {
@@ -298,15 +304,18 @@ std::string cell(const Estimate& e, const char* unit) {
               std::string(provenance_name(e.provenance)).c_str());
 }
 
-std::string group_table(const char* what, const std::vector<Group>& groups, double water) {
+std::string group_table(const char* what, const std::vector<Group>& groups, double water, bool embodied) {
   std::string text = strf(
-      "<h2>By %s</h2><table><tr><th>%s</th><th>entries</th><th>energy</th><th>carbon</th><th>embodied</th>"
+      "<h2>By %s</h2><table><tr><th>%s</th><th>entries</th><th>energy</th><th>carbon</th>%s<th>per unit</th>"
       "<th>SCI per unit</th><th>CPU time</th>%s</tr>\n",
-      what, what, water > 0 ? "<th>water</th>" : "");
+      what, what, embodied ? "<th>embodied</th>" : "", water > 0 ? "<th>water</th>" : "");
   for (const Group& g : groups) {
     text += "<tr><td>" + escaped(g.key) + strf("</td><td>%lld</td>", static_cast<long long>(g.n)) +
             cell(g.usage.energy_j, "J") + cell(g.usage.carbon_gco2e, "g") +
-            (g.embodied_g > 0 ? strf("<td>%.3g g</td>", g.embodied_g) : "<td>not counted</td>") +
+            (embodied ? strf("<td>%.3g g</td>", g.embodied_g) : "") +
+            (g.energy_per_unit_j.known()
+                 ? strf("<td>%.3g J/", g.energy_per_unit_j.value) + escaped(g.unit) + "</td>"
+                 : "<td>no common unit</td>") +
             (g.sci_g.known()
                  ? cell(g.sci_g, escaped("g/" + g.unit).c_str())
                  : strf("<td>%s</td>", g.n_unknown_carbon > 0 ? "some without carbon" : "no common unit")) +
@@ -330,7 +339,8 @@ constexpr const char* kStyle =
     "text{font-size:11px;fill:var(--ink)}figcaption,small{color:var(--ink);opacity:.7;"
     "font-size:.85rem}"
     ".grid{stroke:var(--grid)}.axis{stroke:var(--ink)}.main{fill:var(--main)}.soft{fill:var(--soft)}"
-    ".job{fill:var(--job);opacity:.55}.band{stroke:var(--ink);stroke-width:1.5}.curve{fill:none;stroke:var(--"
+    ".job{fill:var(--job);opacity:.65}.plan{fill:var(--job);opacity:.25}.band{stroke:var(--ink);stroke-width:"
+    "1.5}.curve{fill:none;stroke:var(--"
     "main);"
     "stroke-width:1.8}.mark{stroke:var(--ink);stroke-dasharray:2 "
     "3}.deadline{stroke:var(--warn);stroke-dasharray:6 4}"
@@ -361,13 +371,15 @@ std::string html_report(const ReportPage& page) {
   }
   text += jobs_plot(page);
   if (!page.entries.empty()) {
-    text +=
-        group_table("day", days, page.water_l_per_kwh) +
-        group_table("project", group_entries(page.entries, GroupBy::kProject, page.embodied),
-                    page.water_l_per_kwh) +
-        group_table("model", group_entries(page.entries, GroupBy::kModel, page.embodied),
-                    page.water_l_per_kwh) +
-        group_table("kind", group_entries(page.entries, GroupBy::kKind, page.embodied), page.water_l_per_kwh);
+    for (const auto& [what, by] : {std::pair{"day", GroupBy::kDay},
+                                   {"project", GroupBy::kProject},
+                                   {"model", GroupBy::kModel},
+                                   {"kind", GroupBy::kKind}}) {
+      text += group_table(what, group_entries(page.entries, by, page.embodied), page.water_l_per_kwh,
+                          page.embodied.total_kg > 0);
+    }
+    if (page.embodied.total_kg <= 0)
+      text += "<p><small>Embodied emissions are not counted: --embodied-kg says them.</small></p>\n";
   }
   if (!page.jobs.empty()) {
     text += "<h2>Jobs</h2><table><tr><th>job</th><th>outcome</th><th>ran</th></tr>\n";
@@ -375,6 +387,10 @@ std::string html_report(const ReportPage& page) {
       text += "<tr><td>" + escaped(job.label) + "</td><td>" + escaped(job.outcome) + "</td><td>";
       for (const auto& [from, to] : job.runs) {
         text += format_time(from).substr(0, 16) + " to " + format_time(to).substr(11, 5) + "<br>";
+      }
+      for (const auto& [from, to] : job.planned) {
+        text +=
+            "planned " + format_time(from).substr(0, 16) + " to " + format_time(to).substr(11, 5) + "<br>";
       }
       text += "</td></tr>\n";
     }

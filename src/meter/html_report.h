@@ -13,8 +13,9 @@ namespace frugal::meter {
 struct JobBar {
   std::string label;
   double submitted_unix_s = 0, deadline_unix_s = 0;
-  std::vector<std::pair<double, double>> runs;  // begin and end
-  std::string outcome;                          // "done, 31 % saved"
+  std::vector<std::pair<double, double>> runs;     // begin and end
+  std::vector<std::pair<double, double>> planned;  // the same, ahead, of a job that is not over
+  std::string outcome;                             // "done, 31 % saved"
 };
 
 struct ReportPage {

@@ -37,7 +37,7 @@ TEST(Html, IsSelfContainedAndEscaped) {
   page.now_unix_s = 1100000;
   page.intensity_source = "test";
   for (int i = 0; i < 48; ++i) page.intensity.emplace_back(1000800 + 3600 * i, 100 + i);
-  page.jobs.push_back({"1 <script>", 1003600, 1100000, {{1010000, 1020000}}, "done"});
+  page.jobs.push_back({"1 <script>", 1003600, 1100000, {{1010000, 1020000}}, {{1030000, 1040000}}, "done"});
   const std::string html = html_report(page);
   EXPECT_EQ(count(html, "<svg"), 4u);  // power, components, carbon, jobs
   EXPECT_EQ(count(html, "<svg"), count(html, "</svg>"));
@@ -48,6 +48,8 @@ TEST(Html, IsSelfContainedAndEscaped) {
   }
   EXPECT_NE(html.find("&lt;b&gt;&amp;&quot;x&quot;"), std::string::npos);
   EXPECT_NE(html.find("SCI"), std::string::npos);
+  EXPECT_NE(html.find("100 J/run"), std::string::npos);
+  EXPECT_GT(count(html, "class=\"plan\""), 1u);
   EXPECT_NE(html.find("water"), std::string::npos);
 }
 
