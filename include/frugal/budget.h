@@ -229,6 +229,7 @@ class Decider {
   Decision decide(const Request& request);
   // For many at once: rewards [n, n_chains], out [n].
   void decide_batch(std::span<const float> rewards, std::span<Decision> out);
+  std::span<const double> prices() const;  // [n_resources], of the last decision
 
   struct Impl;
 

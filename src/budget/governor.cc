@@ -225,6 +225,8 @@ void Decider::decide_batch(std::span<const float> rewards, std::span<Decision> o
   for (size_t i = 0; i < out.size(); ++i) out[i] = decide(rewards.subspan(i * n_chains, n_chains));
 }
 
+std::span<const double> Decider::prices() const { return impl_->terms.prices; }
+
 namespace {
 
 class GovernorImpl final : public Governor {
@@ -284,6 +286,7 @@ class GovernorImpl final : public Governor {
 std::unique_ptr<Decider> GovernorImpl::open_decider() {
   auto impl = std::make_unique<Decider::Impl>();
   impl->shared = shared_;
+  impl->terms.prices.resize(n_resources());
   impl->priced.resize(static_cast<size_t>(shared_->table->size()));
   impl->scaled.resize(impl->priced.size() * n_resources());
   const std::lock_guard lock(shared_->mutex);
@@ -311,8 +314,13 @@ void GovernorImpl::open_window(double now_s) {
   if (options_.align_windows) {  // the half a thousandth: a tick just before a boundary opens the next window
     window_end_s_ = (std::floor(now_s / options_.window_s + 5e-4) + 1) * options_.window_s;
   }
+  // A tick that comes a little after a boundary gives the window its whole budget: what was spent in between
+  // was charged to the window before, and this one will end as late.
+  double from_s = now_s;
+  const double begin_s = window_end_s_ - options_.window_s;
+  if (options_.align_windows && now_s - begin_s < 0.05 * options_.window_s) from_s = begin_s;
   for (size_t k = 0; k < n_resources(); ++k) {
-    window_budget_[k] = resources_[k].per_request ? 0 : resources_[k].budget.amount(now_s, window_end_s_);
+    window_budget_[k] = resources_[k].per_request ? 0 : resources_[k].budget.amount(from_s, window_end_s_);
   }
   at_window_ = at_tick_;
 }
@@ -362,9 +370,10 @@ void GovernorImpl::tick(double now_s) {
   report.now_s = now_s;
   report.dt_s = dt;
   report.requests = std::max(0.0, now.requests() - at_tick_.requests());
-  own_share_ = report.requests > 0
-                   ? static_cast<double>(now.own_requests() - at_tick_.own_requests()) / report.requests
-                   : 1;
+  // A tick holds few requests: smoothed.
+  if (report.requests > 0)
+    own_share_ += 0.3 * (static_cast<double>(now.own_requests() - at_tick_.own_requests()) / report.requests -
+                         own_share_);
   report.table = shared_->table.get();
   unmeetable_ = false;
   for (size_t k = 0; k < n_resources(); ++k) {

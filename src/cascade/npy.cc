@@ -49,6 +49,20 @@ Result<Array2<T>> parse(std::string_view bytes, const std::string& name, int col
   return array;
 }
 
+template <typename T>
+std::string write(const Array2<T>& array, const char* type) {
+  std::string header =
+      strf("{'descr': '%s', 'fortran_order': False, 'shape': (%d, %d), }", type, array.rows, array.columns);
+  header.append((118 - header.size() % 64) % 64, ' ');  // 10 bytes before and a newline after make it n * 64
+  header += '\n';
+  std::string bytes("\x93NUMPY\x01\x00", 8);
+  bytes += static_cast<char>(header.size() & 0xff);
+  bytes += static_cast<char>(header.size() >> 8);
+  bytes += header;
+  bytes.append(reinterpret_cast<const char*>(array.values.data()), array.values.size() * sizeof(T));
+  return bytes;
+}
+
 constexpr size_t kLargest = size_t{2} << 30;
 
 }  // namespace
@@ -77,5 +91,8 @@ Result<Array2<int32_t>> read_integers(const std::string& path, int columns) {
   FRUGAL_TRY(const std::string bytes, read_file(path, kLargest));
   return parse_integers(bytes, path, columns);
 }
+
+std::string npy_bytes(const Array2<float>& array) { return write(array, "<f4"); }
+std::string npy_bytes(const Array2<int32_t>& array) { return write(array, "<i4"); }
 
 }  // namespace frugal::cascade

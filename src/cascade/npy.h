@@ -25,4 +25,8 @@ Result<Array2<float>> parse_floats(std::string_view bytes, const std::string& na
 Result<Array2<int32_t>> read_integers(const std::string& path, int columns);
 Result<Array2<int32_t>> parse_integers(std::string_view bytes, const std::string& name, int columns);
 
+// The file that the above read.
+std::string npy_bytes(const Array2<float>& array);
+std::string npy_bytes(const Array2<int32_t>& array);
+
 }  // namespace frugal::cascade

@@ -29,6 +29,22 @@ std::vector<int64_t> best_items(std::span<const int64_t> pool, std::span<const f
   return best;
 }
 
+Status check_request(const CascadeSpec& spec, const CascadeRequest& request) {
+  if (request.chain < 0 || request.chain >= spec.n_chains())
+    return {ErrorCode::kInvalidArgument, strf("there is no chain %d", request.chain)};
+  if (request.history.size() != static_cast<size_t>(spec.history_length)) {
+    return {ErrorCode::kInvalidArgument, strf("a history of %zu items; the cascade takes %d (0 fills up)",
+                                              request.history.size(), spec.history_length)};
+  }
+  for (const int64_t item : request.history) {
+    if (item < 0 || item > spec.n_items) {
+      return {ErrorCode::kInvalidArgument,
+              strf("history names item %lld; there are 1 to %d", static_cast<long long>(item), spec.n_items)};
+    }
+  }
+  return {};
+}
+
 Result<std::unique_ptr<CascadeRunner>> CascadeRunner::load(const std::string& folder, CascadeSpec spec,
                                                            const RunnerOptions& options) {
   FRUGAL_TRY_STATUS(check_cascade(spec));
@@ -48,22 +64,6 @@ Result<std::unique_ptr<CascadeRunner>> CascadeRunner::load(const std::string& fo
   runner->spec_ = std::move(spec);
   runner->options_ = options;
   return runner;
-}
-
-Status CascadeRunner::check(const CascadeRequest& request) const {
-  if (request.chain < 0 || request.chain >= spec_.n_chains())
-    return {ErrorCode::kInvalidArgument, strf("there is no chain %d", request.chain)};
-  if (request.history.size() != static_cast<size_t>(spec_.history_length)) {
-    return {ErrorCode::kInvalidArgument, strf("a history of %zu items; the cascade takes %d (0 fills up)",
-                                              request.history.size(), spec_.history_length)};
-  }
-  for (const int64_t item : request.history) {
-    if (item < 0 || item > spec_.n_items) {
-      return {ErrorCode::kInvalidArgument, strf("history names item %lld; there are 1 to %d",
-                                                static_cast<long long>(item), spec_.n_items)};
-    }
-  }
-  return {};
 }
 
 Status CascadeRunner::run_group(const StageKey& key, int keep_count, std::span<const CascadeRequest> requests,
@@ -115,7 +115,7 @@ Status CascadeRunner::run_group(const StageKey& key, int keep_count, std::span<c
 }
 
 Status CascadeRunner::serve(std::span<const CascadeRequest> requests, std::vector<std::vector<int>>& items) {
-  for (const CascadeRequest& request : requests) FRUGAL_TRY_STATUS(check(request));
+  for (const CascadeRequest& request : requests) FRUGAL_TRY_STATUS(check_request(spec_, request));
   std::vector<Pool> pools(requests.size());
   for (size_t k = 0; k < spec_.stages.size(); ++k) {
     // Requests that go through the same model with as many items are scored together.

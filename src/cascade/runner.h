@@ -53,6 +53,9 @@ struct StageTime {
   double requests = 0, calls = 0, cpu_s = 0, wall_s = 0;
 };
 
+// kInvalidArgument: a history of another length, an item number or chain that there is not.
+Status check_request(const CascadeSpec& spec, const CascadeRequest& request);
+
 // Not thread-safe.
 class CascadeRunner {
  public:
@@ -76,7 +79,6 @@ class CascadeRunner {
   };
   Status run_group(const StageKey& key, int keep_count, std::span<const CascadeRequest> requests,
                    std::span<const size_t> members, std::vector<Pool>& pools);
-  Status check(const CascadeRequest& request) const;
 
   CascadeSpec spec_;
   RunnerOptions options_;

@@ -31,6 +31,8 @@ struct CascadeBench {
 Status bench_cascade_control(CascadeBench& bench);
 // Decisions a second, in process and over HTTP.
 Status bench_cascade_service(CascadeBench& bench);
+// Eight allocators with one budget through the death of their leader.
+Status bench_cascade_share(CascadeBench& bench);
 // FLOPs and joules saved by a trained cascade; a year of a carbon budget.
 Status bench_cascade_quality(CascadeBench& bench);
 

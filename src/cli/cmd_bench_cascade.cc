@@ -18,6 +18,7 @@ struct Options {
 
 constexpr std::pair<const char*, Status (*)(CascadeBench&)> kParts[] = {{"control", bench_cascade_control},
                                                                         {"service", bench_cascade_service},
+                                                                        {"share", bench_cascade_share},
                                                                         {"quality", bench_cascade_quality}};
 
 int bench(Options options) {
@@ -47,8 +48,8 @@ Action add_bench_cascade(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--cascade", options->bench.cascade_folder,
                  "a trained cascade's folder (scripts/train_cascade.py), for flops_saved");
-  app.add_option("--only", options->only, "one part: control, service or quality")
-      ->check(CLI::IsMember({"control", "service", "quality"}));
+  app.add_option("--only", options->only, "one part: control, service, share or quality")
+      ->check(CLI::IsMember({"control", "service", "share", "quality"}));
   app.add_flag("--quick", options->bench.quick, "a quarter of the day, fewer rounds");
   app.add_flag("--json", options->json, "print JSON");
   app.add_option("--out", options->out, "also write the rows to this file, for docs/benchmarks.md");

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "cascade/serve/sidecar.h"
+#include "cascade/serve/http.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/llm_options.h"
@@ -17,9 +17,11 @@ namespace frugal::cli {
 namespace {
 
 struct Options {
-  std::string cascade_folder, host = "127.0.0.1", controller = "mpc", shadow;
-  int port = 8077, threads = 8;
+  std::string cascade_folder, controller = "mpc", shadow;
+  bool items = false;
+  cascade::HttpServeOptions http{.port = 8077};
   cascade::SidecarOptions sidecar;
+  budget::ShareOptions share;
   double ledger_every_s = 60;
   std::shared_ptr<MeterSetup> meter;
   std::shared_ptr<LedgerSetup> ledger;
@@ -102,6 +104,8 @@ int serve(Options options) {
                                             "'; give its number or its name as in an answer of /v1/decide"});
     }
   }
+  if (options.items) options.sidecar.items_folder = options.cascade_folder;
+  if (!options.share.url.empty()) options.sidecar.share = options.share;
   auto sidecar = cascade::Sidecar::create(*std::move(spec), options.sidecar);
   if (!sidecar.ok()) return fail(sidecar.error());
   const auto meter = open_meter(*options.meter);
@@ -109,11 +113,11 @@ int serve(Options options) {
   install_log_sink();
   install_interrupt_handler();
   auto requests = std::make_unique<RequestLedger>(options, **sidecar, **meter);
-  const Status served = cascade::serve_http(
-      **sidecar, options.host, options.port, options.threads, interrupted(), [&](int port) {
-        std::fprintf(stderr, "frugal: %d chains on http://%s:%d/v1/decide; Ctrl-C ends\n",
-                     (*sidecar)->spec().n_chains(), options.host.c_str(), port);
-      });
+  const Status served = cascade::serve_http(**sidecar, options.http, interrupted(), [&](int port) {
+    std::fprintf(stderr, "frugal: %d chains on http://%s:%d/v1/decide%s; Ctrl-C ends\n",
+                 (*sidecar)->spec().n_chains(), options.http.host.c_str(), port,
+                 options.items ? " and /v1/recommend" : "");
+  });
   requests.reset();
   if (!served.ok()) return fail(served.error());
   std::printf("%s\n", (*sidecar)->state().body.c_str());
@@ -138,12 +142,36 @@ Action add_cascade_serve(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--shadow", options->shadow,
                  "always answer this chain (number or name) and only count what would have been chosen");
-  app.add_option("--host", options->host, "address to listen on")->capture_default_str();
-  app.add_option("--port,-p", options->port, "port; 0 takes a free one")
+  app.add_flag("--items", options->items,
+               "also run the cascade's stages (ONNX files or http:// addresses) and answer /v1/recommend");
+  app.add_option("--runners", options->sidecar.items.n_runners, "threads that run stages, with --items")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  options->share.url.clear();
+  app.add_option("--share", options->share.url,
+                 "NATS server with JetStream (nats://HOST:4222): budget and price are then those of all "
+                 "allocators that name the same bucket");
+  app.add_option("--share-bucket", options->share.bucket, "key-value bucket of the shared price")
+      ->capture_default_str();
+  app.add_option("--share-id", options->share.id, "this allocator's name (default: drawn at random)");
+  app.add_option("--share-sync", options->share.sync_s, "seconds between reports to the others")
+      ->check(CLI::Range(0.01, 60.0))
+      ->capture_default_str();
+  app.add_option("--share-lease", options->share.lease_s,
+                 "a leader silent for so many seconds is taken for dead")
+      ->check(CLI::Range(0.03, 600.0))
+      ->capture_default_str();
+  app.add_option("--share-stale", options->share.max_stale_s,
+                 "without news for so many seconds this allocator steers its own price")
+      ->check(CLI::Range(0.03, 86400.0))
+      ->capture_default_str();
+  app.add_option("--host", options->http.host, "address to listen on")->capture_default_str();
+  app.add_option("--port,-p", options->http.port, "port; 0 takes a free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
-  app.add_option("--threads", options->threads, "connections served at once")
-      ->check(CLI::Range(1, 1024))
+  app.add_option("--threads", options->http.n_loops,
+                 "threads that serve, each any number of connections; one saturates a core")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   app.add_option("--ledger-every", options->ledger_every_s,
                  "seconds of requests that one row of the ledger holds")
@@ -151,6 +179,17 @@ Action add_cascade_serve(CLI::App& app) {
       ->capture_default_str();
   options->meter = add_meter_options(app);
   options->ledger = add_ledger_options(app);
+  app.footer(
+      "Examples:\n"
+      "  frugal cascade serve shop -m reward.frm --budget 1e9\n"
+      "  curl -d '{\"features\": [0.3, -1.2, ...]}' http://127.0.0.1:8077/v1/decide\n"
+      "  frugal cascade serve shop -m reward.frm --budget 1e9 --items    items out of /v1/recommend\n"
+      "  frugal cascade serve shop -m reward.frm --budget 1e9 --shadow 63    change nothing, log what would "
+      "be "
+      "saved\n"
+      "  frugal cascade serve shop -m reward.frm --budget 8e9 --share nats://10.0.0.5:4222    on each of "
+      "several "
+      "hosts");
   return [options] { return serve(*options); };
 }
 

@@ -4,7 +4,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "cascade/simulate.h"
+#include "cascade/day.h"
+#include "cascade/export.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 
@@ -12,7 +13,7 @@ namespace frugal::cli {
 namespace {
 
 struct Options {
-  std::string controller = "mpc";
+  std::string controller = "mpc", export_folder;
   int chains = 64, train_rows = 20000;
   bool truth = false, json = false, no_cap = false;
   cascade::DayOptions day;
@@ -25,6 +26,13 @@ int simulate(Options options) {
   options.day.governor.hard_cap = !options.no_cap;
   const auto world = cascade::SyntheticWorld::create({.n_chains = options.chains});
   if (!world.ok()) return fail(world.error());
+  if (!options.export_folder.empty()) {
+    const Status written = cascade::export_world(*world, options.export_folder, {.seed = options.day.seed});
+    if (!written.ok()) return fail(written.error());
+    std::printf("%s: a synthetic cascade of %d chains; next: frugal cascade train %s --out reward.frm\n",
+                options.export_folder.c_str(), world->spec().n_chains(), options.export_folder.c_str());
+    return kExitOk;
+  }
   std::unique_ptr<cascade::RewardModel> model;
   if (!options.truth) {
     auto trained =
@@ -44,7 +52,10 @@ int simulate(Options options) {
                           {"regret", day->regret},
                           {"reward_predicted", day->predicted},
                           {"reward_true", day->truth},
+                          {"spike_utilisation", day->spike.utilisation},
+                          {"spike_over_use", day->spike.over_use},
                           {"price_swing", day->swing},
+                          {"lp_price_swing", day->bound_swing},
                           {"ticks", day->ticks}};
     for (const auto& row : day->rows) {
       out["windows"].push_back({{"start_s", row.start_s},
@@ -60,9 +71,11 @@ int simulate(Options options) {
               options.no_cap ? ", no cap" : "", day->requests, day->rows.size(),
               options.day.governor.window_s);
   std::printf(
-      "utilisation   %.2f %%\nover-use      %.3f %% (worst window %.2f %%)\nprice swing   %.1f %% a window, "
-      "in the spike\n",
-      100 * day->utilisation, 100 * day->over_use, 100 * day->worst_over, 100 * day->swing);
+      "utilisation   %.2f %%\nover-use      %.3f %% (worst window %.2f %%)\nin the spike  %.2f %% used, %.3f "
+      "%% over; price "
+      "steps %.1f %% a window (the LP's own: %.1f %%)\n",
+      100 * day->utilisation, 100 * day->over_use, 100 * day->worst_over, 100 * day->spike.utilisation,
+      100 * day->spike.over_use, 100 * day->swing, 100 * day->bound_swing);
   if (options.day.bound)
     std::printf("regret        %.2f %% of the LP optimum in hindsight\n", 100 * day->regret);
   std::printf("reward        %.4f clicks a request (true), %.4f (predicted)\n", day->truth / day->requests,
@@ -91,6 +104,8 @@ Action add_cascade_simulate(CLI::App& app) {
   app.add_flag("--no-cap", options->no_cap,
                "price control alone: do not fall back to the cheapest chain when a window's budget is gone");
   app.add_flag("--truth", options->truth, "decide by the true rewards instead of a trained reward model's");
+  app.add_option("--export", options->export_folder,
+                 "write the synthetic cascade to this folder, for train, report and serve, and stop");
   app.add_option("--train-rows", options->train_rows, "logged requests to train the reward model on")
       ->capture_default_str();
   app.add_option("--seed", options->day.seed, "seed")->capture_default_str();

@@ -48,6 +48,7 @@ THIRD_PARTY = [
     (r"nats/.*|nats\.h", ["dnn/link", "budget/share", "jobs/hosts"]),
     (r"sqlite3\.h", ["meter"]),
     (r"httplib\.h", ["server", "cascade/serve", "meter/http", "tests/cascade/serve"]),
+    (r"microhttpd\.h", ["cascade/serve"]),
     (r"CLI/.*", ["cli"]),
     (r"editline/.*|histedit\.h", ["cli"]),
     (r"jpeglib\.h|png\.h", ["cli"]),
@@ -57,7 +58,7 @@ THIRD_PARTY = [
     (r"benchmark/.*", ["bench"]),
 ]
 SHOWN = {r"(llama|ggml|gguf)[\w-]*\.h": "llama.cpp, ggml", r"openvino/.*": "OpenVINO", r"nats/.*|nats\.h": "NATS",
-         r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit", r"jpeglib\.h|png\.h": "libjpeg, libpng",
+         r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"microhttpd\.h": "libmicrohttpd", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit", r"jpeglib\.h|png\.h": "libjpeg, libpng",
          r"(x86intrin|immintrin|arm_neon|arm_sve)\.h": "compiler intrinsics"}
 STANDARD = set("""algorithm any array atomic barrier bit bitset cassert ccomplex cctype cerrno cfenv cfloat charconv chrono
 cinttypes climits clocale cmath codecvt compare complex concepts condition_variable coroutine csetjmp csignal cstdarg

@@ -47,7 +47,7 @@ class Bootstrap(unittest.TestCase):
         self.b.pinned_hashes = lambda: self.pins
         self.b.LLAMA_SDIST = "tiny-1.tar.gz"
         self.b.POWER_WHEEL = self.b.OPENVINO_WHEEL = "tiny_a-1-py3-none-any.whl"
-        self.b.PHOTO_WHEEL = "tiny_a-1-py3-none-any.whl"
+        self.b.PHOTO_WHEEL = self.b.HIGHS_WHEEL = "tiny_a-1-py3-none-any.whl"
         self.b.ONNX_WHEELS = []
         self.b.MODELS = {"tiny.gguf": ([("tiny_a-1-py3-none-any.whl", "a/part"), ("tiny_b-1-py3-none-any.whl", "b/part")],
                                        hashlib.sha256(b"GGUF, part one; part two").hexdigest())}

@@ -32,8 +32,15 @@ struct Peer {
   Amounts base{}, spent{}, rate{};
   double base_requests = 0, requests = 0, requests_rate = 0;
   int deciders = 1;
-  double heard_s = 0;
+  double heard_s = 0;  // by this allocator's steady clock
+  double said_s = 0;   // by the wall clock of who reported
 };
+
+// The rate that goes on until the next report. An interval too short to tell anything leaves it as it is.
+double smoothed_rate(double rate, double amount, double dt) {
+  if (!(dt > 1e-3) || !(dt < 60)) return rate;
+  return rate == 0 ? amount / dt : 0.5 * rate + 0.5 * amount / dt;
+}
 
 class PriceShareImpl final : public PriceShare {
  public:
@@ -104,6 +111,7 @@ class PriceShareImpl final : public PriceShare {
     state_.connected = talked.ok();
     state_.leading = leading_;
     state_.isolated = isolated_;
+    state_.id = options_.id;
     state_.leader = leader_;
     state_.elections = elections_;
     state_.price_age_s = leading_ ? 0 : now - leader_seen_s_;
@@ -154,19 +162,21 @@ class PriceShareImpl final : public PriceShare {
         if (!std::isfinite(requests) || requests < 0) return;
         const bool known = peers_.contains(id);
         Peer& peer = peers_[id];
-        const double dt = now - peer.heard_s;
+        // Rates go by the reporter's clock: two reports may be read in one look.
+        const double said_s = json.value("at_s", 0.0), dt = said_s - peer.said_s;
         for (size_t k = 0; k < spent.size(); ++k) {
           if (!known) peer.base[k] = first_look_ ? spent[k] : 0;
           const double before = peer.spent[k];
           peer.spent[k] = std::max(before, spent[k] - peer.base[k]);
-          if (known && dt > 0) peer.rate[k] = (peer.spent[k] - before) / dt;
+          if (known) peer.rate[k] = smoothed_rate(peer.rate[k], peer.spent[k] - before, dt);
         }
         if (!known) peer.base_requests = first_look_ ? requests : 0;
         const double before = peer.requests;
         peer.requests = std::max(before, requests - peer.base_requests);
-        if (known && dt > 0) peer.requests_rate = (peer.requests - before) / dt;
+        if (known) peer.requests_rate = smoothed_rate(peer.requests_rate, peer.requests - before, dt);
         peer.deciders = std::clamp(json.value("deciders", 1), 1, 1 << 16);
         peer.heard_s = now;
+        peer.said_s = said_s;
       }
     } catch (const nlohmann::json::exception&) {
       // A value of another shape: another program writes to this bucket. It is left out of the accounts.
@@ -175,7 +185,8 @@ class PriceShareImpl final : public PriceShare {
 
   Status report_use() {
     const GovernorState state = governor_->state();
-    nlohmann::json json = {{"requests", state.requests}, {"deciders", 1}};
+    nlohmann::json json = {
+        {"at_s", clock_seconds(CLOCK_REALTIME)}, {"requests", state.requests}, {"deciders", 1}};
     for (int k = 0; k < governor_->table().n_resources(); ++k)
       json["spent"].push_back(state.spent[static_cast<size_t>(k)]);
     return bucket_->put(kUsePrefix + options_.id, json.dump());
@@ -214,6 +225,7 @@ class PriceShareImpl final : public PriceShare {
   // Others' use as of now: what they reported, gone on at their last rates while they are taken to live.
   void tick() {
     const double now = wall_seconds();
+    const double wall_now = clock_seconds(CLOCK_REALTIME);
     Amounts spent{};
     double requests = 0;
     int deciders = 0;
@@ -221,7 +233,9 @@ class PriceShareImpl final : public PriceShare {
       const double silent = now - peer.heard_s;
       // A peer is believed alive for a lease; when nothing is heard of anybody, all are taken to go on.
       const bool alive = silent < options_.lease_s || now - heard_s_ > options_.sync_s * 2;
-      const double ahead = alive ? silent : 0;
+      // A report is as old as it says, within what two hosts' clocks may differ by without harm.
+      const double age = std::clamp(wall_now - peer.said_s, silent, silent + 2 * options_.sync_s);
+      const double ahead = alive ? age : 0;
       for (size_t k = 0; k < spent.size(); ++k) spent[k] += peer.spent[k] + peer.rate[k] * ahead;
       requests += peer.requests + peer.requests_rate * ahead;
       if (alive) deciders += peer.deciders;
@@ -229,7 +243,7 @@ class PriceShareImpl final : public PriceShare {
     // The accounts of others never fall: a rate that was believed too long is made good as reports come in.
     for (size_t k = 0; k < spent.size(); ++k) others_[k] = spent[k];
     governor_->set_others(others_, requests, deciders);
-    governor_->tick(clock_seconds(CLOCK_REALTIME));
+    governor_->tick(wall_now);
   }
 
   const std::shared_ptr<Governor> governor_;

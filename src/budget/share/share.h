@@ -4,7 +4,8 @@
 //   leader        {"id", "prices"}: renewed at every sync by the one who leads, by compare-and-set on the
 //                 revision. Whoever sees it unchanged for a lease by its own clock tries to take it: one
 //                 wins.
-//   use.<id>      {"spent", "requests", "deciders"}: cumulative, from each allocator at every sync.
+//   use.<id>      {"at_s", "spent", "requests", "deciders"}: cumulative at that time of the wall clock, from
+//                 each allocator at every sync.
 //
 // The leader's controller works on the accounts of all; the others follow its prices, and all count the whole
 // use against the budget. Between reports, use is taken to go on at its last rate. When nothing has been
@@ -31,8 +32,8 @@ struct ShareOptions {
 struct ShareState {
   bool connected = false;
   bool leading = false;
-  bool isolated = false;  // nothing heard for max_stale_s: this allocator steers its own price
-  std::string leader;     // id; empty: none heard of
+  bool isolated = false;   // nothing heard for max_stale_s: this allocator steers its own price
+  std::string id, leader;  // of this allocator and of who leads; empty: none heard of
   double price_age_s = 0;
   int allocators = 1;  // heard of within a lease, this one included
   uint64_t syncs = 0, failures = 0, elections = 0;

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/text.h"
+#include "cascade/serve/answer.h"
 
 namespace frugal::cascade {
 namespace {
@@ -18,11 +19,6 @@ int64_t modified_at(const std::string& path) {
   return error ? 0 : static_cast<int64_t>(time.time_since_epoch().count());
 }
 
-Sidecar::Answer refusal(const std::string& why) {
-  return {400, nlohmann::json{{"error", {{"code", "invalid_argument"}, {"message", why}}}}.dump(
-                   -1, ' ', false, nlohmann::json::error_handler_t::replace)};
-}
-
 void add(std::atomic<double>& to, double amount) {
   double old = to.load(std::memory_order_relaxed);
   while (!to.compare_exchange_weak(old, old + amount, std::memory_order_relaxed)) {
@@ -30,6 +26,11 @@ void add(std::atomic<double>& to, double amount) {
 }
 
 }  // namespace
+
+Sidecar::Answer error_answer(int status, ErrorCode code, const std::string& why) {
+  return {status, nlohmann::json{{"error", {{"code", error_code_name(code)}, {"message", why}}}}.dump(
+                      -1, ' ', false, nlohmann::json::error_handler_t::replace)};
+}
 
 struct Sidecar::Lane {
   std::unique_ptr<budget::Decider> decider;
@@ -60,6 +61,7 @@ class Sidecar::LaneLease {
     sidecar_.idle_lanes_.push_back(std::move(lane_));
   }
   Lane* operator->() { return lane_.get(); }
+  Lane& operator*() { return *lane_; }
 
  private:
   Sidecar& sidecar_;
@@ -78,7 +80,14 @@ Result<std::unique_ptr<Sidecar>> Sidecar::create(CascadeSpec spec, SidecarOption
   sidecar->model_.store(std::make_shared<const RewardModel>(std::move(model)));
   budget::ResourceOptions flops;
   if (options.flops_per_s > 0) flops.budget = budget::Schedule::constant(options.flops_per_s);
+  if (options.share) options.governor.align_windows = true;
   FRUGAL_TRY(sidecar->governor_, budget::Governor::create(sidecar->table_, {flops}, options.governor));
+  if (!options.items_folder.empty()) {
+    FRUGAL_TRY(sidecar->items_, ItemService::start(options.items_folder, spec, options.items));
+  }
+  if (options.share) {
+    FRUGAL_TRY(sidecar->share_, budget::PriceShare::start(sidecar->governor_, *options.share));
+  }
   for (int j = 0; j < spec.n_chains(); ++j) {
     std::vector<int> counts;
     for (size_t k = 0; k < spec.stages.size(); ++k)
@@ -98,57 +107,83 @@ Result<std::unique_ptr<Sidecar>> Sidecar::create(CascadeSpec spec, SidecarOption
   return sidecar;
 }
 
+Sidecar::Answer Sidecar::refuse(const std::string& why) {
+  bad_requests_.fetch_add(1, std::memory_order_relaxed);
+  return error_answer(400, ErrorCode::kInvalidArgument, why);
+}
+
+Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, const RewardModel& model, Lane& lane) {
+  if (!features.is_array() || features.size() != lane.features.size()) {
+    return {ErrorCode::kInvalidArgument,
+            strf("%zu features; the cascade needs %zu", features.is_array() ? features.size() : 0,
+                 lane.features.size())};
+  }
+  for (size_t f = 0; f < lane.features.size(); ++f) {
+    // null is how JSON writes NaN: the request is served by the cheapest chain.
+    if (features[f].is_number())
+      lane.features[f] = features[f].get<float>();
+    else if (features[f].is_null())
+      lane.features[f] = NAN;
+    else
+      return {ErrorCode::kInvalidArgument, "feature '" + spec_.features[f] + "' is not a number"};
+  }
+  model.predict(lane.features, lane.rewards);
+  Picked picked;
+  picked.decision = lane.decider->decide(lane.rewards);
+  picked.answered = picked.decision.chain;
+  if (options_.shadow_chain >= 0) {
+    picked.answered = options_.shadow_chain;
+    add(shadow_flops_, table_->costs(0)[static_cast<size_t>(picked.answered)]);
+    const double reward = static_cast<double>(lane.rewards[static_cast<size_t>(picked.answered)]);
+    if (std::isfinite(reward)) add(shadow_reward_, reward);
+  }
+  return picked;
+}
+
+std::string Sidecar::picked_json(const Picked& picked, const Lane& lane) const {
+  const budget::Decision& decision = picked.decision;
+  std::string out = chain_json_[static_cast<size_t>(picked.answered)];
+  out += strf(",\"price\":%.6g,\"kind\":\"%s\",\"reward\":%.6g,\"score\":%.6g", lane.decider->prices()[0],
+              std::string(budget::decision_kind_name(decision.kind)).c_str(),
+              static_cast<double>(decision.reward), static_cast<double>(decision.score));
+  if (options_.shadow_chain >= 0) out += strf(",\"shadow\":true,\"would_be\":%d", decision.chain);
+  return out;
+}
+
 Sidecar::Answer Sidecar::decide(std::string_view body) {
-  const auto bad = [&](const std::string& why) {
-    bad_requests_.fetch_add(1, std::memory_order_relaxed);
-    return refusal(why);
-  };
   const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object()) return bad("the body is not a JSON object");
+  if (json.is_discarded() || !json.is_object()) return refuse("the body is not a JSON object");
   const bool batch = json.contains("requests");
-  if (!batch && !json.contains("features")) return bad("the body has neither 'features' nor 'requests'");
+  if (!batch && !json.contains("features")) return refuse("the body has neither 'features' nor 'requests'");
   const nlohmann::json& given = batch ? json["requests"] : json["features"];
-  if (!given.is_array()) return bad(batch ? "'requests' is not an array" : "'features' is not an array");
+  if (!given.is_array()) return refuse(batch ? "'requests' is not an array" : "'features' is not an array");
   if (batch && given.size() > kMaxBatch)
-    return bad(strf("%zu requests at once; at most %zu", given.size(), kMaxBatch));
+    return refuse(strf("%zu requests at once; at most %zu", given.size(), kMaxBatch));
   LaneLease lane(*this);
   const std::shared_ptr<const RewardModel> model = model_.load();
   std::string out = batch ? "{\"decisions\":[" : "";
-  const size_t n = batch ? given.size() : 1;
-  for (size_t i = 0; i < n; ++i) {
-    const nlohmann::json& row = batch ? given[i] : given;
-    if (!row.is_array() || row.size() != lane->features.size()) {
-      return bad(strf("request %zu has %zu features, the cascade needs %zu", i,
-                      row.is_array() ? row.size() : 0, lane->features.size()));
-    }
-    for (size_t f = 0; f < row.size(); ++f) {
-      // null is how JSON writes NaN: the request is served by the cheapest chain.
-      if (row[f].is_number())
-        lane->features[f] = row[f].get<float>();
-      else if (row[f].is_null())
-        lane->features[f] = NAN;
-      else
-        return bad(strf("request %zu: feature '%s' is not a number", i, spec_.features[f].c_str()));
-    }
-    model->predict(lane->features, lane->rewards);
-    const budget::Decision decision = lane->decider->decide(lane->rewards);
-    const bool shadow = options_.shadow_chain >= 0;
-    const int answered = shadow ? options_.shadow_chain : decision.chain;
-    if (shadow) {
-      add(shadow_flops_, table_->costs(0)[static_cast<size_t>(answered)]);
-      const double reward = static_cast<double>(lane->rewards[static_cast<size_t>(answered)]);
-      if (std::isfinite(reward)) add(shadow_reward_, reward);
-    }
+  for (size_t i = 0; i < (batch ? given.size() : 1); ++i) {
+    const auto picked = pick(batch ? given[i] : given, *model, *lane);
+    if (!picked.ok()) return refuse(strf("request %zu: %s", i, picked.error().message.c_str()));
     if (i > 0) out += ',';
-    out += chain_json_[static_cast<size_t>(answered)];
-    out += strf(",\"kind\":\"%s\",\"reward\":%.6g,\"score\":%.6g",
-                std::string(budget::decision_kind_name(decision.kind)).c_str(),
-                static_cast<double>(decision.reward), static_cast<double>(decision.score));
-    if (shadow) out += strf(",\"shadow\":true,\"would_be\":%d", decision.chain);
-    out += '}';
+    out += picked_json(*picked, *lane) + '}';
   }
   if (batch) out += "]}";
   return {200, std::move(out)};
+}
+
+Status Sidecar::pick_for(const nlohmann::json& json, bool batch, std::vector<std::string>& answers,
+                         std::vector<ItemService::Job>& jobs) {
+  LaneLease lane(*this);
+  const std::shared_ptr<const RewardModel> model = model_.load();
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const auto picked = pick((batch ? json["requests"][i] : json)["features"], *model, *lane);
+    if (!picked.ok())
+      return {picked.error().code, strf("request %zu: %s", i, picked.error().message.c_str())};
+    jobs[i].chain = picked->answered;
+    answers[i] = picked_json(*picked, *lane);
+  }
+  return {};
 }
 
 Sidecar::Answer Sidecar::state() const {
@@ -165,6 +200,20 @@ Sidecar::Answer Sidecar::state() const {
                          {"bad_requests", bad_requests_.load()},
                          {"models_loaded", models_loaded_.load()},
                          {"models_refused", models_refused_.load()}};
+  if (items_ != nullptr) json["recommended"] = recommended_.load(), json["failed"] = failed_.load();
+  if (share_ != nullptr) {
+    const budget::ShareState shared = share_->state();
+    json["share"] = {{"id", shared.id},
+                     {"connected", shared.connected},
+                     {"leading", shared.leading},
+                     {"isolated", shared.isolated},
+                     {"leader", shared.leader},
+                     {"price_age_s", shared.price_age_s},
+                     {"allocators", shared.allocators},
+                     {"elections", shared.elections},
+                     {"syncs", shared.syncs},
+                     {"failures", shared.failures}};
+  }
   if (std::isfinite(state.window_budget[0])) json["window_budget"] = state.window_budget[0];
   if (options_.shadow_chain >= 0) {
     const double served = shadow_flops_.load();
@@ -198,12 +247,39 @@ Sidecar::Answer Sidecar::metrics() const {
   metric("bad_requests_total", "counter", "Requests refused.", static_cast<double>(bad_requests_.load()));
   metric("models_refused_total", "counter", "Reward models that were damaged or of another cascade.",
          static_cast<double>(models_refused_.load()));
+  if (items_ != nullptr) {
+    metric("recommended_total", "counter", "Requests answered with items.",
+           static_cast<double>(recommended_.load()));
+    metric("failed_total", "counter", "Requests that a stage failed.", static_cast<double>(failed_.load()));
+  }
+  if (share_ != nullptr) {
+    const budget::ShareState shared = share_->state();
+    metric("share_connected", "gauge", "1 while the shared price's server is there.",
+           shared.connected ? 1 : 0);
+    metric("share_leading", "gauge", "1 while this allocator sets the shared price.", shared.leading ? 1 : 0);
+    metric("share_isolated", "gauge", "1 while this allocator steers its own price for want of news.",
+           shared.isolated ? 1 : 0);
+    metric("share_allocators", "gauge", "Allocators heard of, this one included.", shared.allocators);
+    metric("share_price_age_seconds", "gauge", "Since the leader was last heard.", shared.price_age_s);
+  }
   return {200, std::move(text), "text/plain; version=0.0.4"};
 }
 
 Sidecar::Totals Sidecar::totals() const {
   const budget::GovernorState state = governor_->state();
   return {static_cast<uint64_t>(state.requests), state.spent[0]};
+}
+
+void Sidecar::log_shadow() const {
+  const double served = shadow_flops_.load(), reward = shadow_reward_.load();
+  if (options_.shadow_chain < 0 || served <= 0) return;
+  const budget::GovernorState state = governor_->state();
+  log(LogLevel::kInfo,
+      strf("shadow: %llu requests served by '%s'; the allocator would have spent %.1f %% fewer FLOPs at %.4f "
+           "of the "
+           "predicted reward",
+           static_cast<unsigned long long>(state.requests), chain_name(spec_, options_.shadow_chain).c_str(),
+           100 * (1 - state.spent[0] / served), reward > 0 ? state.reward / reward : 0.0));
 }
 
 bool Sidecar::reload() {

@@ -1,10 +1,12 @@
-// The allocator as a service beside a recommender: request features in, chain and price out.
+// The allocator as a service beside a recommender, or as the whole recommender. Over HTTP:
 //
-//   POST /v1/decide   {"features": [..]}            -> {"chain": "..", "index": 3, "actions": [..], "counts":
-//   [..], "flops": .., ...}
-//                     {"requests": [[..], [..]]}    -> {"decisions": [..]}
-//   GET  /v1/state    prices, use of the window, what was saved; GET /metrics the same for Prometheus; GET
-//   /healthz
+//   POST /v1/decide     {"features": [..]}                -> {"chain", "index", "actions", "counts", "flops",
+//                                                             "price", "kind", "reward", "score"}
+//                       {"requests": [[..], [..]]}        -> {"decisions": [..]}
+//   POST /v1/recommend  {"features", "history", "seen"}   -> the same and "items", best first
+//                       {"requests": [{..}, {..}]}        -> {"decisions": [..]}
+//   GET  /v1/state      prices, use of the window, what was saved; GET /metrics the same for Prometheus; GET
+//                       /healthz
 //
 // The reward model may be replaced under load: the file is looked at every second, a new one is loaded beside
 // the old and swapped in one step, and a damaged one is refused while the old keeps serving.
@@ -14,10 +16,14 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "budget/share/share.h"
+#include "cascade/serve/items.h"
 #include "frugal/cascade.h"
 
 namespace frugal::cascade {
@@ -26,8 +32,11 @@ struct SidecarOptions {
   std::string model_path;
   double flops_per_s = 0;  // the budget; 0: no limit
   budget::GovernorOptions governor = {};
-  int shadow_chain =
-      -1;  // this chain is always answered, and what would have been chosen is only counted; -1: off
+  // This chain is always answered, and what would have been chosen is only counted; -1: off.
+  int shadow_chain = -1;
+  std::optional<budget::ShareOptions> share = {};  // one price with other allocators
+  std::string items_folder;  // of the cascade whose stages answer /v1/recommend; empty: decisions alone
+  ItemOptions items = {.runner = {.open = open_scorer}};
 };
 
 // Thread-safe, but for tick() and reload(), which one thread calls.
@@ -42,6 +51,9 @@ class Sidecar {
     const char* type = "application/json";
   };
   Answer decide(std::string_view body);  // 400 with the reason: malformed JSON, wrong number of features
+  // Calls `done` once, from this or another thread. 400 as above; 404 without items_folder; 503 with the
+  // reason when a stage fails or too many wait.
+  void recommend(std::string_view body, std::function<void(Answer)> done);
   Answer state() const;
   Answer metrics() const;
   struct Totals {
@@ -50,11 +62,17 @@ class Sidecar {
   };
   Totals totals() const;
 
-  void tick(double now_s) { governor_->tick(now_s); }
-  bool tick_wanted() const { return governor_->tick_wanted(); }
+  // With a shared price its own thread ticks, on the clock that allocators share.
+  void tick(double now_s) {
+    if (share_ == nullptr) governor_->tick(now_s);
+  }
+  bool tick_wanted() const { return share_ == nullptr && governor_->tick_wanted(); }
   // Loads the model's file again when it has changed. True if a new model serves now; a refused one is logged
   // and counted.
   bool reload();
+
+  // In shadow mode: logs what the allocator would have done and saved so far.
+  void log_shadow() const;
 
   const CascadeSpec& spec() const { return spec_; }
 
@@ -62,23 +80,32 @@ class Sidecar {
   Sidecar();
   struct Lane;  // a decider and its scratch space: one for each request in flight
   class LaneLease;
+  struct Picked {
+    budget::Decision decision;
+    int answered = 0;  // chain
+  };
+  Result<Picked> pick(const nlohmann::json& features, const RewardModel& model, Lane& lane);
+  std::string picked_json(const Picked& picked, const Lane& lane) const;  // without the closing brace
+  // A chain for each request of a body, into the jobs, and the answers' beginnings.
+  Status pick_for(const nlohmann::json& json, bool batch, std::vector<std::string>& answers,
+                  std::vector<ItemService::Job>& jobs);
+  Result<ItemService::Job> read_job(const nlohmann::json& request) const;
+  Answer refuse(const std::string& why);
 
   CascadeSpec spec_;
   SidecarOptions options_;
   std::shared_ptr<const budget::ChainTable> table_;
   std::shared_ptr<budget::Governor> governor_;
+  std::unique_ptr<budget::PriceShare> share_;
   std::atomic<std::shared_ptr<const RewardModel>> model_;
   int64_t model_time_ = 0;
   std::vector<std::string> chain_json_;  // the part of an answer that depends on the chain alone
   mutable std::mutex lanes_mutex_;
   std::vector<std::unique_ptr<Lane>> idle_lanes_;
   std::atomic<uint64_t> bad_requests_{0}, models_loaded_{0}, models_refused_{0};
+  std::atomic<uint64_t> recommended_{0}, failed_{0};        // requests with items, and those that got none
   std::atomic<double> shadow_flops_{0}, shadow_reward_{0};  // of the shadow chain, for what was decided
+  std::unique_ptr<ItemService> items_;  // the last member: its threads end before what they answer into
 };
-
-// Serves until `stop` is true. `ready(port)` is called once it listens (port 0 asks for a free one). kIo: the
-// address is taken.
-Status serve_http(Sidecar& sidecar, const std::string& host, int port, int n_threads,
-                  const std::atomic<bool>& stop, const std::function<void(int)>& ready);
 
 }  // namespace frugal::cascade

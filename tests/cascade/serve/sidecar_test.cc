@@ -1,5 +1,5 @@
 // The sidecar: answers, refusals, shadow mode, model swaps under load, and one round over a real socket.
-#include "cascade/serve/sidecar.h"
+#include "cascade/serve/http.h"
 
 #include <gtest/gtest.h>
 #include <httplib.h>
@@ -107,9 +107,8 @@ TEST_F(SidecarTest, ServesManyClientsOverHttpWhileTheModelIsSwapped) {
   auto sidecar = make();
   std::atomic<bool> stop{false};
   std::atomic<int> port{0};
-  std::thread server([&] {
-    EXPECT_TRUE(serve_http(*sidecar, "127.0.0.1", 0, 4, stop, [&](int bound) { port = bound; }).ok());
-  });
+  std::thread server(
+      [&] { EXPECT_TRUE(serve_http(*sidecar, {}, stop, [&](int bound) { port = bound; }).ok()); });
   while (port == 0) std::this_thread::yield();
   std::atomic<int> good{0};
   std::vector<std::thread> clients;
