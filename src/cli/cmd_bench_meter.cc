@@ -233,6 +233,28 @@ Status bench_concurrent(Rows& rows) {
   return {};
 }
 
+// A command of some 10 ms, again and again: how many of its runs have the median figure in their band.
+Status bench_short(Rows& rows) {
+  constexpr int kRuns = 40;
+  FRUGAL_TRY(auto meter, open_meter({}));
+  std::vector<Estimate> charged;
+  std::vector<double> joules;
+  for (int i = 0; i < kRuns; ++i) {
+    const meter::Snapshot start = meter->snapshot();
+    FRUGAL_TRY(auto done,
+               meter::run_command({"/bin/sh", "-c", "i=0; while [ $i -lt 6000 ]; do i=$((i+1)); done"}));
+    charged.push_back(meter->charge(start, done.usage).cpu_j);
+    joules.push_back(charged.back().value);
+  }
+  const double middle = median(joules);
+  const auto inside = std::count_if(charged.begin(), charged.end(),
+                                    [&](const Estimate& e) { return e.low <= middle && middle <= e.high; });
+  rows.push_back(row("short_command_in_band", "% of runs of 10 ms",
+                     100.0 * static_cast<double>(inside) / kRuns, 90, "nominal",
+                     static_cast<double>(inside) / kRuns / 0.9, NAN, kRuns));
+  return {};
+}
+
 // A zone's recorded hours, and how many of them are there to be fitted on.
 struct Zone {
   std::string name;
@@ -393,6 +415,9 @@ Status bench_codecarbon(const BenchOptions& options, Rows& rows) {
   };
   add("busy loop, processors", "W", charge.cpu_j.value / wall, number("cpu_j") / seconds,
       strf("%g W a thread where the name is not in its table, cubed load", 4.0));
+  // The same scope: CodeCarbon takes the machine's load for the run's, whoever makes it.
+  add("busy loop, the host's processors", "W", charge.host_cpu_j.value / wall, number("cpu_j") / seconds,
+      strf("of the whole machine; the loop had %.0f %% of its CPU time", 100 * charge.share));
   add("busy loop, memory", "W", charge.memory_j.value / wall, number("ram_j") / seconds,
       "of the whole machine's slots, a constant");
   add("busy loop, all", "W", charge.total_j.value / wall, number("energy_j") / seconds,
@@ -422,7 +447,7 @@ int bench(BenchOptions options) {
   if (!powered.ok()) return fail(powered.error());
   if (options.fit) return kExitOk;
   for (const auto& part :
-       {std::function(bench_overhead), std::function(bench_concurrent),
+       {std::function(bench_overhead), std::function(bench_concurrent), std::function(bench_short),
         std::function([&](Rows& r) { return bench_jobs(options, r); }), std::function([&](Rows& r) {
           return options.codecarbon.empty() ? Status() : bench_codecarbon(options, r);
         })}) {
