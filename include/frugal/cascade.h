@@ -88,7 +88,7 @@ struct TrainOptions {
   int epochs = 15;
   int batch = 128;  // requests
   double rate = 0.01;
-  double l2 = 1e-5;
+  double decay = 0.02;  // of what is personal, a step, relative to the rate
   double clip =
       10;  // largest weight of a log row relative to the mean: propensities near zero would drown the rest
   // Where several chains of one request were logged (rows that follow each other with the same features), the
@@ -103,7 +103,7 @@ struct TrainOptions {
 
 // Predicted reward of a chain for request x (recursion over the stages k, model m_k, count c_k):
 //   z = [x, relu(A x)],  s_k = sum_b softplus(w_{k,m_k,b} z) phi_b(c_k),  a_k = softplus(v_{k,m_k} z),
-//   h_0 = 0,  h_k = s_k (h_{k-1} + a_k),  reward = scale * h_K + offset.
+//   h_0 = 1,  h_k = s_k h_{k-1} + a_k,  reward = scale softplus(u z) h_K + offset.
 // The bases phi_b rise with the count and every factor is positive, so the reward rises with every count, for
 // any weights. GreenFlow's own equations are not public; this follows its description. Immutable once
 // trained, shared between threads; predict() is const and allocates nothing.

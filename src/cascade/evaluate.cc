@@ -304,7 +304,6 @@ class Evaluator {
       if (options_.progress) options_.progress(strf("seed %d of %d", seed, options_.seeds));
       FRUGAL_TRY_STATUS(one_seed(static_cast<uint64_t>(seed)));
     }
-    equal_reward();
     finish();
     return std::move(result_);
   }
@@ -391,12 +390,15 @@ class Evaluator {
       at_half[k] = at_budget(mine, half_);
       half_reward_[k] += at_half[k].reward / options_.seeds;
       if (k == kGreen) {
-        // Chance differs from seed to seed, the price that is right does not: curves are averaged over seeds.
+        // The price at which the fitting requests earn what the best static chain earns on them, both judged
+        // on users that they were not fitted to. Each seed's own: a model's rewards are in its own
+        // calibration.
         const auto curve = rewards_by_price(*table_, mine.fit, fit_.rewards, fit_.n);
-        fit_curve_.resize(curve.size());
-        for (size_t g = 0; g < curve.size(); ++g) fit_curve_[g] += curve[g] / options_.seeds;
-        target_ += static_reward_across(fit_, m_, seed, options_.folds) / options_.seeds;
-        green_test_.push_back(std::move(mine.test));
+        const double price = price_for_reward(curve, static_reward_across(fit_, m_, seed, options_.folds));
+        result_.reached = (seed == 1 || result_.reached) && price >= 0;
+        result_.equal_price = std::max(price, 0.0);
+        Rng resampling(seed, 62);
+        equal_reward_of(mine.test, resampling);
       }
     }
     for (size_t k = 0; k < std::size(kKinds); ++k) {
@@ -419,21 +421,10 @@ class Evaluator {
     return decide_all(*table_, mine.test, test_.rewards, test_.n, price);
   }
 
-  // The price at which the fitting requests earn what the best static chain earns on them, both judged on
-  // users that they were not fitted to; then every seed's model at that price on the test requests.
-  void equal_reward() {
-    const double price = price_for_reward(fit_curve_, target_);
-    result_.reached = price >= 0;
-    result_.equal_price = std::max(price, 0.0);
-    for (size_t seed = 0; seed < green_test_.size(); ++seed) {
-      Rng rng(seed + 1, 62);
-      equal_reward_of(green_test_[seed], rng);
-    }
-  }
-
   void equal_reward_of(std::span<const float> predicted, Rng& rng) {
     const Outcome equal = decide_all(*table_, predicted, test_.rewards, test_.n, result_.equal_price);
-    result_.equal_flops += equal.flops / options_.seeds;
+    const double own = result_.model->flops();  // deciding takes some, too
+    result_.equal_flops += (equal.flops + own) / options_.seeds;
     result_.equal_reward += equal.reward / options_.seeds;
     for (int r = 0; r < options_.resamples; ++r) {
       double flops = 0, reward = 0, fixed = 0, n = 0;
@@ -443,7 +434,7 @@ class Evaluator {
         fixed += static_cast<double>(test_.rewards[i * m_ + static_]);
         n += 1;
       });
-      saved_.push_back(1 - flops / n / result_.static_flops);
+      saved_.push_back(1 - (flops / n + own) / result_.static_flops);
       ratio_.push_back(reward / std::max(fixed, 1e-9));
     }
     result_.chain_share.assign(m_, 0);
@@ -475,9 +466,7 @@ class Evaluator {
   UserBootstrap bootstrap_;
   Evaluation result_;
   size_t static_ = 0, half_static_ = 0;
-  double half_ = 0, target_ = 0;
-  std::vector<double> fit_curve_;               // what GreenFlow earns on the fitting requests by price
-  std::vector<std::vector<float>> green_test_;  // [seeds][n, n_chains]
+  double half_ = 0;
   std::vector<double> budgets_, saved_, ratio_;
   std::vector<std::vector<double>> gains_;
   std::vector<double> half_reward_;

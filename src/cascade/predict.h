@@ -26,6 +26,7 @@ struct PredictView {
   size_t n_nodes[kMaxStages], n_levels, widest_level;
   const int* chain_of_leaf;  // [n_nodes of the last level]
   float scale, offset;
+  int value;  // head that the whole prediction is multiplied by
   bool recursive, monotone;
 };
 

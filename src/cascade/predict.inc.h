@@ -74,13 +74,13 @@ void FRUGAL_PREDICT(const PredictView& view, const float* z, float* scratch, flo
     for (int b = 0; b < kBases; ++b) sum += heads[one.head + b] * one.phi[b];
     gain[g] = sum;
   }
-  above[0] = 0;
+  above[0] = view.recursive ? 1 : 0;
   for (size_t k = 0; k < view.n_levels; ++k) {
     const PredictView::Node* node = view.nodes[k];
     const size_t n = view.n_nodes[k];
     if (view.recursive) {
       for (size_t i = 0; i < n; ++i)
-        here[i] = gain[node[i].gain] * (above[node[i].parent] + heads[node[i].alpha]);
+        here[i] = gain[node[i].gain] * above[node[i].parent] + heads[node[i].alpha];
     } else {
       for (size_t i = 0; i < n; ++i) here[i] = gain[node[i].gain] + above[node[i].parent];
     }
@@ -89,7 +89,8 @@ void FRUGAL_PREDICT(const PredictView& view, const float* z, float* scratch, flo
     here = swapped;
   }
   const size_t n = view.n_nodes[view.n_levels - 1];
-  for (size_t i = 0; i < n; ++i) rewards[view.chain_of_leaf[i]] = view.scale * above[i] + view.offset;
+  const float scale = view.scale * heads[view.value];
+  for (size_t i = 0; i < n; ++i) rewards[view.chain_of_leaf[i]] = scale * above[i] + view.offset;
 }
 
 }  // namespace frugal::cascade

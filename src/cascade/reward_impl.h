@@ -10,9 +10,9 @@
 
 namespace frugal::cascade {
 
-// phi_b(c): rise with the count from stage minimum to maximum, in [0, 1]; saturate at different speeds. The
-// constant lets a model be good whatever the count.
-std::array<float, kBases> count_bases(double count, double largest, bool multi_basis);
+// phi_b(c): rise with the count, saturate at different speeds, lie in [0, 1]. The constant lets a model be
+// good whatever the count.
+std::array<float, kBases> count_bases(double count, double least, double largest, bool multi_basis);
 
 struct RewardModel::Impl {
   RewardOptions options;
@@ -21,6 +21,7 @@ struct RewardModel::Impl {
 
   // Heads: for model m of stage k, kBases gains and one alpha, [first_head(k, m) + b].
   std::vector<std::vector<int>> first_head;  // [stage][model]
+  int value_head = 0;                        // the request's own factor, after those
   int n_heads = 0, padded_heads = 0;         // padded to 8
   // Gains: one for each (stage, model, count).
   using Gain = PredictView::Gain;

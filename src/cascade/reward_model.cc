@@ -11,12 +11,15 @@
 
 namespace frugal::cascade {
 
-std::array<float, kBases> count_bases(double count, double largest, bool multi_basis) {
-  const double z = count / largest;
-  const double log_basis = std::log1p(9 * z) / std::log(10.0);
-  if (!multi_basis) return {0, static_cast<float>(log_basis), 0, 0, 0};
-  return {1, static_cast<float>(log_basis), static_cast<float>(z),
-          static_cast<float>(std::tanh(4 * z) / std::tanh(4.0)), static_cast<float>(1 - std::exp(-12 * z))};
+std::array<float, kBases> count_bases(double count, double least, double largest, bool multi_basis) {
+  if (!multi_basis) return {0, static_cast<float>(std::log1p(9 * count / largest) / std::log(10.0)), 0, 0, 0};
+  // Clicks saturate early: most of what a queue can give comes with the first step of the grid. So the bases
+  // rise over the logarithm of the count, from 0 at the least to 1 at the largest, at different speeds.
+  const double u = largest > least ? std::log(count / least) / std::log(largest / least) : 0;
+  const auto saturating = [&](double speed) {
+    return static_cast<float>((1 - std::exp(-speed * u)) / (1 - std::exp(-speed)));
+  };
+  return {1, static_cast<float>(u), static_cast<float>(u * u), saturating(5), saturating(20)};
 }
 
 namespace {
@@ -55,7 +58,7 @@ std::unique_ptr<RewardModel::Impl> RewardModel::Impl::lay_out(const CascadeSpec&
       gain_of.back().emplace_back();
       for (const int count : stage.counts) {
         gain_of.back().back().push_back(static_cast<int>(impl->gains.size()));
-        const auto bases = count_bases(count, stage.counts.back(), options.multi_basis);
+        const auto bases = count_bases(count, stage.counts.front(), stage.counts.back(), options.multi_basis);
         Gain gain{impl->n_heads, {}};
         std::copy(bases.begin(), bases.end(), gain.phi);
         impl->gains.push_back(gain);
@@ -63,6 +66,7 @@ std::unique_ptr<RewardModel::Impl> RewardModel::Impl::lay_out(const CascadeSpec&
       impl->n_heads += kBases + 1;
     }
   }
+  impl->value_head = impl->n_heads++;
   impl->padded_heads = (impl->n_heads + 7) / 8 * 8;
   impl->levels.resize(spec.stages.size());
   std::vector<std::map<std::vector<int>, int>> known(spec.stages.size());
@@ -110,6 +114,7 @@ PredictView RewardModel::Impl::view() const {
   v.chain_of_leaf = chain_of_leaf.data();
   v.scale = scale;
   v.offset = offset;
+  v.value = value_head;
   v.recursive = options.recursive;
   v.monotone = options.monotone;
   return v;
@@ -166,16 +171,15 @@ double RewardModel::predict_slowly(std::span<const float> features, int chain) c
              static_cast<double>(m.weights[i * static_cast<size_t>(m.padded_heads) + static_cast<size_t>(p)]);
     return m.options.monotone ? softplus(sum) : sum;
   };
-  double state = 0;
+  double state = m.options.recursive ? 1 : 0;
   for (size_t k = 0; k < static_cast<size_t>(m.n_stages); ++k) {
     const Impl::Gain& gain = m.gains[static_cast<size_t>(m.chain_gains[static_cast<size_t>(chain)][k])];
     double s = 0;
     for (int b = 0; b < kBases; ++b)
       s += head(gain.head + b) * static_cast<double>(gain.phi[static_cast<size_t>(b)]);
-    state =
-        m.options.recursive ? s * (state + head(m.chain_alphas[static_cast<size_t>(chain)][k])) : state + s;
+    state = m.options.recursive ? s * state + head(m.chain_alphas[static_cast<size_t>(chain)][k]) : state + s;
   }
-  return static_cast<double>(m.scale) * state + static_cast<double>(m.offset);
+  return static_cast<double>(m.scale) * head(m.value_head) * state + static_cast<double>(m.offset);
 }
 
 RewardModel::RewardModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -203,7 +207,7 @@ double RewardModel::flops() const {
 namespace {
 
 constexpr char kMagic[8] = {'F', 'R', 'G', 'L', 'R', 'W', 'D', '\n'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   char magic[8];

@@ -17,14 +17,17 @@ struct Adam {
   std::vector<double> m, v;
   int t = 0;
 
-  void step(std::vector<float>& parameters, std::vector<double>& gradient, double rate, double l2) {
+  // Parameters before `n_free` do not decay. Clears the gradient.
+  void step(std::span<float> parameters, std::span<double> gradient, double rate, double decay,
+            size_t n_free) {
     ++t;
     const double c1 = 1 - std::pow(0.9, t), c2 = 1 - std::pow(0.999, t);
     for (size_t i = 0; i < parameters.size(); ++i) {
-      const double g = gradient[i] + l2 * static_cast<double>(parameters[i]);
+      const double g = gradient[i];
       m[i] = 0.9 * m[i] + 0.1 * g;
       v[i] = 0.999 * v[i] + 0.001 * g * g;
-      parameters[i] -= static_cast<float>(rate * (m[i] / c1) / (std::sqrt(v[i] / c2) + 1e-8));
+      const double shrink = i < n_free ? 0 : decay * static_cast<double>(parameters[i]);
+      parameters[i] -= static_cast<float>(rate * ((m[i] / c1) / (std::sqrt(v[i] / c2) + 1e-8) + shrink));
       gradient[i] = 0;
     }
   }
@@ -45,7 +48,8 @@ class Trainer {
         g_weights_(model.weights.size(), 0.0),
         g_mix_(model.mix.size(), 0.0),
         weights_(model.weights.size()),
-        mix_(model.mix.size()) {}
+        mix_(model.mix.size()),
+        shared_(static_cast<size_t>(model.padded_heads)) {}
 
   void begin_request(std::span<const float> x) {
     m_.embed(x, z_.data());
@@ -53,32 +57,43 @@ class Trainer {
     std::fill(d_active_.begin(), d_active_.end(), 0.0);
   }
 
-  // Unscaled prediction h_K of a chain for the request.
-  double forward(int chain) {
-    double state = 0;
+  // The mean request: what is personal is left out, z = [1, 0 ..].
+  void begin_shared() {
+    std::fill(z_.begin(), z_.end(), 0.0f);
+    z_[0] = 1;
+    std::fill(known_.begin(), known_.end(), false);
+    std::fill(d_active_.begin(), d_active_.end(), 0.0);
+  }
+
+  // Unscaled prediction of a chain for the request: its value times h_K.
+  double forward(int chain) { return active(m_.value_head) * state_of(chain); }
+
+  double state_of(int chain) {
+    double state = m_.options.recursive ? 1 : 0;
     for (size_t k = 0; k < static_cast<size_t>(m_.n_stages); ++k) {
       const double sum = stage_sum(chain, k);
-      state = m_.options.recursive ? sum * (state + active(alpha_of(chain, k))) : state + sum;
+      state = m_.options.recursive ? sum * state + active(alpha_of(chain, k)) : state + sum;
     }
     return state;
   }
 
-  // `gradient`: of the loss by h_K, for a chain of the request.
+  // `gradient`: of the loss by the unscaled prediction, for a chain of the request.
   void backward(int chain, double gradient) {
     const auto n = static_cast<size_t>(m_.n_stages);
-    double before[kMaxStages], sums[kMaxStages], state = 0;
+    double before[kMaxStages], sums[kMaxStages], state = m_.options.recursive ? 1 : 0;
     for (size_t k = 0; k < n; ++k) {
       before[k] = state;
       sums[k] = stage_sum(chain, k);
-      state = m_.options.recursive ? sums[k] * (state + active(alpha_of(chain, k))) : state + sums[k];
+      state = m_.options.recursive ? sums[k] * state + active(alpha_of(chain, k)) : state + sums[k];
     }
+    d_active_[static_cast<size_t>(m_.value_head)] += gradient * state;
+    gradient *= active(m_.value_head);
     for (size_t k = n; k-- > 0;) {
       const Impl::Gain& gain = gain_of(chain, k);
       double d_sum = gradient;
       if (m_.options.recursive) {
-        const int alpha = alpha_of(chain, k);
-        d_sum *= before[k] + active(alpha);
-        d_active_[static_cast<size_t>(alpha)] += gradient * sums[k];
+        d_sum *= before[k];
+        d_active_[static_cast<size_t>(alpha_of(chain, k))] += gradient;
         gradient *= sums[k];
       }
       for (int b = 0; b < kBases; ++b)
@@ -105,9 +120,14 @@ class Trainer {
     }
   }
 
-  void step(double rate, double l2) {
-    weights_.step(m_.weights, g_weights_, rate, l2);
-    mix_.step(m_.mix, g_mix_, rate, l2);
+  void step(double rate, double decay) {
+    // The first row is what all requests share.
+    weights_.step(m_.weights, g_weights_, rate, decay, static_cast<size_t>(m_.padded_heads));
+    mix_.step(m_.mix, g_mix_, rate, 0, 0);
+  }
+  void step_shared(double rate) {
+    const auto n = static_cast<size_t>(m_.padded_heads);
+    shared_.step(std::span(m_.weights).first(n), std::span(g_weights_).first(n), rate, 0, n);
   }
 
  private:
@@ -140,7 +160,7 @@ class Trainer {
   std::vector<double> dz_, logit_, active_, d_active_;
   std::vector<char> known_;
   std::vector<double> g_weights_, g_mix_;
-  Adam weights_, mix_;
+  Adam weights_, mix_, shared_;
 };
 
 // Rows [begin, end) of the logs that belong to one request: they follow each other and have the same
@@ -215,14 +235,56 @@ void initialise(Impl& m, uint64_t seed) {
     for (int p = 0; p < m.n_heads; ++p) {
       // Gains start small and alike (softplus(-1.5) = 0.2, five of them make one), personal parts near
       // nothing.
-      const double start =
-          i == 0 ? (p % (kBases + 1) == kBases ? 0.0 : (m.options.monotone ? -1.5 : 0.2)) : 0.0;
+      const double start = i > 0               ? 0.0
+                           : p == m.value_head ? (m.options.monotone ? 0.5413 : 1.0)  // softplus(0.5413) = 1
+                           : p % (kBases + 1) == kBases ? (m.options.monotone ? -2.0 : 0.1)
+                                                        : (m.options.monotone ? -1.5 : 0.2);
       m.weights[static_cast<size_t>(i * m.padded_heads + p)] =
-          static_cast<float>(start + 0.02 * rng.normal());
+          static_cast<float>(start + (i == 0 ? 0.02 : 0.002) * rng.normal());
     }
   }
   m.scale = 1;
   m.offset = 0;
+}
+
+// What all requests share, fitted to the mean reward of each chain before anything personal: started
+// together, the noise of single requests is what the gains learn, and the chains' order is lost.
+void fit_shared(Impl& m, const CascadeSpec& spec, const LoggedChains& logs, std::span<const double> weight) {
+  const auto n = static_cast<size_t>(spec.n_chains());
+  std::vector<double> sum(n, 0), seen(n, 0);
+  double total = 0, all = 0;
+  for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i) {
+    const auto j = static_cast<size_t>(logs.chains[i]);
+    sum[j] += weight[i] * static_cast<double>(logs.rewards[i]);
+    seen[j] += weight[i];
+    total += weight[i] * static_cast<double>(logs.rewards[i]);
+    all += weight[i];
+  }
+  const double mean = std::max(total / all, 1e-9);
+  m.scale = static_cast<float>(mean);
+  Trainer trainer(m);
+  constexpr int kSteps = 4000;
+  for (int step = 0; step < kSteps; ++step) {
+    trainer.begin_shared();
+    for (size_t j = 0; j < n; ++j) {
+      if (seen[j] == 0) continue;
+      const int chain = static_cast<int>(j);
+      trainer.backward(chain, (trainer.forward(chain) - sum[j] / seen[j] / mean) * seen[j] / all);
+    }
+    trainer.end_request();
+    trainer.step_shared(0.1 * (1 - 0.95 * step / kSteps));
+  }
+}
+
+// 1 / propensity, relative to its mean, clipped: self-normalised inverse propensity weights.
+std::vector<double> row_weights(const LoggedChains& logs, const TrainOptions& options) {
+  const auto n = static_cast<size_t>(logs.n);
+  std::vector<double> weight(n, 1.0);
+  if (!options.off_policy) return weight;
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += weight[i] = 1 / static_cast<double>(logs.propensity[i]);
+  for (double& w : weight) w = std::min(w * static_cast<double>(n) / sum, options.clip);
+  return weight;
 }
 
 }  // namespace
@@ -240,7 +302,7 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
             "training: epochs and batch are at least 1, rate positive, clip at least 1, holdout in [0, 0.9)"};
   }
   auto impl = std::make_unique<Impl>(*from.impl_);
-  const auto d = static_cast<size_t>(logs.n_features), n = static_cast<size_t>(logs.n);
+  const auto d = static_cast<size_t>(logs.n_features);
   Rng rng(options.seed);
   std::vector<Group> groups = group_rows(logs);
   const auto shuffle = [&](size_t count) {
@@ -249,13 +311,7 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
   shuffle(groups.size());
   const size_t n_fit =
       groups.size() - static_cast<size_t>(options.holdout * static_cast<double>(groups.size()));
-  // 1 / propensity, relative to its mean, clipped: self-normalised inverse propensity weights.
-  std::vector<double> weight(n, 1.0);
-  if (options.off_policy) {
-    double sum = 0;
-    for (size_t i = 0; i < n; ++i) sum += weight[i] = 1 / static_cast<double>(logs.propensity[i]);
-    for (double& w : weight) w = std::min(w * static_cast<double>(n) / sum, options.clip);
-  }
+  const std::vector<double> weight = row_weights(logs, options);
   const auto row = [&](size_t i) { return std::span(logs.features).subspan(i * d, d); };
   Trainer trainer(*impl);
   const double scale = static_cast<double>(impl->scale) > 0 ? static_cast<double>(impl->scale) : 1;
@@ -287,7 +343,7 @@ Result<RewardModel> RewardModel::retrain(const RewardModel& from, const CascadeS
         }
         trainer.end_request();
       }
-      trainer.step(rate, options.l2);
+      trainer.step(rate, options.decay);
     }
   }
   // Calibration on requests that were held out: reward = scale h + offset by weighted least squares, the
@@ -325,16 +381,7 @@ Result<RewardModel> RewardModel::train(const CascadeSpec& spec, const LoggedChai
   auto impl = Impl::lay_out(spec, options.model);
   standardise(*impl, logs);
   initialise(*impl, options.seed);
-  // The first guess is the mean reward: scale makes up for whatever the initial gains multiply to.
-  const auto d = static_cast<size_t>(logs.n_features);
-  Trainer trainer(*impl);
-  double guess = 0, mean = 0;
-  for (size_t i = 0; i < static_cast<size_t>(logs.n); ++i) {
-    trainer.begin_request(std::span(logs.features).subspan(i * d, d));
-    guess += trainer.forward(logs.chains[i]);
-    mean += static_cast<double>(logs.rewards[i]);
-  }
-  impl->scale = guess > 0 && mean > 0 ? static_cast<float>(mean / guess) : 1.0f;
+  fit_shared(*impl, spec, logs, row_weights(logs, options));
   return retrain(RewardModel(std::move(impl)), spec, logs, options);
 }
 
