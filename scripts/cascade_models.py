@@ -1,8 +1,13 @@
 """The stage models of scripts/train_cascade.py: towers, and attention over the history."""
 
-import numpy as np
-import torch
-import torch.nn as nn
+import sys
+
+try:
+    import numpy as np
+    import torch
+    import torch.nn as nn
+except ImportError as missing:
+    sys.exit(f"{missing}: install Debian's python3-torch and run scripts/train_cascade.py with /usr/bin/python3")
 
 LENGTH = 64  # rated items that the models see
 
