@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <cstring>
+#ifdef FRUGAL_HAVE_AVX2
+#include <cpuid.h>
+#endif
 #ifdef FRUGAL_HAVE_NEON
 #include <sys/auxv.h>
 #endif
@@ -18,18 +21,28 @@ extern const Kernels kAvx512Kernels;
 extern const Kernels kNeonKernels;
 #endif
 
+#ifdef FRUGAL_HAVE_AVX2
+namespace {
+
+bool has_f16c() {  // clang 14 has no has_f16c()
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
+
 const Kernels* find_kernels(const char* name) {
   if (std::strcmp(name, "generic") == 0) return &kGenericKernels;
 #ifdef FRUGAL_HAVE_AVX2
   __builtin_cpu_init();
   if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+      has_f16c()) {
     return &kAvx2Kernels;
   }
   if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
-      __builtin_cpu_supports("f16c")) {
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && has_f16c()) {
     return &kAvx512Kernels;
   }
 #endif

@@ -256,7 +256,8 @@ void unpack_row(PanelType type, const std::byte* panel, int row, size_t k, float
   for (size_t at = 0; at < k; ++at) {
     const std::byte* block = panel + at / block_size * panel_block_bytes(type);
     const int i = static_cast<int>(at % block_size), sub = i / 32, in_sub = i % 32;
-    const auto [group, byte] = place(row, in_sub);
+    const Place in_group = place(row, in_sub);
+    const int group = in_group.group, byte = in_group.byte;
     auto half = [&](size_t offset) { return f16_to_f32(half_at(block, offset + 2 * r)); };
     auto high_bit = [&](const std::byte* high) {
       return ((static_cast<uint8_t>(high[byte]) >> group) & 1) << 4;
