@@ -77,6 +77,7 @@ Status check_tokens(const GgufFile& file, uint64_t* n_tokens) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i].size() > 1 << 16)
       return corrupt(file, strf("token %zu has %zu bytes", i, tokens[i].size()));
+    tokens[i] = tokens[i].substr(0, tokens[i].find('\0'));  // where llama.cpp ends it too
     if (!tokens[i].empty()) continue;
     names.push_back(strf("[EMPTY_%zu]", i));
     tokens[i] = names.back();

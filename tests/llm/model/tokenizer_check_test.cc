@@ -66,6 +66,11 @@ TEST(TokenizerCheck, TokensThatStandTwiceAreRefused) {
   tokens[398] = "[EMPTY_399]";
   expect_refused(without(vocab_file(), "tokenizer.ggml.tokens").texts("tokenizer.ggml.tokens", tokens),
                  ErrorCode::kCorrupt, {"[EMPTY_399]", "twice"});
+  // It ends a token at a zero byte, and then two may be equal.
+  tokens[398] = "head";
+  tokens[399] = std::string("head\0tail", 9);
+  expect_refused(without(vocab_file(), "tokenizer.ggml.tokens").texts("tokenizer.ggml.tokens", tokens),
+                 ErrorCode::kCorrupt, {"head", "twice"});
 }
 
 TEST(TokenizerCheck, WrongListsAreRefused) {
