@@ -270,7 +270,8 @@ std::string report_html(const ReportInput& input) {
       "</table><p><small>Clicks are counted on requests that were kept from training. FLOPs are by formula. "
       "Energy is FLOPs times an energy per FLOP, "
       "carbon is energy times the grid's intensity; both carry the band of what they are made "
-      "from.</small></p>";
+      "from. Where looking up and sorting take as long as products, fewer FLOPs are no fewer joules: "
+      "<code>frugal cascade replay</code> meters both policies on the real models.</small></p>";
   html += "<h2>Reward against compute</h2>" + reward_chart(input);
   if (!e.at_equal_compute.empty()) {
     html +=
