@@ -171,8 +171,9 @@ struct GovernorOptions {
   // Windows end at multiples of window_s, so that allocators on one clock share them.
   bool align_windows = false;
   bool hard_cap = true;  // once a window's budget is gone, serve the cheapest until it ends
-  double alarm =
-      0.25;  // a decider asks for an early tick when it has spent its tick's budget and this share more
+  // A decider asks for an early tick when it has spent its tick's budget and this share more. Chosen on two
+  // simulated days among 0.25 to 3: below 0.6 prices move more than requests do, above 1 regret grows.
+  double alarm = 1;
 };
 
 enum class DecisionKind : uint8_t {

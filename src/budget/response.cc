@@ -71,14 +71,36 @@ Response::Mean Response::at(std::span<const double> prices) {
 double Response::price_for(int k, double cost, std::span<double> prices) {
   const auto ki = static_cast<size_t>(k);
   double& price = prices[ki];
+  const double start = price;
   price = 0;
   if (reference_[ki] == 0 || at(prices).cost[ki] <= cost) return price;
-  double low = std::log(reference_[ki] / kPriceSpan), high = std::log(reference_[ki] * kPriceSpan);
-  // 30 halvings of ln 1e8 leave a relative error of 2e-8, below what a float reward can tell apart.
-  for (int step = 0; step < 30; ++step) {
+  // A bracket around where the price stood, wider by and by, then halvings: 2e-6 of a price is below what a
+  // sample can tell apart.
+  const double floor = std::log(reference_[ki] / kPriceSpan), ceiling = std::log(reference_[ki] * kPriceSpan);
+  const auto too_dear = [&](double log_price) {
+    price = std::exp(log_price);
+    return at(prices).cost[ki] > cost;
+  };
+  double low = start > 0 ? std::clamp(std::log(start), floor, ceiling) : floor, high = low;
+  double reach = start > 0 ? 0.05 : ceiling - floor;
+  if (too_dear(low)) {
+    while (high < ceiling) {
+      low = high;
+      high = std::min(high + reach, ceiling);
+      if (!too_dear(high)) break;
+      reach *= 3;
+    }
+  } else {
+    while (low > floor) {
+      high = low;
+      low = std::max(low - reach, floor);
+      if (too_dear(low)) break;
+      reach *= 3;
+    }
+  }
+  while (high - low > 2e-6) {
     const double middle = 0.5 * (low + high);
-    price = std::exp(middle);
-    (at(prices).cost[ki] > cost ? low : high) = middle;
+    (too_dear(middle) ? low : high) = middle;
   }
   price = std::exp(high);
   return price;

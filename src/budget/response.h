@@ -24,8 +24,8 @@ class Response {
 
   // The price of resource k in {0} and [1e-4, 1e4] reference prices at which a request costs `cost` of it in
   // the mean, the others' prices kept. 0 when even unpriced requests cost less; the largest when even that is
-  // not enough. `prices` is scratch and holds the answer at k. Bisection on the logarithm: the mean cost
-  // falls with the price.
+  // not enough. `prices[k]` is where the search starts, and holds the answer. The mean cost falls with the
+  // price.
   double price_for(int k, double cost, std::span<double> prices);
 
  private:

@@ -28,6 +28,9 @@ using cascade::DayResult;
 constexpr uint64_t kFitSeed =
     1000;  // of the day that parameters are chosen on; no day that is reported has it
 
+constexpr uint64_t kFirstSeed = 11;   // of the days that are reported; our own options were chosen on 1 and 2
+constexpr double kSpikeShare = 0.06;  // of the day
+
 struct Peer {
   const char* name;   // of its rows
   const char* shown;  // beside them
@@ -91,7 +94,8 @@ double distance(const DayResult& day) { return 1 - day.utilisation + day.over_us
 Result<std::vector<DayPolicy>> fitted(const cascade::SyntheticWorld& world, const cascade::RewardModel& model,
                                       const CascadeBench& bench) {
   DayOptions day;
-  day.seconds = bench.quick ? 7200 : 21600;
+  day.seconds = bench.quick ? 7200 : 14400;
+  day.spike_share = kSpikeShare;
   day.seed = kFitSeed;
   DayPolicy first = published(kPeers[1]);
   FRUGAL_TRY(const auto priced, cascade::simulate_policies(world, &model, day, {&first, 1}));
@@ -134,10 +138,11 @@ Outcome simulate(uint64_t seed, const std::vector<DayPolicy>& policies, bool qui
   if (!model.ok()) return {{}, {}, model.error()};
   DayOptions day;
   day.seed = seed;
-  day.seconds = quick ? 14400 : 86400;
+  day.seconds = quick ? 14400 : 28800;  // the two peaks in a third of the time
+  day.spike_share = kSpikeShare;
   auto busy = cascade::simulate_policies(*world, &*model, day, policies);
   day.stationary = true;
-  day.seconds = quick ? 3600 : 21600;
+  day.seconds = quick ? 3600 : 7200;
   auto still = cascade::simulate_policies(*world, &*model, day, policies);
   if (!busy.ok()) return {{}, {}, busy.error()};
   if (!still.ok()) return {{}, {}, still.error()};
@@ -151,7 +156,7 @@ std::vector<Outcome> simulate_seeds(int n_seeds, const std::vector<DayPolicy>& p
   for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
     threads.emplace_back([&] {
       for (int s = next++; s < n_seeds; s = next++)
-        outcomes[static_cast<size_t>(s)] = simulate(static_cast<uint64_t>(s) + 1, policies, quick);
+        outcomes[static_cast<size_t>(s)] = simulate(kFirstSeed + static_cast<uint64_t>(s), policies, quick);
     });
   }
   for (auto& thread : threads) thread.join();
@@ -168,12 +173,15 @@ struct Figure {
   const char* how;
 };
 constexpr Figure kFigures[] = {
-    {"regret", "%", Better::kLower, true, true, [](const DayResult& d) { return 100 * d.regret; },
-     "stationary load; reward lost against each window's LP optimum in hindsight, in predicted clicks; all "
-     "under "
-     "the cap"},
+    {"regret", "%", Better::kLower, false, true, [](const DayResult& d) { return 100 * d.regret; },
+     "stationary load; reward lost against each window's LP optimum in hindsight, in predicted clicks; peers "
+     "may "
+     "overspend"},
+    {"regret_under_cap", "%", Better::kLower, true, true, [](const DayResult& d) { return 100 * d.regret; },
+     "the same, peers under our cap"},
     {"utilisation", "%", Better::kHigher, false, false,
-     [](const DayResult& d) { return 100 * d.utilisation; }, "two-peak day with a 3x spike, windows of 60 s"},
+     [](const DayResult& d) { return 100 * d.utilisation; },
+     "two-peak day of 8 hours with a 3x spike of 29 minutes, windows of 60 s"},
     {"over_use", "%", Better::kLower, false, false, [](const DayResult& d) { return 100 * d.over_use; },
      "the same day"},
     {"spike_utilisation", "%", Better::kHigher, false, false,
