@@ -103,6 +103,10 @@ int submit(const SubmitOptions& options) {
   }
 
   const double saving = job.at_once_g > 0 ? 100 * (1 - job.expected_g / job.at_once_g) : 0;
+  // A host plans all its jobs on the carbon data of the place where it stands.
+  const std::string without_data =
+      options.setup->nats.empty() ? "nothing: without --carbon-file it runs at once"
+                                  : "what is not known here: the host that takes it may have carbon data";
   if (options.json) {
     nlohmann::ordered_json out = {
         {"id", options.setup->nats.empty() ? nlohmann::ordered_json(std::stoll(number))
@@ -119,7 +123,7 @@ int submit(const SubmitOptions& options) {
     out["expected_g_per_kwh"] = *outlook ? nlohmann::ordered_json(job.expected_g) : nullptr;
     out["at_once_g_per_kwh"] = *outlook ? nlohmann::ordered_json(job.at_once_g) : nullptr;
     out["expected_saving_percent"] = *outlook ? nlohmann::ordered_json(saving) : nullptr;
-    out["note"] = *outlook ? (*outlook)->note : "no carbon data: it runs at once";
+    out["note"] = *outlook ? (*outlook)->note : without_data;
     return print(out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n") ? kExitOk
                                                                                            : kExitFailure;
   }
@@ -131,7 +135,7 @@ int submit(const SubmitOptions& options) {
                  saving, job.expected_g, job.at_once_g);
     if (!(*outlook)->note.empty()) text += "  note      " + (*outlook)->note + "\n";
   } else {
-    text += "  saves     nothing: without --carbon-file it runs at once\n";
+    text += "  saves     " + without_data + "\n";
   }
   if (!plan.meets_deadline) text += "  note      the deadline cannot be met any more: it runs at once\n";
   if (options.setup->nats.empty()) {

@@ -27,7 +27,9 @@ std::shared_ptr<JobsSetup> add_jobs_options(CLI::App& app, bool carbon) {
     app.add_option(
            "--carbon-file", setup->carbon_file,
            "intensity by the hour, a file or an http(s) address: Electricity Maps (CSV, JSON), GB Carbon "
-           "Intensity or Carbon Aware SDK; one of another year stands in with the same weeks")
+           "Intensity or Carbon Aware SDK; one of another year stands in with the same weeks (default: that "
+           "of "
+           "the newest job of this queue that names one: a host is in one place)")
         ->group("Carbon");
     app.add_option("--region", setup->region, "the place within --carbon-file, where it has several")
         ->group("Carbon");

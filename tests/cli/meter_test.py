@@ -251,7 +251,9 @@ class MeterTest(Harness):
     def test_two_hosts_share_jobs_and_a_dead_ones_are_taken_over(self):
         url = self.nats_server()
         ids = [self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--", "sh", "-c", f"echo {i} >> ran")["id"] for i in range(6)]
-        cancelled = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--", "sh", "-c", "echo no >> ran")["id"]
+        submitted = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--", "sh", "-c", "echo no >> ran")
+        self.assertIn("the host that takes it", submitted["note"])
+        cancelled = submitted["id"]
         self.answered("jobs", "cancel", "--nats", url, cancelled)
         listed = self.submit("--nats", url, "--by", "2s", "--takes", "1s", "--carbon-file", self.carbon_file(hours_after=1), "--", "true")["id"]
         first = self.host("a", url)

@@ -13,15 +13,12 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cascade/serve/answer.h"
 
 namespace frugal::cascade {
 namespace {
 
 constexpr size_t kMaxBody = size_t{8} << 20;
-
-Sidecar::Answer failure(int status, const char* code, const char* message) {
-  return {status, strf("{\"error\":{\"code\":\"%s\",\"message\":\"%s\"}}", code, message)};
-}
 
 // One request under way: lives from its first header to its last byte out.
 struct Exchange {
@@ -55,7 +52,7 @@ MHD_Result recommend(Door& door, Exchange& exchange, MHD_Connection* connection)
   door.in_flight.fetch_add(1);
   if (door.closing.load()) {
     door.in_flight.fetch_sub(1);
-    return send(connection, failure(503, "unavailable", "this server is stopping"));
+    return send(connection, error_answer(503, ErrorCode::kUnavailable, "this server is stopping"));
   }
   exchange.waiting = true;
   MHD_suspend_connection(connection);  // before anybody can resume it
@@ -73,13 +70,16 @@ MHD_Result answer(Door& door, Exchange& exchange, MHD_Connection* connection, st
   const bool get = method == "GET" || method == "HEAD", post = method == "POST";
   const bool decide = path == "/v1/decide", items = path == "/v1/recommend";
   const bool known = path == "/v1/state" || path == "/metrics" || path == "/healthz";
-  if (exchange.too_large) return send(connection, failure(413, "out_of_range", "the body is over 8 MiB"));
+  if (exchange.too_large)
+    return send(connection, error_answer(413, ErrorCode::kOutOfRange, "the body is over 8 MiB"));
   if (!decide && !items && !known)
-    return send(connection, failure(404, "not_found",
-                                    "there are POST /v1/decide, POST /v1/recommend, GET /v1/state, /metrics "
-                                    "and /healthz"));
+    return send(connection,
+                error_answer(404, ErrorCode::kNotFound,
+                             "there are POST /v1/decide, POST /v1/recommend, GET /v1/state, /metrics "
+                             "and /healthz"));
   if ((decide || items) ? !post : !get)
-    return send(connection, failure(405, "invalid_argument", (decide || items) ? "use POST" : "use GET"));
+    return send(connection,
+                error_answer(405, ErrorCode::kInvalidArgument, (decide || items) ? "use POST" : "use GET"));
   if (decide) return send(connection, door.sidecar.decide(exchange.body));
   if (items) return recommend(door, exchange, connection);
   if (path == "/v1/state") return send(connection, door.sidecar.state());
