@@ -61,6 +61,13 @@ struct Totals {
   double others = 0;  // requests of other allocators
   uint64_t own_requests() const { return kinds[0] + kinds[1] + kinds[2] + kinds[3]; }
   double requests() const { return static_cast<double>(own_requests()) + others; }
+  void add(const Counters& counters) {
+    for (size_t k = 0; k < spent.size(); ++k) spent[k] += counters.spent[k].load(std::memory_order_relaxed);
+    for (size_t kind = 0; kind < kinds.size(); ++kind) {
+      kinds[kind] += counters.kinds[kind].load(std::memory_order_relaxed);
+    }
+    reward += counters.reward.load(std::memory_order_relaxed);
+  }
 };
 
 }  // namespace
@@ -296,16 +303,8 @@ std::unique_ptr<Decider> GovernorImpl::open_decider() {
 
 Totals GovernorImpl::totals() const {
   Totals sum = gone_;
-  const auto add_up = [&](const Counters& counters) {
-    for (size_t k = 0; k < sum.spent.size(); ++k)
-      sum.spent[k] += counters.spent[k].load(std::memory_order_relaxed);
-    for (size_t kind = 0; kind < sum.kinds.size(); ++kind) {
-      sum.kinds[kind] += counters.kinds[kind].load(std::memory_order_relaxed);
-    }
-    sum.reward += counters.reward.load(std::memory_order_relaxed);
-  };
-  for (const auto& counters : shared_->open) add_up(*counters);
-  for (const auto& counters : shared_->closed) add_up(*counters);
+  for (const auto& counters : shared_->open) sum.add(*counters);
+  for (const auto& counters : shared_->closed) sum.add(*counters);
   return sum;
 }
 
@@ -328,21 +327,10 @@ void GovernorImpl::open_window(double now_s) {
 void GovernorImpl::tick(double now_s) {
   const std::lock_guard lock(shared_->mutex);
   shared_->tick_wanted.store(false, std::memory_order_relaxed);
+  for (const auto& counters : shared_->closed)
+    gone_.add(*counters);  // their writers are gone: once, for good
+  shared_->closed.clear();
   Totals now = totals();
-  if (!shared_->closed.empty()) {  // their sums move into gone_, once
-    Totals open_only = now;
-    for (const auto& counters : shared_->open) {
-      for (size_t k = 0; k < now.spent.size(); ++k)
-        open_only.spent[k] -= counters->spent[k].load(std::memory_order_relaxed);
-      for (size_t kind = 0; kind < now.kinds.size(); ++kind) {
-        open_only.kinds[kind] -=
-            std::min(open_only.kinds[kind], counters->kinds[kind].load(std::memory_order_relaxed));
-      }
-      open_only.reward -= counters->reward.load(std::memory_order_relaxed);
-    }
-    gone_ = open_only;
-    shared_->closed.clear();
-  }
   // From here on `now` is of all who share the budgets.
   for (size_t k = 0; k < n_resources(); ++k) now.spent[k] += others_spent_[k];
   now.others = others_requests_;

@@ -2,6 +2,7 @@
 // survived.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <thread>
@@ -234,26 +235,31 @@ TEST(Governor, ClockJumpsAreCountedAndSurvived) {
 TEST(Governor, AccountsOfManyThreadsAddUp) {
   const auto table = table_of(1);
   auto governor = Governor::create(table, {{.budget = Schedule::constant(1e5)}}, {}).value();
-  constexpr int kThreads = 4, kEach = 20000;
+  constexpr int kThreads = 4, kDeciders = 100, kEach = 200;
   std::vector<double> spent(kThreads, 0.0);
+  std::atomic<int> running{kThreads};
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
-      auto decider = governor->open_decider();
       Rng rng(16, static_cast<uint64_t>(i));
       const auto rewards = rewards_of(rng);
-      for (int n = 0; n < kEach; ++n)
-        spent[static_cast<size_t>(i)] += table->chain(decider->decide(rewards).chain).cost[0];
+      for (int d = 0; d < kDeciders; ++d) {
+        auto decider = governor->open_decider();
+        for (int n = 0; n < kEach; ++n)
+          spent[static_cast<size_t>(i)] += table->chain(decider->decide(rewards).chain).cost[0];
+      }
+      --running;
     });
   }
-  for (int t = 0; t < 50; ++t) governor->tick(t);
+  int t = 0;  // deciders close while others decide and the governor adds up
+  while (running > 0) governor->tick(t++);
   for (auto& thread : threads) thread.join();
-  governor->tick(50);
+  governor->tick(t++);
   double sum = 0;
   for (const double s : spent) sum += s;
-  EXPECT_EQ(governor->state().requests, static_cast<uint64_t>(kThreads) * kEach);
+  EXPECT_EQ(governor->state().requests, static_cast<uint64_t>(kThreads) * kDeciders * kEach);
   EXPECT_NEAR(governor->state().spent[0], sum, 1e-6 * sum);
-  governor->tick(51);  // closed deciders are counted once
+  governor->tick(t);  // closed deciders are counted once
   EXPECT_NEAR(governor->state().spent[0], sum, 1e-6 * sum);
 }
 
