@@ -11,6 +11,7 @@
 
 #include "base/rng.h"
 #include "dnn/plan/profile.h"
+#include "support/steady_profile.h"
 
 namespace frugal::dnn {
 namespace {
@@ -26,9 +27,8 @@ struct Bench {
     network = Network::load(std::string(folder == nullptr ? "." : folder) + "/" + name + ".onnx").value();
     Link fast = named_link("lan").value();
     fast.latency_seconds = 0;
-    Profile profile = measure_profile(*network, 1, 1).value();
     const double slowdown[] = {8, 2, 1};
-    cluster = scaled_cluster(profile, slowdown, fast, fast);
+    cluster = scaled_cluster(test::steady_profile(*network), slowdown, fast, fast);
     device = std::make_shared<TierRunner>(network, 0, 1);
     cloud = std::make_shared<LocalHop>(std::make_shared<TierRunner>(network, 2, 1), nullptr, fast);
     edge = std::make_shared<LocalHop>(std::make_shared<TierRunner>(network, 1, 1), cloud, fast);

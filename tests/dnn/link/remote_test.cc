@@ -16,6 +16,7 @@
 #include "dnn/plan/profile.h"
 #include "dnn/plan/vsm.h"
 #include "support/nats_server.h"
+#include "support/steady_profile.h"
 
 namespace frugal::dnn {
 namespace {
@@ -83,10 +84,9 @@ class RemoteTest : public testing::Test {
     return run_from(device, &hop, division, input_, cost);
   }
   Cluster cluster(double edge_slowdown = 2) const {
-    const Profile profile = measure_profile(*network_, 1, 1).value();
     const double slowdown[] = {8, edge_slowdown, 1};
     const Link lan = named_link("lan").value();
-    return scaled_cluster(profile, slowdown, lan, lan);
+    return scaled_cluster(test::steady_profile(*network_), slowdown, lan, lan);
   }
 
   std::string folder_;
@@ -108,7 +108,7 @@ TEST_F(RemoteTest, ThreeTiersAndTilesGiveWhatTheWholeGives) {
   EXPECT_EQ(cloud->counts().model_bytes_received, bytes);
   EXPECT_EQ(hop.reach(), 2);
   // Everything on the edge, in two tiles where that can be.
-  Cluster tiled = cluster(/*edge_slowdown=*/2000);  // so slow that tiles pay, whatever this machine measures
+  Cluster tiled = cluster(/*edge_slowdown=*/2000);  // so slow that tiles pay
   tiled.tiers[1].worker_speeds = {1, 1};
   const std::vector<int> on_edge = thirds(1, 1000);
   division = {on_edge, TilePlanner(network_->graph(), tiled.tiers[1], 1).tile(on_edge)};
