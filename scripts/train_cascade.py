@@ -8,9 +8,10 @@ requests that the reward model is fitted on (split `fit`), the last 20 % those i
 user clicks, of the items shown, in the rest of the visit (ratings less than half an hour apart). `--split user --horizon next` splits
 each user's ratings instead, and counts the next 20 ratings.
 
-Needs Debian's python3-torch (run it with /usr/bin/python3) and the recbole wheel, whose ml-100k files are read in place:
+Needs Debian's python3-torch and the recbole wheel, whose ml-100k files are read in place:
 
-    /usr/bin/python3 scripts/train_cascade.py --recbole recbole-1.2.1-py3-none-any.whl --out DIR [--seed 1]
+    python3 scripts/bootstrap.py --cascade              installs both
+    /usr/bin/python3 scripts/train_cascade.py --out DIR [--seed 1]
 
 Writes to DIR: cascade.json (stages, FLOPs, chains, features), recall_s.onnx ..., features_{fit,test}.npy [n, d] float32,
 rewards_{fit,test}.npy [n, n_chains] float32 (clicks among the shown items, every chain replayed on every request),
@@ -35,8 +36,9 @@ try:
     import torch
     import torch.nn.functional as F
 except ImportError as missing:
-    sys.exit(f"{missing}: install Debian's python3-torch and run this with /usr/bin/python3")
+    sys.exit(f"{missing}: `python3 scripts/bootstrap.py --cascade` installs Debian's python3-torch; run this with /usr/bin/python3")
 
+import bootstrap
 from cascade_models import LENGTH, Attention, Dot, Recall
 
 SHOWN = 20  # items shown: clicks are counted among these
@@ -374,7 +376,7 @@ def export(out, stages, models):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recbole", required=True, help="recbole-1.2.1-py3-none-any.whl")
+    parser.add_argument("--recbole", help=f"{bootstrap.RECBOLE_WHEEL} (default: that of bootstrap.py --cascade)")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5, help="of the ranking networks")
@@ -383,11 +385,15 @@ def main():
     parser.add_argument("--split", choices=("all", "user"), default="all", help="cut all ratings by time, or each user's")
     parser.add_argument("--horizon", choices=("visit", "next"), default="visit", help="what a request could earn: rest of the visit, next 20")
     args = parser.parse_args()
+    try:
+        wheel = args.recbole or bootstrap.download(bootstrap.RECBOLE_WHEEL)
+    except bootstrap.BootstrapError as error:
+        sys.exit(f"{error}")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    data = Data(args.recbole, args.split, args.horizon)
+    data = Data(wheel, args.split, args.horizon)
     models = train_stages(data, args)
 
     stages = [{"name": "recall", "counts": RECALL_COUNTS, "models": []}, {"name": "prerank", "counts": PRERANK_COUNTS, "models": []},

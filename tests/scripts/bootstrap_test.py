@@ -227,7 +227,7 @@ class Bootstrap(unittest.TestCase):
     def test_not_root_gets_the_apt_line(self):
         self.b.APT_PACKAGES = {"libfrugal-test-dev": "/nonexistent/header.h", "cmake": sys.executable}
         with mock.patch("os.geteuid", return_value=1000), self.assertRaises(self.b.BootstrapError) as caught:
-            self.b.install_apt_packages(for_tests=False)
+            self.b.install_apt_packages({})
         self.assertIn("apt-get install libfrugal-test-dev", str(caught.exception))
         self.assertNotIn("cmake", str(caught.exception))
 
@@ -236,7 +236,7 @@ class Bootstrap(unittest.TestCase):
         self.b.run = mock.Mock(side_effect=self.b.BootstrapError("apt-get ended with status 100"))
         with mock.patch("os.geteuid", return_value=0), mock.patch("shutil.which", return_value="/usr/bin/x"):
             with self.assertRaisesRegex(self.b.BootstrapError, "(?s)status 100.*apt-get install libfrugal-test-dev"):
-                self.b.install_apt_packages(for_tests=False)
+                self.b.install_apt_packages({})
 
     def test_little_disk_is_said_before_the_work(self):
         usage = mock.Mock(free=10 << 20)
@@ -255,8 +255,9 @@ class Bootstrap(unittest.TestCase):
     def test_pins_are_complete(self):
         real = load_bootstrap(self.cache)
         pins = real.pinned_hashes()
-        self.assertEqual(sorted(pins), sorted(real.wanted_packages()), "requirements.txt and what the script fetches")
-        for name in real.wanted_packages():
+        wanted = [*real.wanted_packages(), real.RECBOLE_WHEEL]
+        self.assertEqual(sorted(pins), sorted(wanted), "requirements.txt and what the script fetches")
+        for name in wanted:
             requirement, digest = pins[name]
             self.assertRegex(requirement, r"^[\w-]+==[\w.]+$")
             self.assertRegex(digest, r"^[0-9a-f]{64}$")
