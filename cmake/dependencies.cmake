@@ -60,6 +60,11 @@ if(NOT FRUGAL_MICROHTTPD)
   message(FATAL_ERROR "libmicrohttpd is missing: run `python3 scripts/bootstrap.py` (or `make`), or `apt-get install "
     "libmicrohttpd-dev`, then configure again.")
 endif()
+find_library(FRUGAL_ZSTD zstd)
+if(NOT FRUGAL_ZSTD)
+  message(FATAL_ERROR "libzstd is missing: run `python3 scripts/bootstrap.py` (or `make`), or `apt-get install libzstd-dev`, "
+    "then configure again.")
+endif()
 if(FRUGAL_DEVELOPER)
   frugal_find_system(CLI11 libcli11-dev)
   frugal_find_system(GTest libgtest-dev)

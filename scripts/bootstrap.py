@@ -44,6 +44,7 @@ APT_PACKAGES = {  # Debian package: a file that proves that it is there
     "libedit-dev": "/usr/include/editline/readline.h",
     "clang-format-14": "/usr/bin/clang-format-14",
     "nats-server": "/usr/sbin/nats-server",
+    "libzstd-dev": "/usr/include/zstd.h",
     "libnats-dev": "/usr/include/nats/nats.h",
     "iproute2": "/usr/sbin/tc",
     "openssl": "/usr/bin/openssl",

@@ -73,6 +73,8 @@ struct Tier {
   // [n_vertices], what a vertex costs in any tile: a tile with share x of its area takes x * vertex_seconds +
   // (1 - x) * this. Measured (Measurement); empty = estimated by the weights that are read.
   std::vector<double> tile_fixed_seconds;
+  // [n_tensors], packing a tensor for a link and unpacking it; empty = this tier cannot.
+  std::vector<double> pack_seconds, unpack_seconds;
   double call_seconds = 0;  // fixed cost of using the tier for a frame at all
   double active_watts = 0;  // while it computes
   double idle_watts = 0;    // while it waits for the others; counted for tier 0 only
@@ -99,6 +101,9 @@ struct Link {
 struct Cluster {
   std::vector<Tier> tiers;
   std::vector<Link> links;  // one fewer than tiers
+  // [n_tensors], bytes of a tensor packed without loss, as measured on a frame; 0 where packing does not
+  // help. Empty: nothing is packed.
+  std::vector<double> packed_bytes;
 };
 
 // What a plan is to make small: the sum of weight * quantity. Quantities: seconds from input to output;
@@ -155,6 +160,7 @@ struct TierShare {
 // Shares of one link in a plan.
 struct LinkShare {
   int n_tensors = 0;  // that go up
+  int n_packed = 0;   // of these
   uint64_t up_bytes = 0;
   uint64_t down_bytes = 0;
   double seconds = 0;
@@ -166,6 +172,7 @@ struct Plan {
   std::string algorithm;
   std::vector<int> tier;             // [n_vertices]
   std::vector<TiledRun> tiled_runs;  // none unless a tier has several workers
+  std::vector<uint64_t> packed;      // [n_tensors], bit k: packed over link k; empty: none is
   double objective = 0;              // weighted sum
   double lower_bound = 0;  // no allowed plan costs less; equal to `objective` when the plan is proven best
   double seconds = 0;

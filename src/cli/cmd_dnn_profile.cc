@@ -11,6 +11,7 @@
 #include "cli/dnn_setup.h"
 #include "dnn/plan/profile.h"
 #include "dnn/plan/regression.h"
+#include "dnn/plan/sample.h"
 
 namespace frugal::cli {
 namespace {
@@ -25,7 +26,7 @@ Result<dnn::Profile> predict(const dnn::Graph& graph, const std::vector<std::str
     samples.insert(samples.end(), more->begin(), more->end());
   }
   FRUGAL_TRY(const dnn::TimeModel model, dnn::TimeModel::fit(samples));
-  return dnn::Profile{graph.model_hash, graph.name, n_threads, true, model.predict(graph)};
+  return dnn::Profile{graph.model_hash, graph.name, n_threads, true, model.predict(graph), {}};
 }
 
 }  // namespace
@@ -54,6 +55,9 @@ Action add_dnn_profile(CLI::App& app) {
     if (profile.ok() && !profile->predicted) {
       const Status tiles = dnn::measure_tiles(**network, std::min(5, options->repetitions), *profile);
       if (!tiles.ok()) return fail(tiles.error());
+      const Status packing =
+          dnn::measure_packing(**network, dnn::sample_frame((*network)->graph(), 1), 3, *profile);
+      if (!packing.ok()) return fail(packing.error());
     }
     if (!profile.ok()) return fail(profile.error());
     const std::string json = dnn::profile_to_json((*network)->graph(), *profile);

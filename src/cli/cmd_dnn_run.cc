@@ -19,6 +19,7 @@
 #include "dnn/link/coordinator.h"
 #include "dnn/link/remote.h"
 #include "dnn/plan/profile.h"
+#include "dnn/plan/sample.h"
 
 namespace frugal::cli {
 namespace {
@@ -63,9 +64,10 @@ struct Way {
   DnnPlanning planning;
 };
 
-Result<Way> way_in_process(const Options& options, const std::shared_ptr<const dnn::Network>& network) {
+Result<Way> way_in_process(const Options& options, const std::shared_ptr<const dnn::Network>& network,
+                           const dnn::Values& inputs) {
   Way way;
-  FRUGAL_TRY(way.planning, open_planning(*network, options.model, options.cluster));
+  FRUGAL_TRY(way.planning, open_planning(*network, options.model, options.cluster, inputs));
   const dnn::Cluster& cluster = way.planning.cluster;
   const auto runner = [&](int k) {
     return std::make_shared<dnn::TierRunner>(network, k, options.model.n_threads,
@@ -81,7 +83,7 @@ Result<Way> way_in_process(const Options& options, const std::shared_ptr<const d
   return way;
 }
 
-Result<Way> way_over_nats(const Options& options, const dnn::Network& network) {
+Result<Way> way_over_nats(const Options& options, const dnn::Network& network, const dnn::Values& inputs) {
   Way way;
   dnn::BusOptions bus_options = options.bus;
   bus_options.name = "frugal dnn run";
@@ -100,7 +102,8 @@ Result<Way> way_over_nats(const Options& options, const dnn::Network& network) {
   const auto edge = std::make_shared<dnn::RemoteHop>(
       way.mailbox, source, 1, options.tiers, [bar](double done, double total) { bar->update(done, total); });
   FRUGAL_TRY(way.planning.cluster,
-             survey_cluster(network, options.model.n_threads, options.cluster.slowdown[0], 3, *edge));
+             survey_cluster(network, options.model.n_threads, options.cluster.slowdown[0], 3,
+                            options.cluster.no_pack ? dnn::Values() : inputs, *edge));
   bar->finish();
   FRUGAL_TRY(way.planning.request.objective, dnn::parse_objective(options.cluster.objective));
   FRUGAL_TRY(way.planning.algorithm, dnn::parse_algorithm(options.cluster.algorithm));
@@ -110,12 +113,13 @@ Result<Way> way_over_nats(const Options& options, const dnn::Network& network) {
 }
 
 Result<dnn::Values> read_inputs(const Options& options, const dnn::Graph& graph) {
-  dnn::Values inputs;
+  dnn::Values inputs = dnn::sample_frame(graph, 1);
   size_t n_inputs = 0;
   for (const dnn::Vertex& vertex : graph.vertices) {
     if (vertex.kind != "Input") continue;
     const std::string path = n_inputs < options.inputs.size() ? options.inputs[n_inputs] : "";
     ++n_inputs;
+    if (path.empty()) continue;
     for (const int t : vertex.outputs) {
       FRUGAL_TRY(inputs[t], read_input(graph.tensors[static_cast<size_t>(t)], path));
     }
@@ -217,7 +221,8 @@ int run(const Options& options) {
   }
   const auto inputs = read_inputs(options, graph);
   if (!inputs.ok()) return fail(inputs.error());
-  auto way = options.bus.url.empty() ? way_in_process(options, *network) : way_over_nats(options, **network);
+  auto way = options.bus.url.empty() ? way_in_process(options, *network, *inputs)
+                                     : way_over_nats(options, **network, *inputs);
   if (!way.ok()) return fail(way.error());
   const DnnPlanning& planning = way->planning;
   const auto plan = dnn::make_plan(graph, planning.cluster, planning.request, planning.algorithm);
@@ -327,7 +332,7 @@ Action add_dnn_run(CLI::App& app) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("-i,--input", options->inputs,
-                 "a JPEG, PNG or PPM picture, or raw values, for each input; without it, a fixed pattern");
+                 "a JPEG, PNG or PPM picture, or raw values, for each input; without it, a drawn one");
   app.add_option("--labels", options->labels, "names of the classes, one a line");
   app.add_option("-o,--out", options->out, "write the raw values of all outputs here");
   app.add_option("--frames", options->frames, "frames to run and time")

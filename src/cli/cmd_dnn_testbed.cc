@@ -40,8 +40,9 @@ bool same_plan(const dnn::Plan& a, const dnn::Plan& b) {
   const auto same_run = [](const auto& x, const auto& y) {
     return x.vertices == y.vertices && x.tiles == y.tiles;
   };
-  return a.tier == b.tier && std::equal(a.tiled_runs.begin(), a.tiled_runs.end(), b.tiled_runs.begin(),
-                                        b.tiled_runs.end(), same_run);
+  return a.tier == b.tier && a.packed == b.packed &&
+         std::equal(a.tiled_runs.begin(), a.tiled_runs.end(), b.tiled_runs.begin(), b.tiled_runs.end(),
+                    same_run);
 }
 
 // All algorithms on one model and link. A plan that another algorithm made, too, is measured once; the device
@@ -52,8 +53,10 @@ Status measure_cell(const Options& options, Bench& bench, TestbedHosts& hosts, c
   FRUGAL_TRY(const dnn::Link far, dnn::named_link(link));
   FRUGAL_TRY_STATUS(hosts.set_links(near, far));
   FRUGAL_TRY(const dnn::Cluster cluster, bench.cluster(near, far));
-  dnn::Cluster single = cluster;  // one edge worker, as the baselines have it
+  dnn::Cluster single = cluster;  // one edge worker
   single.tiers[1].worker_speeds.clear();
+  dnn::Cluster plain = single;  // tensors go as they are, too: as the baselines have it
+  plain.packed_bytes.clear();
   const dnn::Graph& graph = bench.network->graph();
   FRUGAL_TRY(dnn::Plan tiled, dnn::make_plan(graph, cluster, {}, dnn::Algorithm::kExact));
   FRUGAL_TRY(dnn::Plan whole, dnn::make_plan(graph, single, {}, dnn::Algorithm::kExact));
@@ -71,8 +74,12 @@ Status measure_cell(const Options& options, Bench& bench, TestbedHosts& hosts, c
   for (const dnn::Algorithm algorithm :
        {dnn::Algorithm::kNeurosurgeon, dnn::Algorithm::kDads, dnn::Algorithm::kCloudOnly,
         dnn::Algorithm::kEdgeOnly, dnn::Algorithm::kDeviceOnly}) {
-    FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(graph, single, {}, algorithm));
+    FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(graph, plain, {}, algorithm));
     wanted.emplace_back(std::string(dnn::algorithm_name(algorithm)), std::move(plan));
+  }
+  for (const dnn::Algorithm algorithm : {dnn::Algorithm::kNeurosurgeon, dnn::Algorithm::kDads}) {
+    FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(graph, single, {}, algorithm));
+    wanted.emplace_back(std::string(dnn::algorithm_name(algorithm)) + kPacked, std::move(plan));
   }
   std::vector<dnn::Plan> fresh;
   const auto in = [](const auto& plans, const dnn::Plan& plan, const auto& plan_of) {

@@ -1,7 +1,9 @@
 #include "cli/dnn_nats.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "dnn/plan/profile.h"
 
@@ -23,11 +25,12 @@ void add_dnn_nats_options(CLI::App& app, dnn::BusOptions& options, const char* w
 }
 
 Result<dnn::Cluster> survey_cluster(const dnn::Network& network, int n_threads, double slowdown,
-                                    int repetitions, dnn::RemoteHop& edge) {
+                                    int repetitions, const dnn::Values& inputs, dnn::RemoteHop& edge) {
   FRUGAL_TRY_STATUS(edge.connect());
   FRUGAL_TRY(const nlohmann::json rows, edge.survey(repetitions));
   FRUGAL_TRY(const dnn::LinkProbe near, edge.probe());
-  FRUGAL_TRY(const dnn::Profile own, dnn::measure_profile(network, n_threads, repetitions));
+  FRUGAL_TRY(dnn::Profile own, dnn::measure_profile(network, n_threads, repetitions));
+  if (!inputs.empty()) FRUGAL_TRY_STATUS(dnn::measure_packing(network, inputs, repetitions, own));
   // Watts and carbon are the assumed ones of the emulated tiers; times and links are measured.
   const double slowdowns[] = {slowdown, 1, 1};
   FRUGAL_TRY(const dnn::Link wired, dnn::named_link("lan"));
@@ -43,6 +46,10 @@ Result<dnn::Cluster> survey_cluster(const dnn::Network& network, int n_threads, 
       dnn::Tier& tier = cluster.tiers[i + 1];
       tier.name = rows[i].at("name").get<std::string>();
       tier.vertex_seconds = rows[i].at("vertex_seconds").get<std::vector<double>>();
+      const double whole = std::accumulate(tier.vertex_seconds.begin(), tier.vertex_seconds.end(), 0.0);
+      for (auto* costs : {&tier.pack_seconds, &tier.unpack_seconds}) {
+        for (double& seconds : *costs) seconds *= whole / std::max(1e-9, own.measurement.whole_seconds);
+      }
       tier.tile_fixed_seconds = rows[i].value("tile_fixed_seconds", std::vector<double>());
       tier.worker_speeds = rows[i].at("worker_speeds").get<std::vector<double>>();
       if (tier.worker_speeds.size() < 2) tier.worker_speeds.clear();

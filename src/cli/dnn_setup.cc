@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "cli/image_file.h"
 #include "dnn/plan/profile.h"
+#include "dnn/plan/sample.h"
 
 namespace frugal::cli {
 namespace {
@@ -71,11 +72,12 @@ void add_dnn_cluster_options(CLI::App& app, DnnClusterOptions& options) {
   app.add_option("--algorithm", options.algorithm,
                  "exact, hpa, neurosurgeon, dads, device-only, edge-only or cloud-only")
       ->capture_default_str();
+  app.add_flag("--no-pack", options.no_pack, "send all tensors as they are, also over slow links");
   app.add_flag("--private-input", options.private_input, "keep what reads the raw input on the device");
 }
 
 Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOptions& model,
-                                  const DnnClusterOptions& options) {
+                                  const DnnClusterOptions& options, const dnn::Values& inputs) {
   DnnPlanning planning;
   FRUGAL_TRY(const dnn::Link near, dnn::named_link(options.near));
   FRUGAL_TRY(const dnn::Link far, dnn::named_link(options.far));
@@ -86,6 +88,8 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
   if (options.profile.empty()) {
     FRUGAL_TRY(profile, dnn::measure_profile(network, model.n_threads, 5));
     if (options.n_edge_workers > 1) FRUGAL_TRY_STATUS(dnn::measure_tiles(network, 3, profile));
+    const dnn::Values sample = inputs.empty() ? dnn::sample_frame(network.graph(), 1) : inputs;
+    if (!options.no_pack) FRUGAL_TRY_STATUS(dnn::measure_packing(network, sample, 3, profile));
   } else {
     FRUGAL_TRY(const std::string text, read_file(options.profile, size_t{64} << 20));
     auto parsed = dnn::profile_from_json(network.graph(), text);
@@ -93,6 +97,7 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
     profile = *std::move(parsed);
   }
   planning.cluster = dnn::scaled_cluster(profile, options.slowdown, near, far);
+  if (options.no_pack) planning.cluster.packed_bytes.clear();
   if (options.n_edge_workers > 1)
     planning.cluster.tiers[1].worker_speeds.assign(static_cast<size_t>(options.n_edge_workers), 1);
   return planning;
@@ -101,13 +106,6 @@ Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOpt
 Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string& path) {
   dnn::HostTensor value{tensor.type, tensor.shape, std::vector<std::byte>(tensor.bytes)};
   const auto put = [&](size_t i, float x) { std::memcpy(value.bytes.data() + 4 * i, &x, 4); };
-  if (path.empty()) {
-    if (tensor.type == "f32") {
-      for (size_t i = 0; i < tensor.bytes / 4; ++i)
-        put(i, static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64.0f);
-    }
-    return value;
-  }
   FRUGAL_TRY(const std::string data, read_file(path, size_t{1} << 30));
   if (!is_image(data)) {
     if (data.size() != tensor.bytes) {
@@ -146,7 +144,8 @@ Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string&
         };
         const double top = pixel(y0, x0) + (x - x0) * (pixel(y0, x1) - pixel(y0, x0));
         const double bottom = pixel(y1, x0) + (x - x0) * (pixel(y1, x1) - pixel(y1, x0));
-        const auto scaled = static_cast<float>((top + (y - y0) * (bottom - top)) / 255.0);
+        // To whole levels, as image libraries resize: the picture stays one of 8 bits.
+        const auto scaled = static_cast<float>(std::round(top + (y - y0) * (bottom - top)) / 255.0);
         put(static_cast<size_t>((c * rows + r) * columns + k), (scaled - kMean[c]) / kDeviation[c]);
       }
     }

@@ -29,7 +29,7 @@ struct DnnClusterOptions {
   std::string near = "wifi", far = "4g";
   std::string objective = "latency", algorithm = "exact";
   int n_edge_workers = 1;
-  bool private_input = false;
+  bool private_input = false, no_pack = false;
 };
 void add_dnn_cluster_options(CLI::App& app, DnnClusterOptions& options);
 
@@ -38,12 +38,12 @@ struct DnnPlanning {
   dnn::PlanRequest request;
   dnn::Algorithm algorithm = dnn::Algorithm::kExact;
 };
+// `inputs`: the frame to measure packing on; empty: a sample.
 Result<DnnPlanning> open_planning(const dnn::Network& network, const DnnModelOptions& model,
-                                  const DnnClusterOptions& options);
+                                  const DnnClusterOptions& options, const dnn::Values& inputs = {});
 
 // A tensor from a file: a picture (JPEG, PNG, PPM; fitted to the input's size, scaled to [0, 1] and
-// normalised with ImageNet's means) or raw little-endian values of just the right number. Empty path: a fixed
-// pattern.
+// normalised with ImageNet's means) or raw little-endian values of just the right number.
 Result<dnn::HostTensor> read_input(const dnn::Tensor& tensor, const std::string& path);
 
 // Tensors of the same sizes come and go with every frame: giving their pages back to the system and having

@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "base/text.h"
 #include "cli/console.h"
+#include "dnn/plan/sample.h"
 
 namespace frugal::cli {
 namespace {
@@ -18,17 +19,6 @@ constexpr double kSlowSeconds = 2.5;
 constexpr int kSlowFrames = 1;
 
 }  // namespace
-
-dnn::Values random_input(const dnn::Graph& graph, uint64_t seed) {
-  const dnn::Tensor& tensor = graph.tensors[static_cast<size_t>(graph.vertices[0].outputs[0])];
-  dnn::HostTensor value{tensor.type, tensor.shape, std::vector<std::byte>(tensor.bytes)};
-  Rng rng(seed);
-  for (size_t i = 0; i < tensor.bytes / 4; ++i) {
-    const auto x = static_cast<float>(rng.normal());
-    std::memcpy(value.bytes.data() + 4 * i, &x, 4);
-  }
-  return {{graph.vertices[0].outputs[0], std::move(value)}};
-}
 
 Result<dnn::Values> run_whole(const dnn::Network& network, const dnn::Values& inputs) {
   FRUGAL_TRY(const std::unique_ptr<dnn::Part> whole, network.compile_whole(1));
@@ -69,8 +59,9 @@ Result<std::unique_ptr<Bench>> Bench::open(const TestbedOptions& options, const 
   FRUGAL_TRY_STATUS(bench->await());
   FRUGAL_TRY(bench->profile, dnn::measure_profile(*bench->network, 1, 9));
   if (options.n_edge_workers > 1) FRUGAL_TRY_STATUS(dnn::measure_tiles(*bench->network, 5, bench->profile));
+  bench->input = dnn::sample_frame(bench->network->graph(), 1);
+  FRUGAL_TRY_STATUS(dnn::measure_packing(*bench->network, bench->input, 5, bench->profile));
   FRUGAL_TRY(bench->whole_, bench->network->compile_whole(1));
-  bench->input = random_input(bench->network->graph(), 1);
   FRUGAL_TRY(bench->expected, run_whole(*bench->network, bench->input));
   bench->device = std::make_shared<dnn::TierRunner>(bench->network, 0, 1, options.slowdown[0]);
   FRUGAL_TRY(const std::shared_ptr<dnn::Turns> turns, dnn::Turns::open(hosts.turns_file()));
@@ -164,7 +155,9 @@ Result<std::vector<PlanResult>> Bench::measure(const dnn::Cluster& cluster, std:
                                                int n_frames) {
   dnn::CoordinatorOptions options;
   options.retry_seconds = 3600;
-  dnn::Coordinator coordinator(device, edge, cluster, options);
+  dnn::Cluster plain = cluster;
+  plain.packed_bytes.clear();
+  dnn::Coordinator packing(device, edge, cluster, options), sending(device, edge, plain, options);
   std::vector<PlanResult> results;
   for (const dnn::Plan& plan : plans) results.push_back(predicted(plan));
   for (int i = 0; i <= n_frames; ++i) {
@@ -172,6 +165,7 @@ Result<std::vector<PlanResult>> Bench::measure(const dnn::Cluster& cluster, std:
       if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
       PlanResult& result = results[p];
       if (i > kSlowFrames && plans[p].seconds > kSlowSeconds) continue;
+      dnn::Coordinator& coordinator = plans[p].packed.empty() ? sending : packing;
       FRUGAL_TRY_STATUS(coordinator.set_plan(plans[p].tier, plans[p].tiled_runs));
       const double start = wall_seconds();
       dnn::FrameCost cost;
@@ -190,7 +184,7 @@ Result<std::vector<PlanResult>> Bench::measure(const dnn::Cluster& cluster, std:
     for (double& seconds : result.tiers) seconds /= static_cast<double>(result.seconds.size());
     for (double& seconds : result.links) seconds /= static_cast<double>(result.seconds.size());
   }
-  if (coordinator.n_retries() > 0)
+  if (packing.n_retries() + sending.n_retries() > 0)
     return Error{ErrorCode::kUnavailable, "a worker failed while it was measured"};
   return results;
 }

@@ -14,7 +14,6 @@
 
 namespace frugal::cli {
 
-dnn::Values random_input(const dnn::Graph& graph, uint64_t seed);
 Result<dnn::Values> run_whole(const dnn::Network& network, const dnn::Values& inputs);
 // 1 when any value differs in any bit, or is missing.
 int n_different(const dnn::Values& a, const dnn::Values& b);

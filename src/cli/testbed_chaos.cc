@@ -1,5 +1,7 @@
 #include "cli/testbed_chaos.h"
 
+#include "dnn/plan/sample.h"
+
 #include <atomic>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -28,7 +30,7 @@ Result<ChaosResult> run_chaos(Bench& bench, TestbedHosts& hosts, const std::stri
   dnn::Coordinator coordinator(bench.device, bench.edge, cluster, coordinator_options);
   std::vector<dnn::Values> inputs, expected;
   for (uint64_t seed = 1; seed <= 3; ++seed) {
-    inputs.push_back(random_input(bench.network->graph(), seed));
+    inputs.push_back(dnn::sample_frame(bench.network->graph(), seed));
     FRUGAL_TRY(dnn::Values outputs, run_whole(*bench.network, inputs.back()));
     expected.push_back(std::move(outputs));
   }

@@ -11,6 +11,7 @@
 namespace frugal::cli {
 
 inline constexpr char kOurs[] = "frugal";
+inline constexpr char kPacked[] = ", packed";  // a baseline's plan made and run with our packing
 
 struct PlanResult {
   std::string algorithm;
@@ -29,6 +30,7 @@ struct CellResult {
 
   const PlanResult& ours() const { return plans.front(); }
   const PlanResult& best_baseline() const;
+  double best_packed_baseline_seconds() const;  // of those with our packing, and of those without
 };
 
 struct ChaosResult {

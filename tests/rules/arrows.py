@@ -27,8 +27,9 @@ ROOMS = {
     "llm/peer": ["base", "llm/tensor", "llm/vocab", "llm/model"],
     "dnn/graph": ["base"],
     "dnn/exec": ["base", "dnn/graph"],
-    "dnn/plan": ["base", "meter", "budget", "dnn/graph", "dnn/exec"],
-    "dnn/link": ["base", "meter", "budget", "dnn/graph", "dnn/exec", "dnn/plan"],
+    "dnn/pack": ["base"],
+    "dnn/plan": ["base", "meter", "budget", "dnn/graph", "dnn/exec", "dnn/pack"],
+    "dnn/link": ["base", "meter", "budget", "dnn/graph", "dnn/exec", "dnn/pack", "dnn/plan"],
     "cascade": ["base", "meter", "budget", "dnn/exec"],
     "cascade/serve": ["base", "meter", "budget", "budget/share", "cascade"],
     "jobs": ["base", "meter", "budget"],
@@ -46,6 +47,7 @@ THIRD_PARTY = [
     (r"(x86intrin|immintrin|arm_neon|arm_sve)\.h", ["llm/kernel"]),
     (r"openvino/.*", ["dnn/exec"]),
     (r"nats/.*|nats\.h", ["dnn/link", "budget/share", "jobs/hosts"]),
+    (r"zstd\.h", ["dnn/pack"]),
     (r"sqlite3\.h", ["meter"]),
     (r"httplib\.h", ["server", "cascade/serve", "meter/http", "tests/cascade/serve"]),
     (r"microhttpd\.h", ["cascade/serve"]),
@@ -58,6 +60,7 @@ THIRD_PARTY = [
     (r"benchmark/.*", ["bench"]),
 ]
 SHOWN = {r"(llama|ggml|gguf)[\w-]*\.h": "llama.cpp, ggml", r"openvino/.*": "OpenVINO", r"nats/.*|nats\.h": "NATS",
+         r"zstd\.h": "Zstandard",
          r"sqlite3\.h": "SQLite", r"httplib\.h": "cpp-httplib", r"microhttpd\.h": "libmicrohttpd", r"CLI/.*": "CLI11", r"editline/.*|histedit\.h": "libedit", r"jpeglib\.h|png\.h": "libjpeg, libpng",
          r"(x86intrin|immintrin|arm_neon|arm_sve)\.h": "compiler intrinsics"}
 STANDARD = set("""algorithm any array atomic barrier bit bitset cassert ccomplex cctype cerrno cfenv cfloat charconv chrono

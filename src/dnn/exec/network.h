@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,7 +21,10 @@ struct HostTensor {
   std::string type;  // "f32", "i64"
   std::vector<int64_t> shape;
   std::vector<std::byte> bytes;
+  bool packed = false;  // bytes are in the form of dnn/pack, for the way between hosts only
 };
+
+using Values = std::map<int, HostTensor>;  // tensor of a graph -> its value
 
 // Bytes of one element; 0 for types that have no whole number of them, or that are unknown.
 size_t element_bytes(const std::string& type);

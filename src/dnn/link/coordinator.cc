@@ -58,7 +58,10 @@ Cluster Coordinator::learnt_cluster() const {
   Cluster cluster = cluster_;
   for (size_t k = 0; k < cluster.tiers.size(); ++k) {
     for (double& seconds : cluster.tiers[k].vertex_seconds) seconds *= learnt_.tier_ratio[k];
-    for (double& seconds : cluster.tiers[k].tile_fixed_seconds) seconds *= learnt_.tier_ratio[k];
+    for (auto* costs : {&cluster.tiers[k].tile_fixed_seconds, &cluster.tiers[k].pack_seconds,
+                        &cluster.tiers[k].unpack_seconds}) {
+      for (double& seconds : *costs) seconds *= learnt_.tier_ratio[k];
+    }
   }
   for (size_t k = 0; k < cluster.links.size(); ++k) {
     cluster.links[k].up_bytes_per_second /= learnt_.link_ratio[k];

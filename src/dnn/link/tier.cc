@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "dnn/pack/pack.h"
 #include "dnn/plan/vsm.h"
 
 namespace frugal::dnn {
@@ -50,7 +51,7 @@ Error beyond(Error error) {
   return error;
 }
 
-Division division_of(const Plan& plan) { return {plan.tier, plan.tiled_runs}; }
+Division division_of(const Plan& plan) { return {plan.tier, plan.tiled_runs, plan.packed}; }
 
 FrameCost& FrameCost::operator+=(const FrameCost& other) {
   for (size_t k = 0; k < tier_seconds.size() && k < other.tier_seconds.size(); ++k)
@@ -122,8 +123,7 @@ Status TierRunner::prepare(const Division& division) {
   return {};
 }
 
-Status TierRunner::run_part(Part& part, const std::vector<const HostTensor*>& inputs,
-                            std::vector<HostTensor>& outputs) {
+Status TierRunner::at_pace(const std::function<Status()>& work) {
   const std::lock_guard lock(compute_mutex_);
   const double start = wall_seconds();
   double busy;
@@ -131,11 +131,57 @@ Status TierRunner::run_part(Part& part, const std::vector<const HostTensor*>& in
     std::unique_lock<Turns> turn;
     if (turns_) turn = std::unique_lock(*turns_);
     const double cpu = thread_cpu_seconds();
-    FRUGAL_TRY_STATUS(part.run(inputs, outputs));
+    FRUGAL_TRY_STATUS(work());
     busy = thread_cpu_seconds() - cpu;
   }
   // Processor time, not wall time: neighbours on this host then do not make the emulated one slower.
   if (slowdown_ > 1) sleep_seconds(slowdown_ * busy - (wall_seconds() - start));
+  return {};
+}
+
+Status TierRunner::run_part(Part& part, const std::vector<const HostTensor*>& inputs,
+                            std::vector<HostTensor>& outputs) {
+  return at_pace([&] { return part.run(inputs, outputs); });
+}
+
+Status TierRunner::pack(const Division& division, Values& values, FrameCost& cost) {
+  const double start = wall_seconds();
+  for (auto& [t, tensor] : values) {
+    if (!division.packs(t, k_) || tensor.packed) continue;
+    FRUGAL_TRY_STATUS(at_pace([&]() -> Status {
+      std::vector<std::byte> packed = pack_words(tensor.bytes, planes_of(tensor.shape));
+      if (packed.empty()) return {};  // this frame's does not get smaller: it goes as it is
+      tensor.bytes = std::move(packed);
+      tensor.packed = true;
+      return {};
+    }));
+  }
+  if (const auto link = static_cast<size_t>(k_); link < cost.link_seconds.size())
+    cost.link_seconds[link] += wall_seconds() - start;
+  return {};
+}
+
+Status TierRunner::unpack(const Division& division, Values& values, FrameCost& cost) {
+  const Graph& graph = network_->graph();
+  const double start = wall_seconds();
+  for (auto& [t, tensor] : values) {
+    if (!tensor.packed) continue;
+    if (t < 0 || static_cast<size_t>(t) >= graph.tensors.size())
+      return {ErrorCode::kCorrupt, strf("there is no tensor %d", t)};
+    const Tensor& known = graph.tensors[static_cast<size_t>(t)];
+    const bool read_here = std::any_of(known.consumers.begin(), known.consumers.end(),
+                                       [&](int v) { return division.tier[static_cast<size_t>(v)] == k_; });
+    if (!read_here && division.packs(t, k_)) continue;
+    FRUGAL_TRY_STATUS(at_pace([&] {
+      std::vector<std::byte> words(known.bytes);
+      const Status status = unpack_words(tensor.bytes, planes_of(known.shape), words);
+      tensor.bytes = std::move(words);
+      tensor.packed = false;
+      return status;
+    }));
+  }
+  if (const auto link = static_cast<size_t>(k_ - 1); k_ > 0 && link < cost.link_seconds.size())
+    cost.link_seconds[link] += wall_seconds() - start;
   return {};
 }
 
@@ -234,10 +280,6 @@ Status TierRunner::run_tiled(const TiledRun& run, Values& values) {
 }
 
 Status TierRunner::run(const Division& division, Values& values, FrameCost& cost) {
-  if (division.tier.size() != network_->graph().vertices.size()) {
-    return {ErrorCode::kInvalidArgument, strf("a plan for %zu vertices does not fit this model of %zu",
-                                              division.tier.size(), network_->graph().vertices.size())};
-  }
   const double start = wall_seconds();
   for (const Stage& stage : stages_of(division)) {
     FRUGAL_TRY_STATUS(stage.run == nullptr ? run_plain(stage.vertices, values)
@@ -263,6 +305,11 @@ Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, co
 Result<Values> run_from(TierRunner& here, Hop* next, const Division& division, Values values,
                         FrameCost& cost) {
   const Graph& graph = here.network().graph();
+  if (division.tier.size() != graph.vertices.size()) {
+    return Error{ErrorCode::kInvalidArgument, strf("a plan for %zu vertices does not fit this model of %zu",
+                                                   division.tier.size(), graph.vertices.size())};
+  }
+  FRUGAL_TRY_STATUS(here.unpack(division, values, cost));
   FRUGAL_TRY_STATUS(here.run(division, values, cost));
   Values results;
   for (auto& [t, tensor] : values) {
@@ -272,7 +319,9 @@ Result<Values> run_from(TierRunner& here, Hop* next, const Division& division, V
   }
   if (division.uses_beyond(here.k())) {
     if (next == nullptr) return Error{ErrorCode::kUnavailable, strf("there is no tier beyond %d", here.k())};
-    FRUGAL_TRY(Values rest, next->run(division, needed_beyond(graph, division.tier, here.k(), values), cost));
+    Values needed = needed_beyond(graph, division.tier, here.k(), values);
+    FRUGAL_TRY_STATUS(here.pack(division, needed, cost));
+    FRUGAL_TRY(Values rest, next->run(division, std::move(needed), cost));
     results.merge(rest);
   }
   return results;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -16,13 +17,15 @@
 
 namespace frugal::dnn {
 
-using Values = std::map<int, HostTensor>;  // tensor -> value
-
 // How frames are divided: the part of a plan that running them takes.
 struct Division {
   std::vector<int> tier;  // [n_vertices]
   std::vector<TiledRun> runs;
+  std::vector<uint64_t> packed = {};  // as in Plan
 
+  bool packs(int t, int link) const {
+    return static_cast<size_t>(t) < packed.size() && (packed[static_cast<size_t>(t)] >> link & 1) != 0;
+  }
   bool uses_beyond(int k) const;  // any vertex on a tier after k
 };
 Division division_of(const Plan& plan);
@@ -81,6 +84,9 @@ class TierRunner {
   Status run(const Division& division, Values& values, FrameCost& cost);
   // One tile of a run, from the piece of the input that it needs.
   Result<HostTensor> run_tile(const TiledRun& run, size_t tile, const HostTensor& input);
+  // Packs what is to cross the next link packed; unpacks what came packed, but for what only passes through.
+  Status pack(const Division& division, Values& values, FrameCost& cost);
+  Status unpack(const Division& division, Values& values, FrameCost& cost);
   // Compiles what `division` needs without running it.
   Status prepare(const Division& division);
   const Network& network() const { return *network_; }
@@ -109,6 +115,8 @@ class TierRunner {
   Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
   Result<TilePart> tile_for(const TiledRun& run, size_t tile);
   Result<std::shared_ptr<const RunShape>> shape_for(const TiledRun& run);
+  // Computes in its turn, and makes it last as long as a host `slowdown` times slower would take.
+  Status at_pace(const std::function<Status()>& work);
   Status run_part(Part& part, const std::vector<const HostTensor*>& inputs, std::vector<HostTensor>& outputs);
   Status run_plain(const std::vector<int>& vertices, Values& values);
   Status run_tiled(const TiledRun& run, Values& values);

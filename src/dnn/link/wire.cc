@@ -47,6 +47,12 @@ Result<HostTensor> read_tensor(const json& row, std::span<const std::byte> bytes
     tensor.shape.push_back(size);
     if (__builtin_mul_overflow(n, static_cast<size_t>(size), &n)) return corrupt("a tensor's size overflows");
   }
+  if (row.contains("packed")) {
+    tensor.packed = true;
+    const auto packed = row.at("packed").get<size_t>();
+    if (packed > n) return corrupt("a packed tensor is longer than it is unpacked");
+    n = packed;
+  }
   if (n > bytes.size() - at) return corrupt("a tensor is longer than the letter");
   const auto part = bytes.subspan(at, n);
   tensor.bytes.assign(part.begin(), part.end());
@@ -129,6 +135,7 @@ std::vector<std::byte> encode_content(const Content& content) {
   json rows = json::array();
   for (const auto& [t, tensor] : content.tensors) {
     rows.push_back({{"t", t}, {"type", tensor.type}, {"shape", tensor.shape}});
+    if (tensor.packed) rows.back()["packed"] = tensor.bytes.size();
     n_bytes += tensor.bytes.size();
   }
   if (!rows.empty()) meta["tensors"] = std::move(rows);
@@ -142,7 +149,7 @@ std::vector<std::byte> encode_content(const Content& content) {
   return bytes;
 }
 
-Result<Content> decode_content(std::span<const std::byte> bytes) {
+Result<Content> decode_content(std::span<const std::byte> bytes, bool may_be_packed) {
   if (bytes.size() < 8) return corrupt("a letter is too short to say anything");
   const auto n_meta = get<uint64_t>(bytes, 0);
   if (n_meta > bytes.size() - 8 || n_meta > kMaxMetaBytes)
@@ -156,6 +163,7 @@ Result<Content> decode_content(std::span<const std::byte> bytes) {
     if (content.meta.contains("tensors")) {
       for (const json& row : content.meta.at("tensors")) {
         FRUGAL_TRY(HostTensor tensor, read_tensor(row, bytes, at));
+        if (tensor.packed && !may_be_packed) return corrupt("a tensor is packed where none may be");
         if (!content.tensors.emplace(row.at("t").get<int>(), std::move(tensor)).second)
           return corrupt("a tensor comes twice");
       }
@@ -175,7 +183,11 @@ json division_to_json(const Division& division) {
       tiles.push_back({tile.row_begin, tile.row_end, tile.column_begin, tile.column_end});
     runs.push_back({{"tier", run.tier}, {"vertices", run.vertices}, {"tiles", tiles}});
   }
-  return {{"tier", division.tier}, {"runs", runs}};
+  json packed = json::array();
+  for (size_t t = 0; t < division.packed.size(); ++t) {
+    if (division.packed[t] != 0) packed.push_back({t, division.packed[t]});
+  }
+  return {{"tier", division.tier}, {"runs", runs}, {"packed", packed}};
 }
 
 Result<Division> division_from_json(const Graph& graph, const json& root, size_t n_tiers) {
@@ -211,6 +223,12 @@ Result<Division> division_from_json(const Graph& graph, const json& root, size_t
       if (run.vertices.empty() || run.tiles.empty() || run.tiles.size() > 4096)
         return corrupt("a plan has a tiled run without vertices or tiles");
       division.runs.push_back(std::move(run));
+    }
+    for (const json& row : root.at("packed")) {
+      const auto entry = row.get<std::array<uint64_t, 2>>();
+      if (entry[0] >= graph.tensors.size()) return corrupt("a plan packs a tensor that is not there");
+      division.packed.resize(graph.tensors.size());
+      division.packed[entry[0]] = entry[1];
     }
     return division;
   } catch (const json::exception&) {

@@ -16,7 +16,7 @@
 
 namespace frugal::dnn {
 
-inline constexpr uint16_t kWireVersion = 1;
+inline constexpr uint16_t kWireVersion = 2;
 inline constexpr size_t kChunkBytes = size_t{128} << 10;  // a slow link carries one in a tenth of a second
 inline constexpr uint64_t kMaxLetterBytes = uint64_t{1} << 30;
 
@@ -70,7 +70,8 @@ struct Content {
 };
 std::vector<std::byte> encode_content(const Content& content);
 // kCorrupt: where it does not fit together.
-Result<Content> decode_content(std::span<const std::byte> bytes);
+// Packed tensors are refused unless `may_be_packed`: who takes them has to unpack them.
+Result<Content> decode_content(std::span<const std::byte> bytes, bool may_be_packed = false);
 
 nlohmann::json division_to_json(const Division& division);
 // kCorrupt when it cannot be a division of this graph among `n_tiers`.

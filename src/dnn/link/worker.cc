@@ -160,7 +160,7 @@ void Worker::tick() {
 
 Content Worker::serve(const Letter& letter) {
   const double start = wall_seconds();
-  const auto request = decode_content(letter.body);
+  const auto request = decode_content(letter.body, true);
   Result<Content> answer = request.ok() ? handle(*request) : Result<Content>(request.error());
   if (!answer.ok()) {
     ++n_failed_;
@@ -176,6 +176,9 @@ Result<Content> Worker::handle(const Content& request) {
   try {
     const json& meta = request.meta;
     const std::string op = meta.at("op").get<std::string>();
+    for (const auto& [t, tensor] : request.tensors) {
+      if (tensor.packed && op != "frame") return bad("a tensor is packed where none may be");
+    }
     Content answer;
     if (op == "who") {
       answer.meta = about();

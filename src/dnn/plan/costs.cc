@@ -68,17 +68,40 @@ Quantities transfer(const Cluster& cluster, size_t link, double bytes, double se
   return q;
 }
 
-Quantities move_up(const Cluster& cluster, size_t link, const Tensor& tensor) {
+// A tensor's way up over one link: as it is or packed, whichever is cheaper by the objective.
+struct Crossing {
+  Quantities cost;
+  double bytes = 0, wire_seconds = 0, pack_seconds = 0, unpack_seconds = 0;
+  bool packed = false;
+};
+Crossing move_up(const Graph& graph, const Cluster& cluster, const Objective& objective, size_t link,
+                 size_t t) {
   const Link& l = cluster.links[link];
-  const auto bytes = static_cast<double>(tensor.bytes);
-  return transfer(cluster, link, bytes, l.tensor_seconds + bytes / l.up_bytes_per_second);
+  const Tier &from = cluster.tiers[link], &to = cluster.tiers[link + 1];
+  const auto cross = [&](double bytes, double pack_seconds, double unpack_seconds) {
+    Crossing crossing{
+        {}, bytes, l.tensor_seconds + bytes / l.up_bytes_per_second, pack_seconds, unpack_seconds};
+    crossing.cost = transfer(cluster, link, bytes, crossing.wire_seconds);
+    crossing.cost += compute(cluster, link, pack_seconds);
+    crossing.cost += compute(cluster, link + 1, unpack_seconds);
+    return crossing;
+  };
+  const Crossing plain = cross(static_cast<double>(graph.tensors[t].bytes), 0, 0);
+  if (cluster.packed_bytes.empty() || cluster.packed_bytes[t] <= 0 || from.pack_seconds.empty() ||
+      to.unpack_seconds.empty())
+    return plain;
+  Crossing packed = cross(cluster.packed_bytes[t], from.pack_seconds[t], to.unpack_seconds[t]);
+  packed.packed = true;
+  return packed.cost.weighted(objective) < plain.cost.weighted(objective) ? packed : plain;
 }
 
 // A result's way back over one link. Its latency is counted with the opening of the link.
+double down_seconds(const Link& link, const Tensor& tensor) {
+  return link.tensor_seconds + static_cast<double>(tensor.bytes) / link.down_bytes_per_second;
+}
 Quantities move_down(const Cluster& cluster, size_t link, const Tensor& tensor) {
-  const Link& l = cluster.links[link];
-  const auto bytes = static_cast<double>(tensor.bytes);
-  return transfer(cluster, link, bytes, l.tensor_seconds + bytes / l.down_bytes_per_second);
+  return transfer(cluster, link, static_cast<double>(tensor.bytes),
+                  down_seconds(cluster.links[link], tensor));
 }
 
 // Using anything beyond link k at all: the way there, the way back, and the call of the tier.
@@ -113,6 +136,11 @@ Status check_request(const Graph& graph, const Cluster& cluster, const PlanReque
         (tier.tile_fixed_seconds.size() != graph.vertices.size() ||
          !std::all_of(tier.tile_fixed_seconds.begin(), tier.tile_fixed_seconds.end(), sound)))
       return invalid(strf("tier '%s' has no sound cost of tiles for every vertex", name));
+    for (const auto* seconds : {&tier.pack_seconds, &tier.unpack_seconds}) {
+      if (!seconds->empty() &&
+          (seconds->size() != graph.tensors.size() || !std::all_of(seconds->begin(), seconds->end(), sound)))
+        return invalid(strf("tier '%s' has no sound cost of packing for every tensor", name));
+    }
     if (!sound(tier.call_seconds) || !sound(tier.active_watts) || !sound(tier.idle_watts) ||
         !sound(tier.gco2e_per_kwh)) {
       return invalid(strf("tier '%s' has a negative or unsound figure", name));
@@ -138,6 +166,10 @@ Status check_request(const Graph& graph, const Cluster& cluster, const PlanReque
           strf("link '%s' has no bandwidth; leave out the tiers beyond a dead link", link.name.c_str()));
     }
   }
+  if (!cluster.packed_bytes.empty() &&
+      (cluster.packed_bytes.size() != graph.tensors.size() || cluster.tiers.size() > 64 ||
+       !std::all_of(cluster.packed_bytes.begin(), cluster.packed_bytes.end(), sound)))
+    return invalid("the cluster has no sound packed size for every tensor");
   const Objective& o = request.objective;
   if (!sound(o.seconds) || !sound(o.device_joules) || !sound(o.backbone_bytes) || !sound(o.gco2e)) {
     return invalid("the weights of an objective are finite and not negative");
@@ -204,11 +236,13 @@ CutProblem make_problem(const Graph& graph, const Cluster& cluster, const Object
     }
   }
   p.consumer_begin.push_back(0);
-  for (const Tensor& tensor : graph.tensors) {
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    const Tensor& tensor = graph.tensors[t];
     p.producer.push_back(tensor.producer);
     p.consumers.insert(p.consumers.end(), tensor.consumers.begin(), tensor.consumers.end());
     p.consumer_begin.push_back(static_cast<int>(p.consumers.size()));
-    for (size_t k = 0; k < n_links; ++k) p.move.push_back(move_up(cluster, k, tensor).weighted(objective));
+    for (size_t k = 0; k < n_links; ++k)
+      p.move.push_back(move_up(graph, cluster, objective, k, t).cost.weighted(objective));
   }
   for (size_t k = 0; k < n_links; ++k) p.open.push_back(open(cluster, k).weighted(objective));
   return p;
@@ -221,11 +255,11 @@ Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objec
   plan.links.resize(cluster.links.size());
   Quantities total;
   int furthest = 0;
-  const auto add_transfer = [&](size_t k, const Quantities& q, uint64_t bytes) {
+  const auto add_transfer = [&](size_t k, const Quantities& q, double bytes, double wire_seconds) {
     LinkShare& share = plan.links[k];
-    const double network = static_cast<double>(bytes) * cluster.links[k].joules_per_byte;
-    const double radio = (q.seconds) * cluster.links[k].send_watts;
-    share.seconds += q.seconds;
+    const double network = bytes * cluster.links[k].joules_per_byte;
+    const double radio = wire_seconds * cluster.links[k].send_watts;
+    share.seconds += q.seconds;  // with packing and unpacking
     share.joules += network + radio;
     share.gco2e += link_grams(cluster, k, network) + tier_grams(cluster, k, radio);
     total += q;
@@ -247,13 +281,24 @@ Plan describe(const Graph& graph, const Cluster& cluster, const Objective& objec
       for (const int consumer : tensor.consumers)
         reach = std::max(reach, static_cast<size_t>(tier[static_cast<size_t>(consumer)]));
       for (size_t link = k; link < reach; ++link) {
-        add_transfer(link, move_up(cluster, link, tensor), tensor.bytes);
-        plan.links[link].up_bytes += tensor.bytes;
+        const Crossing crossing = move_up(graph, cluster, objective, link, static_cast<size_t>(t));
+        add_transfer(link, crossing.cost, crossing.bytes, crossing.wire_seconds);
+        plan.links[link].up_bytes += static_cast<uint64_t>(crossing.bytes);
         ++plan.links[link].n_tensors;
+        if (!crossing.packed) continue;
+        const auto watts = [&](size_t at) {  // above idle on tier 0, whose idle power is counted below
+          return std::max(0.0, cluster.tiers[at].active_watts - (at == 0 ? cluster.tiers[0].idle_watts : 0));
+        };
+        plan.tiers[link].joules += crossing.pack_seconds * watts(link);
+        plan.tiers[link + 1].joules += crossing.unpack_seconds * watts(link + 1);
+        ++plan.links[link].n_packed;
+        plan.packed.resize(graph.tensors.size());
+        plan.packed[static_cast<size_t>(t)] |= uint64_t{1} << link;
       }
       if (!tensor.is_output) continue;
       for (size_t link = 0; link < k; ++link) {
-        add_transfer(link, move_down(cluster, link, tensor), tensor.bytes);
+        add_transfer(link, move_down(cluster, link, tensor), static_cast<double>(tensor.bytes),
+                     down_seconds(cluster.links[link], tensor));
         plan.links[link].down_bytes += tensor.bytes;
       }
     }

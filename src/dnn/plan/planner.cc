@@ -257,10 +257,11 @@ std::string explain_plan(const Graph& graph, const Cluster& cluster, const PlanR
     if (k >= cluster.links.size() || (plan.links[k].n_tensors == 0 && plan.links[k].down_bytes == 0))
       continue;
     const LinkShare& link = plan.links[k];
-    text +=
-        strf("    %-6s %d tensor%s up, %s; %s down; %s\n", cluster.links[k].name.c_str(), link.n_tensors,
-             link.n_tensors == 1 ? "" : "s", human_bytes(static_cast<double>(link.up_bytes)).c_str(),
-             human_bytes(static_cast<double>(link.down_bytes)).c_str(), human_seconds(link.seconds).c_str());
+    text += strf(
+        "    %-6s %d tensor%s up, %s%s; %s down; %s\n", cluster.links[k].name.c_str(), link.n_tensors,
+        link.n_tensors == 1 ? "" : "s", link.n_packed > 0 ? strf("%d packed, ", link.n_packed).c_str() : "",
+        human_bytes(static_cast<double>(link.up_bytes)).c_str(),
+        human_bytes(static_cast<double>(link.down_bytes)).c_str(), human_seconds(link.seconds).c_str());
   }
   // Why here: what each one-tier plan, and a cut one vertex earlier or later at each boundary, would cost.
   const auto compare = [&](const std::string& what, const Result<Plan>& other) {

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "dnn/graph/tiles.h"
+#include "dnn/pack/pack.h"
 
 namespace frugal::dnn {
 namespace {
@@ -29,6 +30,11 @@ constexpr std::array kLinks = {
 };
 
 constexpr size_t kStretch = 4;  // segments: about as deep as planned runs are
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
 // Processor time of one thread, as vertices are timed.
 Result<double> time_tile(const Network& network, const Segment& segment, const Tile& tile, int n_threads,
@@ -57,8 +63,7 @@ Result<double> time_tile(const Network& network, const Segment& segment, const T
     const double took = wall_seconds() - wall, busy = clock_seconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
     if (i > 0) seconds.push_back(n_threads == 1 && busy > 0.25 * took ? busy : took);
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return median(std::move(seconds));
 }
 
 }  // namespace
@@ -111,6 +116,55 @@ Status measure_tiles(const Network& network, int repetitions, Profile& profile) 
   return {};
 }
 
+Status measure_packing(const Network& network, const Values& sample, int repetitions, Profile& profile) {
+  const Graph& graph = network.graph();
+  profile.packing = {};
+  std::vector<double> bytes(graph.tensors.size(), 0), pack(bytes), unpack(bytes);
+  Values values = sample;
+  const auto measure = [&](int t) -> Status {
+    const HostTensor& tensor = values.at(t);
+    const Planes planes = planes_of(tensor.shape);
+    std::vector<std::byte> packed, again(tensor.bytes.size());
+    std::vector<double> there, back;
+    for (int i = 0; i < std::max(1, repetitions) && element_bytes(tensor.type) == 4; ++i) {
+      const double start = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+      packed = pack_words(tensor.bytes, planes);
+      const double done = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+      if (packed.empty()) return {};
+      FRUGAL_TRY_STATUS(unpack_words(packed, planes, again));
+      back.push_back(clock_seconds(CLOCK_THREAD_CPUTIME_ID) - done);
+      there.push_back(done - start);
+    }
+    if (there.empty()) return {};
+    const auto at = static_cast<size_t>(t);
+    bytes[at] = static_cast<double>(packed.size());
+    pack[at] = median(there);
+    unpack[at] = median(back);
+    return {};
+  };
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    const Vertex& vertex = graph.vertices[v];
+    if (vertex.kind != "Input") {
+      const int only[] = {static_cast<int>(v)};
+      FRUGAL_TRY(const std::unique_ptr<Part> part, network.compile(only, profile.n_threads));
+      std::vector<const HostTensor*> inputs;
+      for (const int t : part->inputs()) inputs.push_back(&values.at(t));
+      std::vector<HostTensor> outputs;
+      FRUGAL_TRY_STATUS(part->run(inputs, outputs));
+      for (size_t i = 0; i < outputs.size(); ++i) values[part->outputs()[i]] = std::move(outputs[i]);
+    }
+    for (const int t : vertex.outputs) {
+      if (values.contains(t)) FRUGAL_TRY_STATUS(measure(t));
+    }
+    for (const int t : vertex.inputs) {  // no longer needed
+      const std::vector<int>& consumers = graph.tensors[static_cast<size_t>(t)].consumers;
+      if (*std::max_element(consumers.begin(), consumers.end()) == static_cast<int>(v)) values.erase(t);
+    }
+  }
+  profile.packing = {std::move(bytes), std::move(pack), std::move(unpack)};
+  return {};
+}
+
 std::string profile_to_json(const Graph& graph, const Profile& profile) {
   json vertices = json::array();
   for (size_t v = 0; v < graph.vertices.size(); ++v) {
@@ -134,6 +188,13 @@ std::string profile_to_json(const Graph& graph, const Profile& profile) {
     if (!profile.measurement.tile_fixed_seconds.empty())
       vertices.back()["tile_fixed_seconds"] = profile.measurement.tile_fixed_seconds[v];
   }
+  json tensors = json::array();
+  for (size_t t = 0; t < profile.packing.bytes.size(); ++t) {
+    tensors.push_back({{"name", graph.tensors[t].name},
+                       {"packed_bytes", profile.packing.bytes[t]},
+                       {"pack_seconds", profile.packing.pack_seconds[t]},
+                       {"unpack_seconds", profile.packing.unpack_seconds[t]}});
+  }
   return json{{"format", "frugal-dnn-profile"},
               {"version", 1},
               {"model", profile.model},
@@ -141,7 +202,8 @@ std::string profile_to_json(const Graph& graph, const Profile& profile) {
               {"threads", profile.n_threads},
               {"predicted", profile.predicted},
               {"whole_seconds", profile.measurement.whole_seconds},
-              {"vertices", vertices}}
+              {"vertices", vertices},
+              {"tensors", tensors}}
              .dump(1, ' ', false, json::error_handler_t::replace) +
          "\n";
 }
@@ -180,6 +242,17 @@ Result<Profile> profile_from_json(const Graph& graph, std::string_view text) {
     const size_t n_fixed = profile.measurement.tile_fixed_seconds.size();
     if (n_fixed != 0 && n_fixed != graph.vertices.size())
       return corrupt("has the cost of tiles for some vertices only");
+    for (const json& tensor : root.value("tensors", json::array())) {
+      for (const auto& [field, to] : {std::pair{"packed_bytes", &profile.packing.bytes},
+                                      std::pair{"pack_seconds", &profile.packing.pack_seconds},
+                                      std::pair{"unpack_seconds", &profile.packing.unpack_seconds}}) {
+        to->push_back(tensor.at(field).get<double>());
+        if (!std::isfinite(to->back()) || to->back() < 0)
+          return corrupt("has a cost of packing that is negative or not a number");
+      }
+    }
+    if (const size_t n = profile.packing.bytes.size(); n != 0 && n != graph.tensors.size())
+      return corrupt("has the cost of packing for some tensors only");
     return profile;
   } catch (const json::exception&) {
     return corrupt("lacks a field, or has one of the wrong type");
@@ -224,12 +297,17 @@ Cluster scaled_cluster(const Profile& profile, std::span<const double> slowdown,
       tier.vertex_seconds.push_back(seconds * slowdown[k]);
     for (const double seconds : profile.measurement.tile_fixed_seconds)
       tier.tile_fixed_seconds.push_back(seconds * slowdown[k]);
+    for (const double seconds : profile.packing.pack_seconds)
+      tier.pack_seconds.push_back(seconds * slowdown[k]);
+    for (const double seconds : profile.packing.unpack_seconds)
+      tier.unpack_seconds.push_back(seconds * slowdown[k]);
     tier.call_seconds = kCallSeconds * slowdown[k];
     tier.active_watts = kActive[k];
     tier.idle_watts = kIdle[k];
     tier.gco2e_per_kwh = 250;
     cluster.tiers.push_back(std::move(tier));
   }
+  cluster.packed_bytes = profile.packing.bytes;
   cluster.links = {near, far};
   cluster.links[0].name = "device-edge " + near.name;
   cluster.links[1].name = "edge-cloud " + far.name;
@@ -283,6 +361,7 @@ std::string plan_to_json(const Graph& graph, const Cluster& cluster, const Plan&
     const LinkShare& share = plan.links[k];
     links.push_back({{"name", cluster.links[k].name},
                      {"tensors", share.n_tensors},
+                     {"packed", share.n_packed},
                      {"up_bytes", share.up_bytes},
                      {"down_bytes", share.down_bytes},
                      {"seconds", share.seconds}});

@@ -11,12 +11,19 @@
 
 namespace frugal::dnn {
 
+// What packing tensors for a slow link takes and saves, on a sample frame. Empty: not measured.
+struct Packing {
+  std::vector<double> bytes;                         // [n_tensors]; 0: packing does not help
+  std::vector<double> pack_seconds, unpack_seconds;  // [n_tensors], processor time
+};
+
 struct Profile {
   uint64_t model_hash = 0;
   std::string model;
   int n_threads = 1;
   bool predicted = false;  // from other models' profiles (regression.h), not measured
   Measurement measurement;
+  Packing packing;
 };
 
 Result<Profile> measure_profile(const Network& network, int n_threads, int repetitions);
@@ -24,6 +31,10 @@ Result<Profile> measure_profile(const Network& network, int n_threads, int repet
 // Adds what tiles cost: quarters of short stretches are compiled and timed. Takes about as long as
 // compiling the model once.
 Status measure_tiles(const Network& network, int repetitions, Profile& profile);
+
+// Adds what packing takes and saves: runs `sample` (values of all model inputs) vertex by vertex. Takes about
+// as long as compiling the model once.
+Status measure_packing(const Network& network, const Values& sample, int repetitions, Profile& profile);
 
 // docs/formats/dnn-profile.md. A profile of another model, or with other vertices, is refused.
 std::string profile_to_json(const Graph& graph, const Profile& profile);

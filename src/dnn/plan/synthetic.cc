@@ -59,6 +59,15 @@ Cluster random_cluster(Rng& rng, const Graph& graph, int n_tiers) {
     cluster.tiers.push_back(tier);
     speed *= 1 + 4 * rng.uniform();
   }
+  // Half of the tensors can be packed, at a cost that is worth it here and there.
+  for (const Tensor& tensor : graph.tensors) {
+    const bool packs = rng.below(2) == 0;
+    cluster.packed_bytes.push_back(packs ? static_cast<double>(tensor.bytes) * rng.uniform() : 0);
+    for (Tier& tier : cluster.tiers) {
+      tier.pack_seconds.push_back(packs ? 0.05 * rng.uniform() * rng.uniform() : 0);
+      tier.unpack_seconds.push_back(packs ? 0.05 * rng.uniform() * rng.uniform() : 0);
+    }
+  }
   for (int k = 0; k + 1 < n_tiers; ++k) {
     Link link;
     link.name = strf("link%d", k);

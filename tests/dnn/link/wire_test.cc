@@ -100,6 +100,19 @@ TEST(Wire, ContentComesBackAsItWas) {
   EXPECT_EQ(back->tensors.at(7).shape, (std::vector<int64_t>{1, 2}));
 }
 
+TEST(Wire, PackedTensorsAreTakenOnlyWhereTheyAreAwaited) {
+  Content content;
+  content.tensors[7] = HostTensor{"f32", {1, 2}, bytes_of("123"), true};
+  const std::vector<std::byte> letter = encode_content(content);
+  EXPECT_FALSE(decode_content(letter).ok());
+  const auto back = decode_content(letter, true);
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_TRUE(back->tensors.at(7).packed);
+  EXPECT_EQ(back->tensors.at(7).bytes, bytes_of("123"));
+  content.tensors[7].bytes = bytes_of("123456789");  // more than the tensor itself
+  EXPECT_FALSE(decode_content(encode_content(content), true).ok());
+}
+
 TEST(Wire, HostileContentIsRefused) {
   const auto with_meta = [](const std::string& meta, const std::string& tail) {
     std::vector<std::byte> bytes(8);

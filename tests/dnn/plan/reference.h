@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "frugal/dnn.h"
@@ -27,23 +29,45 @@ inline double price(const Graph& graph, const Cluster& cluster, const Objective&
              (cluster.tiers[k].gco2e_per_kwh + cluster.tiers[k + 1].gco2e_per_kwh) / 2;
     if (link.backbone) backbone += bytes;
   };
-  for (size_t v = 0; v < graph.vertices.size(); ++v) {
-    const auto k = static_cast<size_t>(tier[v]);
-    const double time = cluster.tiers[k].vertex_seconds[v];
+  // Working for so long, without what tier 0 draws at idle.
+  const auto work = [&](size_t k, double time) {
     seconds += time;
     const double above_idle = cluster.tiers[k].active_watts - (k == 0 ? cluster.tiers[0].idle_watts : 0);
     if (k == 0) active_joules += time * above_idle;
     grams += kwh(time * above_idle) * cluster.tiers[k].gco2e_per_kwh;
+  };
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    const auto k = static_cast<size_t>(tier[v]);
+    work(k, cluster.tiers[k].vertex_seconds[v]);
     furthest = std::max(furthest, tier[v]);
   }
-  for (const Tensor& tensor : graph.tensors) {
+  const auto so_far = [&] {
+    return objective.seconds * seconds +
+           objective.device_joules * (active_joules + seconds * cluster.tiers[0].idle_watts) +
+           objective.backbone_bytes * backbone +
+           objective.gco2e *
+               (grams + kwh(seconds * cluster.tiers[0].idle_watts) * cluster.tiers[0].gco2e_per_kwh);
+  };
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    const Tensor& tensor = graph.tensors[t];
     const int from = tier[static_cast<size_t>(tensor.producer)];
     const auto bytes = static_cast<double>(tensor.bytes);
     for (int k = from; k + 1 < static_cast<int>(cluster.tiers.size()); ++k) {
       const bool wanted_beyond = std::any_of(tensor.consumers.begin(), tensor.consumers.end(),
                                              [&](int w) { return tier[static_cast<size_t>(w)] > k; });
       const auto link = static_cast<size_t>(k);
-      if (wanted_beyond) cross(link, bytes, cluster.links[link].up_bytes_per_second);
+      if (!wanted_beyond) continue;
+      // As it is and packed: what costs less stays.
+      const auto before = std::array{seconds, active_joules, backbone, grams};
+      cross(link, bytes, cluster.links[link].up_bytes_per_second);
+      if (cluster.packed_bytes.empty() || cluster.packed_bytes[t] == 0) continue;
+      const double plain = so_far();
+      const auto after = std::array{seconds, active_joules, backbone, grams};
+      std::tie(seconds, active_joules, backbone, grams) = std::tuple_cat(before);
+      work(link, cluster.tiers[link].pack_seconds[t]);
+      cross(link, cluster.packed_bytes[t], cluster.links[link].up_bytes_per_second);
+      work(link + 1, cluster.tiers[link + 1].unpack_seconds[t]);
+      if (so_far() >= plain) std::tie(seconds, active_joules, backbone, grams) = std::tuple_cat(after);
     }
     if (!tensor.is_output) continue;
     for (int k = 0; k < from; ++k) {
@@ -55,10 +79,7 @@ inline double price(const Graph& graph, const Cluster& cluster, const Objective&
     const auto link = static_cast<size_t>(k);
     seconds += 2 * cluster.links[link].latency_seconds + cluster.tiers[link + 1].call_seconds;
   }
-  const double idle_joules = seconds * cluster.tiers[0].idle_watts;
-  grams += kwh(idle_joules) * cluster.tiers[0].gco2e_per_kwh;
-  return objective.seconds * seconds + objective.device_joules * (active_joules + idle_joules) +
-         objective.backbone_bytes * backbone + objective.gco2e * grams;
+  return so_far();
 }
 
 // Calls `visit` with every labelling that keeps the order and `allowed(vertex, tier)`.
