@@ -113,8 +113,9 @@ Status TestbedHosts::join(const std::string& a, const std::string& b, int net, d
 }
 
 Status TestbedHosts::shape(const std::string& host, const std::string& device, double bytes_per_second) {
-  // A bucket of some milliseconds, at least a few packets (veth hands over up to 64 KiB at once).
-  const double burst = std::max(70e3, bytes_per_second * 0.004);
+  // A bucket of a millisecond, at least a few packets: what it lets through at once is free. Larger segments
+  // that veth hands over are cut by the kernel.
+  const double burst = std::max(6e3, bytes_per_second * 0.001);
   return command({"tc", "-n", host_name(host), "qdisc", "replace", "dev", device, "root", "tbf", "rate",
                   bits(bytes_per_second), "burst", strf("%.0f", burst), "limit", strf("%.0f", 1e6 + burst)});
 }
