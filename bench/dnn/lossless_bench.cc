@@ -22,12 +22,19 @@ namespace {
 using namespace frugal;
 using namespace frugal::dnn;
 
-// The device and the tiers beyond it, one after the other in this process, without links.
+// The device and the tiers beyond it, one after the other in this process, without links; tensors that cross
+// are packed where the division says so.
 Result<Values> run_plan(std::vector<std::unique_ptr<TierRunner>>& tiers, const Division& division,
                         const Values& input) {
   Values values = input;
   FrameCost cost(3);
-  for (auto& tier : tiers) FRUGAL_TRY_STATUS(tier->run(division, values, cost));
+  for (auto& tier : tiers) {
+    FRUGAL_TRY_STATUS(tier->unpack(division, values, cost));
+    FRUGAL_TRY_STATUS(tier->run(division, values, cost));
+    Values sent = needed_beyond(tier->network().graph(), division.tier, tier->k(), values);
+    FRUGAL_TRY_STATUS(tier->pack(division, sent, cost));
+    for (auto& [t, tensor] : sent) values[t] = std::move(tensor);  // outputs that are read beyond, too
+  }
   return values;
 }
 
@@ -119,6 +126,7 @@ int main(int argc, char** argv) {
       std::vector<std::unique_ptr<TierRunner>> tiers;
       for (int k = 0; k < 3; ++k) tiers.push_back(std::make_unique<TierRunner>(network, k, 1));
       Division division{random_tiers(rng, graph), {}};
+      for (size_t t = 0; t < graph.tensors.size(); ++t) division.packed.push_back(rng.below(4));
       if (i % 2 == 1) division.runs = random_runs(rng, graph, segments, division.tier);
       const auto values = run_plan(tiers, division, input);
       if (!values.ok()) {

@@ -290,13 +290,13 @@ Status TierRunner::run(const Division& division, Values& values, FrameCost& cost
   return {};
 }
 
-Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, const Values& values) {
+Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, Values& values) {
   Values needed;
-  for (const auto& [t, tensor] : values) {
+  for (auto& [t, tensor] : values) {
     const auto& consumers = graph.tensors[static_cast<size_t>(t)].consumers;
     if (std::any_of(consumers.begin(), consumers.end(),
                     [&](int w) { return tier[static_cast<size_t>(w)] > k; })) {
-      needed[t] = tensor;
+      needed[t] = std::move(tensor);
     }
   }
   return needed;

@@ -174,7 +174,7 @@ class LocalPeers final : public TilePeers {
   std::mutex out_mutex_, in_mutex_;  // the link carries one tile at a time each way
 };
 
-// The tensors of `values` that tiers beyond k read.
-Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, const Values& values);
+// The tensors of `values` that tiers beyond k read, moved out of it.
+Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, Values& values);
 
 }  // namespace frugal::dnn
