@@ -57,6 +57,8 @@ struct FloatPanels {
   size_t panel_stride = 0;
   size_t n_panels = 1;
   size_t k = 0;
+  const void* next =
+      nullptr;  // as many bytes as the panels have, which are wanted soon and asked for on the way
 };
 
 // Panels times n_cols float columns: y[c * y_stride + p * 16 + r]. `accumulate`: starts from what y holds
@@ -82,13 +84,14 @@ struct Kernels {
   // gate[i] = act(gate[i]) * up[i]; n is a multiple of 16 or the arrays are readable and writable up to one.
   void (*silu_mul)(float* gate, const float* up, size_t n);
   void (*gelu_mul)(float* gate, const float* up, size_t n);  // tanh form
-  // Maximum of n scores (n a multiple of 16).
-  float (*max)(const float* x, size_t n);
-  // p[i] = exp(p[i] - max); adds the p to sums[16], lane by lane. Scores of -inf give exactly 0.
-  void (*exp_sum)(float* p, size_t n, float max, float* sums);
-  // y[i] = y[i] * scale, and y[i] += x[i] * scale. n a multiple of 16.
-  void (*scale)(float* y, size_t n, float scale);
-  void (*add_scaled)(float* y, const float* x, size_t n, float scale);
+  // x[i] = exp(x[i]) for n a multiple of 16; exactly 1 at 0, exactly 0 below -87.
+  void (*exp)(float* x, size_t n);
+  // The numerators of a softmax over n_pieces pieces of 64 scores, which begin `stride` apart: writes
+  // exp(score - *max) in place, and sets *max and the *sum of what it wrote. Scores of -inf give exactly 0;
+  // one at least is finite.
+  void (*softmax)(float* scores, size_t stride, size_t n_pieces, float* max, float* sum);
+  // y[i] = y[i] * keep + x[i] * take; n a multiple of 16.
+  void (*blend)(float* y, const float* x, size_t n, float keep, float take);
   // Narrowing with round to nearest even; finite values beyond the range saturate instead of becoming
   // infinite.
   void (*to_f16)(const float* x, size_t n, uint16_t* y);

@@ -63,27 +63,24 @@ struct KernelSet {
   static Vf load_as_float(const Half* p) { return S::load_f16(&p->bits); }
   static Vf load_as_float(const Brain* p) { return S::load_bf16(&p->bits); }
 
-  // How far before a row of a float panel is asked for: two panels of keys of 64 channels, for a tile may
-  // read two side by side.
-  static constexpr size_t kFloatAhead = 4096;
-
   template <int kPanels, int kCols, typename T>
   FRUGAL_FLATTEN static void float_tile(const T* w, size_t k_stride, size_t panel_stride, size_t k,
-                                        const float* x, size_t x_stride, float* y, size_t y_stride,
-                                        bool accumulate) {
+                                        const std::byte* next, const float* x, size_t x_stride, float* y,
+                                        size_t y_stride, bool accumulate) {
+    constexpr size_t kStepBytes = kPanels * 16 * sizeof(T);
     Vf sum[kPanels * kCols];
     each<kCols>([&]<int c>() {
       each<kPanels>(
           [&]<int p>() { sum[p * kCols + c] = accumulate ? S::load(y + c * y_stride + p * 16) : S::zero(); });
     });
-    for (size_t i = 0; i < k; ++i, w += k_stride, ++x) {
-      each<kPanels>([&]<int p>() {
-        const T* row = w + p * panel_stride;
-        __builtin_prefetch(reinterpret_cast<const std::byte*>(row) + kFloatAhead);
-        const Vf weights = load_as_float(row);
-        each<kCols>([&]<int c>() {
-          sum[p * kCols + c] = S::fma(weights, S::splat(x[c * x_stride]), sum[p * kCols + c]);
-        });
+    for (size_t i = 0; i < k; ++i, w += k_stride, ++x, next += kStepBytes) {
+      each<static_cast<int>((kStepBytes + 63) / 64)>(
+          [&]<int kLine>() { __builtin_prefetch(next + kLine * 64); });
+      Vf weights[kPanels];
+      each<kPanels>([&]<int p>() { weights[p] = load_as_float(w + p * panel_stride); });
+      each<kCols>([&]<int c>() {  // one broadcast for all panels: loads are as dear as products
+        const Vf value = S::splat(x[c * x_stride]);
+        each<kPanels>([&]<int p>() { sum[p * kCols + c] = S::fma(weights[p], value, sum[p * kCols + c]); });
       });
     }
     each<kCols>([&]<int c>() {
@@ -98,11 +95,17 @@ struct KernelSet {
                            float* y, size_t y_stride, bool accumulate) {
     const T* w = reinterpret_cast<const T*>(panels.w);
     for_tiles<S::kFloatTile>(n_cols, [&]<int kCols>(size_t col) {
-      constexpr int kPanels = std::clamp(S::kFloatTile / kCols, 1, 4);
+      constexpr int kFit = S::kFloatSums / kCols, kPanels = kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
       auto run = [&]<int kCount>(size_t panel) {
-        float_tile<kCount, kCols>(w + panel * panels.panel_stride, panels.k_stride, panels.panel_stride,
-                                  panels.k, x + col * x_stride, x_stride, y + col * y_stride + panel * 16,
-                                  y_stride, accumulate);
+        const T* at = w + panel * panels.panel_stride;
+        // Without anything to ask for, or when the first columns did it: what is at hand anyway.
+        const std::byte* next =
+            panels.next == nullptr || col > 0
+                ? reinterpret_cast<const std::byte*>(at)
+                : static_cast<const std::byte*>(panels.next) + panel * panels.k * 16 * sizeof(T);
+        float_tile<kCount, kCols>(at, panels.k_stride, panels.panel_stride, panels.k, next,
+                                  x + col * x_stride, x_stride, y + col * y_stride + panel * 16, y_stride,
+                                  accumulate);
       };
       size_t panel = 0;
       for (; panel + kPanels <= panels.n_panels; panel += kPanels) run.template operator()<kPanels>(panel);
@@ -425,31 +428,36 @@ struct KernelSet {
     }
   }
 
-  static float max(const float* x, size_t n) {
-    Vf largest = S::load(x);
-    for (size_t i = 16; i < n; i += 16) largest = S::max(largest, S::load(x + i));
-    return S::max_lanes(largest);
+  static void exp_all(float* x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) S::store(x + i, exp(S::load(x + i)));
   }
 
-  static void exp_sum(float* p, size_t n, float max_value, float* sums) {
-    const Vf shift = S::splat(max_value);
-    Vf sum = S::load(sums);
-    for (size_t i = 0; i < n; i += 16) {
-      const Vf e = exp(S::sub(S::load(p + i), shift));
-      S::store(p + i, e);
-      sum = S::add(sum, e);
+  // Four running sums, so that additions do not wait for each other.
+  static void softmax(float* scores, size_t stride, size_t n_pieces, float* max, float* sum) {
+    Vf largest[4], sums[4];
+    each<4>([&]<int i>() {
+      largest[i] = S::load(scores + 16 * i);
+      sums[i] = S::zero();
+    });
+    for (size_t piece = 1; piece < n_pieces; ++piece) {
+      each<4>([&]<int i>() { largest[i] = S::max(largest[i], S::load(scores + piece * stride + 16 * i)); });
     }
-    S::store(sums, sum);
+    *max = S::max_lanes(S::max(S::max(largest[0], largest[1]), S::max(largest[2], largest[3])));
+    const Vf shift = S::splat(*max);
+    for (size_t piece = 0; piece < n_pieces; ++piece) {
+      each<4>([&]<int i>() {
+        float* at = scores + piece * stride + 16 * i;
+        const Vf e = exp(S::sub(S::load(at), shift));
+        S::store(at, e);
+        sums[i] = S::add(sums[i], e);
+      });
+    }
+    *sum = S::sum_lanes(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
   }
 
-  static void scale(float* y, size_t n, float factor) {
-    const Vf f = S::splat(factor);
-    for (size_t i = 0; i < n; i += 16) S::store(y + i, S::mul(S::load(y + i), f));
-  }
-
-  static void add_scaled(float* y, const float* x, size_t n, float factor) {
-    const Vf f = S::splat(factor);
-    for (size_t i = 0; i < n; i += 16) S::store(y + i, S::fma(S::load(x + i), f, S::load(y + i)));
+  static void blend(float* y, const float* x, size_t n, float keep, float take) {
+    const Vf k = S::splat(keep), t = S::splat(take);
+    for (size_t i = 0; i < n; i += 16) S::store(y + i, S::fma(S::load(x + i), t, S::mul(S::load(y + i), k)));
   }
 
   static void to_f16(const float* x, size_t n, uint16_t* y) {
@@ -492,10 +500,9 @@ struct KernelSet {
             rms_norm,
             silu_mul,
             gelu_mul,
-            max,
-            exp_sum,
-            scale,
-            add_scaled,
+            exp_all,
+            softmax,
+            blend,
             to_f16,
             to_bf16};
   }

@@ -13,7 +13,8 @@ namespace frugal::llm::avx2 {
 struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kQuantTile = 4;
-  static constexpr int kFloatTile = 6;  // 12 accumulators, 2 weights, 1 broadcast of 16 registers
+  static constexpr int kFloatTile = 6;  // columns
+  static constexpr int kFloatSums = 6;  // 12 registers of 16, with 2 for weights and 1 for a broadcast
 
   struct Vf {
     __m256 a, b;

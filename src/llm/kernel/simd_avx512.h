@@ -14,8 +14,9 @@ namespace frugal::llm::avx512 {
 
 struct Simd {
   static constexpr const char* kName = "avx512";
-  static constexpr int kQuantTile = 8;  // 8 integer and 8 float sums of 32 registers
-  static constexpr int kFloatTile = 12;
+  static constexpr int kQuantTile = 8;   // 8 integer and 8 float sums of 32 registers
+  static constexpr int kFloatTile = 12;  // columns
+  static constexpr int kFloatSums = 24;  // of 32 registers, with 2 to 4 for weights and 1 for a broadcast
 
   struct Vf {
     __m512 v;

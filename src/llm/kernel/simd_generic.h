@@ -14,7 +14,8 @@ namespace frugal::llm::generic {
 struct Simd {
   static constexpr const char* kName = "generic";
   static constexpr int kQuantTile = 4;  // columns for which unpacked weights are kept in registers
-  static constexpr int kFloatTile = 4;
+  static constexpr int kFloatTile = 4;  // columns
+  static constexpr int kFloatSums = 4;  // panels times columns whose sums are under way at once
 
   struct Vf {  // 16 floats
     float lane[16];

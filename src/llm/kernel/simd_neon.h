@@ -16,7 +16,8 @@ struct Simd {
   static constexpr const char* kName = "neon";
   static constexpr int kQuantTile =
       4;  // 16 integer sums of 32 registers, 4 of weights; float sums come once a block
-  static constexpr int kFloatTile = 6;  // 24 sums, 4 weights, 1 broadcast
+  static constexpr int kFloatTile = 6;  // columns
+  static constexpr int kFloatSums = 6;  // 24 registers, with 4 for weights and 1 for a broadcast
 
   struct Vf {
     float32x4_t v[4];

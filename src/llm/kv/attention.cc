@@ -1,7 +1,6 @@
 #include "llm/kv/attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -17,82 +16,102 @@ int first_visible(const AttentionTile& tile, int position) {
   return tile.window > 0 ? std::max(0, position - tile.window + 1) : 0;
 }
 
-// Factor by which sums relative to maximum `from` become relative to `to` >= from. Exactly 1 when they are
-// equal.
-float rescale(float from, float to) { return from == to ? 1.0f : std::exp(from - to); }
+// Tokens [begin, end) of a chunk that some row of the tile sees; begin is the start of a block.
+struct Tokens {
+  int begin, end;
+  int n_blocks() const { return (end - begin + kKvBlock - 1) / kKvBlock; }
+};
+Tokens visible_tokens(const AttentionTile& tile, int chunk) {
+  return {std::max(chunk * kKvChunk, first_visible(tile, tile.first_position) / kKvBlock * kKvBlock),
+          std::min((chunk + 1) * kKvChunk, tile.first_position + tile.n_rows)};
+}
+
+constexpr int kBlocks = kKvChunk / kKvBlock;
+
+// Scores outside [from, to) of a column become -inf. Blocks of scores begin `stride` floats apart.
+void mask(float* scores, size_t stride, int n_blocks, int from, int to) {
+  for (int block = 0; block < n_blocks; ++block, scores += stride) {
+    const int begin = std::clamp(from - block * kKvBlock, 0, kKvBlock);
+    const int end = std::clamp(to - block * kKvBlock, 0, kKvBlock);
+    std::fill_n(scores, begin, kMinusInfinity);
+    std::fill(scores + std::max(begin, end), scores + kKvBlock, kMinusInfinity);
+  }
+}
 
 }  // namespace
 
-size_t attention_scratch_floats(int n_cols) { return 2 * static_cast<size_t>(n_cols) * kKvBlock; }
+size_t attention_scratch_floats(int n_cols) {
+  return (kBlocks + 1) * static_cast<size_t>(n_cols) * kKvBlock;  // scores of a chunk, and add_values()'s own
+}
 
 ChunkRange visible_chunks(const AttentionTile& tile) {
   const int last_position = tile.first_position + tile.n_rows - 1;
   return {first_visible(tile, tile.first_position) / kKvChunk, last_position / kKvChunk + 1};
 }
 
-void clear_state(const AttentionState& state, int n_cols, int padded_dim) {
-  std::fill_n(state.max, n_cols, kMinusInfinity);
-  std::fill_n(state.sum, n_cols, 0.0f);
-  std::memset(state.out, 0, static_cast<size_t>(n_cols) * static_cast<size_t>(padded_dim) * sizeof(float));
+int visible_blocks(const AttentionTile& tile, int chunk) { return visible_tokens(tile, chunk).n_blocks(); }
+
+void clear_state(const AttentionState& state, int first, int last, int padded_dim) {
+  const auto begin = static_cast<size_t>(first), n = static_cast<size_t>(last - first),
+             dim = static_cast<size_t>(padded_dim);
+  std::fill_n(state.max + begin, n, kMinusInfinity);
+  std::fill_n(state.sum + begin, n, 0.0f);
+  std::memset(state.out + begin * dim, 0, n * dim * sizeof(float));
 }
 
 void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk, const AttentionState& state,
                   float* scratch) {
-  const Kernels& set = kernels();
   const KvCache& cache = *tile.cache;
-  const auto dim = static_cast<size_t>(cache.shape().padded_dim());
   const int n_cols = queries.n_cols;
-  float* weights = scratch;
-  float* spare = scratch + static_cast<size_t>(n_cols) * kKvBlock;
-  const int last_position = tile.first_position + tile.n_rows - 1;
-  const int begin =
-      std::max(chunk * kKvChunk, first_visible(tile, tile.first_position) / kKvBlock * kKvBlock);
-  const int end = std::min((chunk + 1) * kKvChunk, last_position + 1);
-  for (int start = begin; start < end; start += kKvBlock) {
-    const int block = start / kKvBlock;
-    const int n_tokens = std::min(kKvBlock, end - start);
-    cache.score_block(tile.layer, tile.kv_head, block, n_tokens, queries, weights);
-    for (int col = 0; col < n_cols; ++col) {
-      float* row = weights + static_cast<size_t>(col) * kKvBlock;
-      // The part of the block that this row sees: [from, to).
-      const int position = tile.first_position + col / tile.group;
-      const int from = std::clamp(first_visible(tile, position) - start, 0, kKvBlock);
-      const int to = std::clamp(position + 1 - start, 0, kKvBlock);
-      if (from >= to) {  // nothing: weights of zero, and a state left as it is
-        std::fill_n(row, kKvBlock, 0.0f);
-        continue;
-      }
-      std::fill_n(row, from, kMinusInfinity);
-      std::fill_n(row + to, kKvBlock - to, kMinusInfinity);
-      const float largest = std::max(state.max[col], set.max(row, kKvBlock));
-      const float factor = rescale(state.max[col], largest);
-      if (factor != 1.0f) {
-        set.scale(state.out + static_cast<size_t>(col) * dim, dim, factor);
-        state.sum[col] *= factor;
-      }
-      state.max[col] = largest;
-      float sums[16] = {};
-      set.exp_sum(row, kKvBlock, largest, sums);
-      float total = 0;
-      for (const float sum : sums) total += sum;
-      state.sum[col] += total;
+  const size_t stride = static_cast<size_t>(n_cols) * kKvBlock;  // from block to block of the scores
+  const Tokens tokens = visible_tokens(tile, chunk);
+  const int n_blocks = tokens.n_blocks(), first_block = tokens.begin / kKvBlock;
+  const auto n_tokens = [&](int i) { return std::min(kKvBlock, tokens.end - tokens.begin - i * kKvBlock); };
+  clear_state(state, 0, n_cols, cache.shape().padded_dim());
+  for (int i = 0; i < n_blocks; ++i)
+    cache.score_block(tile.layer, tile.kv_head, first_block + i, n_tokens(i), queries, scratch + i * stride);
+  for (int col = 0; col < n_cols; ++col) {
+    float* scores = scratch + static_cast<size_t>(col) * kKvBlock;
+    // The part of the chunk that this row sees: [from, to).
+    const int position = tile.first_position + col / tile.group;
+    const int from = std::max(first_visible(tile, position) - tokens.begin, 0);
+    const int to = std::min(position + 1, tokens.end) - tokens.begin;
+    if (from >= to) {  // nothing: weights of zero, and a state left as it is
+      for (int i = 0; i < n_blocks; ++i) std::fill_n(scores + i * stride, kKvBlock, 0.0f);
+      continue;
     }
-    cache.add_values(tile.layer, tile.kv_head, block, n_tokens, queries, weights, state.out, spare);
+    if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
+    kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, state.sum + col);
+  }
+  for (int i = 0; i < n_blocks; ++i) {
+    cache.add_values(tile.layer, tile.kv_head, first_block + i, n_tokens(i), queries, scratch + i * stride,
+                     state.out, scratch + kBlocks * stride);
   }
 }
 
-void merge_state(const AttentionState& total, const AttentionState& part, int n_cols, int padded_dim) {
+void merge_state(const AttentionState& total, const AttentionState& part, int first, int last,
+                 int padded_dim) {
   const Kernels& set = kernels();
   const auto dim = static_cast<size_t>(padded_dim);
-  for (int col = 0; col < n_cols; ++col) {
-    if (part.max[col] == kMinusInfinity) continue;  // the chunk showed this row nothing
-    const float largest = std::max(total.max[col], part.max[col]);
-    const float keep = rescale(total.max[col], largest), take = rescale(part.max[col], largest);
-    float* out = total.out + static_cast<size_t>(col) * dim;
-    if (keep != 1.0f) set.scale(out, dim, keep);
-    set.add_scaled(out, part.out + static_cast<size_t>(col) * dim, dim, take);
-    total.sum[col] = total.sum[col] * keep + part.sum[col] * take;
-    total.max[col] = largest;
+  constexpr int kAtOnce = 16;
+  for (; first < last; first += kAtOnce) {
+    const int n = std::min(kAtOnce, last - first);
+    // Factors by which sums relative to their own maximum become relative to the larger one.
+    float keep[kAtOnce] = {}, take[kAtOnce] = {};
+    for (int i = 0; i < n; ++i) {
+      const float before = total.max[first + i], now = part.max[first + i];
+      if (now == kMinusInfinity) continue;  // the chunk showed this row nothing: both factors become 1
+      total.max[first + i] = std::max(before, now);
+      (now > before ? keep : take)[i] = now > before ? before - now : now - before;
+    }
+    set.exp(keep, kAtOnce);
+    set.exp(take, kAtOnce);
+    for (int i = 0; i < n; ++i) {
+      const auto col = static_cast<size_t>(first + i);
+      if (part.max[col] == kMinusInfinity) continue;
+      set.blend(total.out + col * dim, part.out + col * dim, dim, keep[i], take[i]);
+      total.sum[col] = total.sum[col] * keep[i] + part.sum[col] * take[i];
+    }
   }
 }
 

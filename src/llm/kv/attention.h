@@ -1,10 +1,9 @@
 // Attention over a KvCache, bit-identical however the work is cut up.
 //
-// Positions are cut into chunks of 256 tokens at fixed places. Inside a chunk, softmax runs over blocks of 64
-// with a running maximum (Milakov and Gimelshein 2018); a chunk so yields (m, l, o): maximum, sum of
-// exponentials, weighted values. Chunks are merged in ascending order. A masked token has weight exactly 0
-// and adds exactly nothing, so a query's result is the same whether it is computed alone, in a verify window,
-// or in a prefill tile, and whether chunks are spread over threads or not.
+// Positions are cut into chunks of 256 tokens at fixed places. A chunk yields (m, l, o): maximum, sum of
+// exponentials, weighted values; chunks are merged in ascending order (Milakov and Gimelshein 2018). A masked
+// token has weight exactly 0 and adds exactly nothing, so a query's result is the same whether it is computed
+// alone, in a verify window, or in a prefill tile, and whether chunks are spread over threads or not.
 #pragma once
 
 #include <cstddef>
@@ -42,14 +41,19 @@ struct ChunkRange {
 };
 ChunkRange visible_chunks(const AttentionTile& tile);
 
-void clear_state(const AttentionState& state, int n_cols, int padded_dim);
+// Columns [first, last) as if they had seen nothing yet.
+void clear_state(const AttentionState& state, int first, int last, int padded_dim);
 
-// Attention of the tile over one chunk, into a cleared state.
+// Blocks of the chunk that the tile sees: what the chunk costs.
+int visible_blocks(const AttentionTile& tile, int chunk);
+
+// Attention of the tile over one chunk; overwrites `state`.
 void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk, const AttentionState& state,
                   float* scratch);
 
-// total <- total merged with part, a later chunk.
-void merge_state(const AttentionState& total, const AttentionState& part, int n_cols, int padded_dim);
+// Columns [first, last) of total <- those of total merged with part, a later chunk.
+void merge_state(const AttentionState& total, const AttentionState& part, int first, int last,
+                 int padded_dim);
 
 // out / sum for one column: writes head_dim floats.
 void finish_column(const AttentionState& state, int col, int padded_dim, int head_dim, float* result);

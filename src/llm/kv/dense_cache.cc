@@ -11,13 +11,14 @@
 #include "base/text.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
-#include "llm/kv/kv_cache.h"
+#include "llm/kv/attention.h"
 #include "llm/tensor/buffer.h"
 
 namespace frugal::llm {
 namespace {
 
 enum class Narrow { kF32, kF16, kBF16 };
+constexpr int kChunkBlocks = kKvChunk / kKvBlock;
 
 template <Narrow kNarrow>
 class FloatCache final : public KvCache {
@@ -51,16 +52,22 @@ class FloatCache final : public KvCache {
 
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
+    // What attention reads next: the keys of the next block, or after those of a chunk its values.
     const T* panel = keys_at(layer, head) + size_t(block) * kKvBlock * dim();
-    product({panel, 16, dim() * 16, size_t((n_tokens + 15) / 16), dim()}, queries.q, padded(), queries.n_cols,
-            scores, kKvBlock, false);
+    const T* next = ends_chunk(block)
+                        ? values_at(layer, head) + size_t(block - kChunkBlocks + 1) * kKvBlock * padded()
+                        : panel + kKvBlock * dim();
+    product({panel, 16, dim() * 16, size_t((n_tokens + 15) / 16), dim(), next}, queries.q, padded(),
+            queries.n_cols, scores, kKvBlock, false);
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                   const float* weights, float* out, float*) const override {
     const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
-    product({rows, padded(), 16, padded() / 16, size_t(n_tokens)}, weights, kKvBlock, queries.n_cols, out,
-            padded(), true);
+    const T* next = ends_chunk(block) ? keys_at(layer, head) + size_t(block + 1) * kKvBlock * dim()
+                                      : rows + kKvBlock * padded();
+    product({rows, padded(), 16, padded() / 16, size_t(n_tokens), next}, weights, kKvBlock, queries.n_cols,
+            out, padded(), true);
   }
 
   uint64_t bytes_used(int n_tokens) const override {
@@ -92,6 +99,7 @@ class FloatCache final : public KvCache {
   size_t padded() const { return size_t(shape_.padded_dim()); }
   size_t key_stride() const { return size_t(shape_.max_blocks()) * kKvBlock * dim(); }
   size_t value_stride() const { return size_t(shape_.max_blocks()) * kKvBlock * padded(); }
+  static bool ends_chunk(int block) { return block % kChunkBlocks == kChunkBlocks - 1; }
   size_t key_bytes(int n_tokens) const { return size_t((n_tokens + 15) / 16) * 16 * dim() * sizeof(T); }
   size_t value_bytes(int n_tokens) const { return size_t(n_tokens) * padded() * sizeof(T); }
   size_t part(int layer, int head) const { return size_t(layer) * heads() + size_t(head); }

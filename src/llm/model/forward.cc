@@ -315,16 +315,15 @@ class ForwardPass {
     return queries;
   }
 
-  // Writes a tile's finished columns to the activations of the output projection.
-  void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state) {
-    const int dim = tile.cache->shape().padded_dim();
-    for (int row = 0; row < tile.n_rows; ++row) {
-      float* out = s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row));
-      for (int head = 0; head < tile.group; ++head) {
-        float* to = out + (tile.kv_head * tile.group + head) * config_.head_dim;
-        finish_column(state, row * tile.group + head, dim, config_.head_dim, to);
-        tile.cache->restore(tile.layer, tile.kv_head, to);
-      }
+  // Writes a tile's finished columns [first, last) to the activations of the output projection.
+  void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
+              int first, int last) {
+    for (int col = first; col < last; ++col) {
+      const int row = col / tile.group, head = tile.kv_head * tile.group + col % tile.group;
+      float* to =
+          s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim;
+      finish_column(state, col, tile.cache->shape().padded_dim(), config_.head_dim, to);
+      tile.cache->restore(tile.layer, tile.kv_head, to);
     }
   }
 
@@ -352,11 +351,9 @@ class ForwardPass {
   void attend(int layer) {
     const int dim = (config_.head_dim + 15) / 16 * 16;
     size_t n_tiles = 0, n_part_floats = 0;
-    int n_units = 0;  // (tile, chunk) pairs
     for_each_tile(layer, [&](const BatchSpan&, const AttentionTile& tile, int) {
       const ChunkRange chunks = visible_chunks(tile);
       ++n_tiles;
-      n_units += chunks.last - chunks.first;
       n_part_floats +=
           static_cast<size_t>((chunks.last - chunks.first) * tile.n_rows * tile.group * (dim + 2));
     });
@@ -368,50 +365,66 @@ class ForwardPass {
         // Later rows see more: dealing tiles out in turn balances the members.
         if (tile_idx++ % static_cast<size_t>(member_.size) != static_cast<size_t>(member_.idx)) return;
         const KvQueries queries = gather(span, tile, first_row, t);
-        clear_state(t.total, queries.n_cols, dim);
+        clear_state(t.total, 0, queries.n_cols, dim);
         const ChunkRange chunks = visible_chunks(tile);
         for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
-          clear_state(t.part, queries.n_cols, dim);
           attend_chunk(tile, queries, chunk, t.part, t.scores);
-          merge_state(t.total, t.part, queries.n_cols, dim);
+          merge_state(t.total, t.part, 0, queries.n_cols, dim);
         }
-        finish(span, tile, first_row, t.total);
+        finish(span, tile, first_row, t.total, 0, queries.n_cols);
       });
       return;
     }
-    // Few tiles: members share the chunks, then merge each tile's chunks in order.
-    const auto units = member_.share(static_cast<size_t>(n_units));
-    size_t unit = 0;
+    // Few tiles: members share the chunks, then merge each tile's chunks in order, column by column.
     float* part = s_.parts_.as<float>();
-    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-      const ChunkRange chunks = visible_chunks(tile);
-      const int n_cols = tile.n_rows * tile.group;
-      bool gathered = false;
-      KvQueries queries;
-      for (int chunk = chunks.first; chunk < chunks.last; ++chunk, ++unit) {
-        const AttentionState state = part_state(part, n_cols, dim);
-        if (unit < units.begin || unit >= units.end) continue;
-        if (!gathered) queries = gather(span, tile, first_row, t);
-        gathered = true;
-        clear_state(state, n_cols, dim);
-        attend_chunk(tile, queries, chunk, state, t.scores);
-      }
-    });
+    Dealer dealer(member_);
+    for (const bool whole : {true, false}) {  // short chunks last: they even out what the others leave
+      float* at = part;
+      for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+        const ChunkRange chunks = visible_chunks(tile);
+        bool gathered = false;
+        KvQueries queries;
+        for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
+          const AttentionState state = part_state(at, tile.n_rows * tile.group, dim);
+          const int n_blocks = visible_blocks(tile, chunk);
+          if ((n_blocks == kKvChunk / kKvBlock) != whole || !dealer.mine(n_blocks * tile.n_rows)) continue;
+          if (!gathered) queries = gather(span, tile, first_row, t);
+          gathered = true;
+          attend_chunk(tile, queries, chunk, state, t.scores);
+        }
+      });
+    }
     member_.barrier();
-    part = s_.parts_.as<float>();
-    size_t tile_idx = 0;
     for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
       const ChunkRange chunks = visible_chunks(tile);
       const int n_cols = tile.n_rows * tile.group;
-      const bool mine = tile_idx++ % static_cast<size_t>(member_.size) == static_cast<size_t>(member_.idx);
-      if (mine) clear_state(t.total, n_cols, dim);
-      for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
-        const AttentionState state = part_state(part, n_cols, dim);
-        if (mine) merge_state(t.total, state, n_cols, dim);
-      }
-      if (mine) finish(span, tile, first_row, t.total);
+      const auto mine = member_.share(static_cast<size_t>(n_cols));
+      const int first = static_cast<int>(mine.begin), last = static_cast<int>(mine.end);
+      clear_state(t.total, first, last, dim);
+      for (int chunk = chunks.first; chunk < chunks.last; ++chunk)
+        merge_state(t.total, part_state(part, n_cols, dim), first, last, dim);
+      finish(span, tile, first_row, t.total, first, last);
     });
   }
+
+  // Deals pieces of work out, each to the member that has least to do so far. Every member comes to the same
+  // result.
+  class Dealer {
+   public:
+    explicit Dealer(TeamMember member) : member_(member) {}
+    bool mine(int cost) {
+      const int n = std::min(member_.size, kMembers);
+      int least = 0;
+      for (int i = 1; i < n; ++i) least = load_[i] < load_[least] ? i : least;
+      load_[least] += cost;
+      return least == member_.idx;
+    }
+
+   private:
+    static constexpr int kMembers = 64;  // more share no chunks
+    TeamMember member_;
+    int64_t load_[kMembers] = {};
+  };
 
   // The next chunk's state within the parts; advances `at`.
   static AttentionState part_state(float*& at, int n_cols, int dim) {

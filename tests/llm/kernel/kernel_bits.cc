@@ -99,7 +99,7 @@ void floats(const char* name, FloatPanelFn<T> run, std::vector<T> w, size_t k) {
 }
 
 void elementwise(const Kernels& set) {
-  std::vector<float> x(1024), up(1024), y(1024), sums(16, 0.5f);
+  std::vector<float> x(1024), up(1024), y(1024);
   for (float& v : x) v = random_float(8);
   for (float& v : up) v = random_float(2);
   x[0] = -200;
@@ -115,14 +115,17 @@ void elementwise(const Kernels& set) {
   print("gelu_mul", y);
   y = x;
   y[5] = -INFINITY;
-  const std::vector<float> largest{set.max(y.data(), y.size())};
-  print("max", largest);
-  set.exp_sum(y.data(), y.size(), largest[0], sums.data());
-  print("exp_sum", y);
-  print("exp_sum total", sums);
-  set.scale(y.data(), y.size(), 1.7f);
-  set.add_scaled(y.data(), up.data(), y.size(), 0.3f);
-  print("add_scaled", y);
+  y[6] = -200;
+  set.exp(y.data(), 512);
+  print("exp", y);
+  y = x;
+  y[5] = -INFINITY;
+  float largest, sum;
+  set.softmax(y.data(), 256, 4, &largest, &sum);
+  print("softmax", y);
+  print("softmax sums", std::vector<float>{largest, sum});
+  set.blend(y.data(), up.data(), y.size(), 1.7f, 0.3f);
+  print("blend", y);
   for (size_t i = 0; i < x.size(); ++i) x[i] *= i % 3 == 0 ? 1e-7f : i % 3 == 1 ? 1.0f : 1e4f;
   std::vector<uint16_t> halves(x.size());
   set.to_f16(x.data(), x.size(), halves.data());

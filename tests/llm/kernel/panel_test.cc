@@ -324,19 +324,38 @@ TEST(Kernel, ElementwiseMatchesTheMathLibrary) {
       ASSERT_NEAR(y[i], 1.5 * gelu, 1e-6 * std::fabs(v)) << name << ' ' << v;
     }
     y = x;
-    const float largest = set->max(y.data(), n);
-    EXPECT_EQ(largest, 200);
+    y[3] = -INFINITY;
+    y[4] = -87.5f;
+    for (float& v : y) v = std::min(v, 80.0f);
+    const std::vector<float> exponents = y;
+    set->exp(y.data(), n);
+    EXPECT_EQ(y[3], 0);
+    EXPECT_EQ(y[4], 0);
+    EXPECT_EQ(y[2], 1);
+    for (size_t i = 5; i < n; ++i) {
+      const double e = std::exp(static_cast<double>(exponents[i]));
+      ASSERT_NEAR(y[i], e, 2e-7 * e) << name << ' ' << exponents[i];
+    }
+    // Pieces 0, 1 and 2 of four: the last is left alone.
+    y = x;
     y[5] = -INFINITY;
-    float sums[16] = {};
-    set->exp_sum(y.data(), n, largest, sums);
+    float largest = 0, total = 0;
+    set->softmax(y.data(), n / 4, 3, &largest, &total);
+    EXPECT_EQ(largest, 200);
     EXPECT_EQ(y[5], 0);
     EXPECT_EQ(y[1], 1);
-    double total = 0, expected = 0;
-    for (const float s : sums) total += s;
+    double expected = 0;
     for (size_t i = 0; i < n; ++i) {
-      if (i != 5) expected += std::exp(static_cast<double>(x[i]) - 200);
+      if (i % (n / 4) >= 64 || i >= 3 * n / 4) {
+        ASSERT_EQ(y[i], x[i]) << name << ' ' << i;
+      } else if (i != 5) {
+        expected += std::exp(static_cast<double>(x[i]) - 200);
+      }
     }
     EXPECT_NEAR(total, expected, 1e-6 * expected) << name;
+    y = x;
+    set->blend(y.data(), up.data(), n, 0.5f, 2.0f);
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(y[i], 0.5f * x[i] + 3.0f) << name;
     // Odd lengths take the scalar tail.
     std::vector<float> weight(77, 2.0f), out(77);
     set->rms_norm(x.data() + 3, weight.data(), 77, 1e-5f, out.data());

@@ -49,11 +49,10 @@ class Filled {
         part{&stats[2 * n], &stats[3 * n], part_out.data()};
     const KvQueries queries{n_cols, q.data(), codec.data(), first_position, setting_.group};
     cache->prepare(0, 1, queries);
-    clear_state(total, n_cols, dim);
+    clear_state(total, 0, n_cols, dim);
     for (int chunk = visible_chunks(tile).first; chunk < visible_chunks(tile).last; ++chunk) {
-      clear_state(part, n_cols, dim);
       attend_chunk(tile, queries, chunk, part, scratch.data());
-      merge_state(total, part, n_cols, dim);
+      merge_state(total, part, 0, n_cols, dim);
     }
     std::vector<float> out(n * static_cast<size_t>(setting_.head_dim));
     for (int col = 0; col < n_cols; ++col)

@@ -1,0 +1,94 @@
+// Micro-bench of attention on one core: windows of query rows over a full cache of the shape of SmolLM2-135M
+// (30 layers, 3 KV heads of 64 channels, 3 query heads each).
+//
+//   bench_llm_attention [DEPTH] [FORMAT] [SET]     FORMAT: f32, f16, bf16, q8_0
+//
+// A row tells milliseconds a step, bytes of the cache and multiply-adds a second.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "llm/kernel/kernel.h"
+#include "llm/kv/attention.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr int kLayers = 30, kHeads = 3, kGroup = 3, kDim = 64;
+
+int run(int depth, const std::string& format_name) {
+  const auto format = parse_kv_format(format_name);
+  if (!format.ok() || depth < 1) {
+    std::fprintf(stderr, "usage: bench_llm_attention [DEPTH] [f32, f16, bf16 or q8_0] [SET]\n");
+    return 2;
+  }
+  auto made = make_kv_cache(*format, {kLayers, kHeads, kDim, depth + 64});
+  if (!made.ok()) {
+    std::fprintf(stderr, "%s\n", made.error().message.c_str());
+    return 1;
+  }
+  KvCache& cache = **made;
+  Rng rng(3);
+  std::vector<float> k(kHeads * kDim), v(k.size());
+  for (int layer = 0; layer < kLayers; ++layer) {
+    for (int t = 0; t < depth + 64; ++t) {
+      for (float& x : k) x = static_cast<float>(rng.normal());
+      for (float& x : v) x = static_cast<float>(rng.normal());
+      cache.store(layer, t, k.data(), v.data());
+    }
+  }
+  std::printf("set %s, one core, %s cache, depth %d\nrows  ms/step     GB/s   GMAC/s\n", kernels().name,
+              format_name.c_str(), depth);
+  for (const int n_rows : {1, 2, 4, 8, 16}) {
+    const int n_cols = n_rows * kGroup;
+    const auto n = static_cast<size_t>(n_cols);
+    std::vector<float> q(n * kDim), out(n * kDim), part_out(n * kDim), stats(4 * n),
+        scratch(attention_scratch_floats(n_cols));
+    std::vector<std::byte> codec(cache.query_scratch_bytes(n_cols));
+    for (float& x : q) x = static_cast<float>(rng.normal() / 8);
+    const KvQueries queries{n_cols, q.data(), codec.data(), depth, kGroup};
+    const AttentionState total{&stats[0], &stats[n], out.data()},
+        part{&stats[2 * n], &stats[3 * n], part_out.data()};
+    double best = 1e9;
+    for (int rep = 0; rep < 12; ++rep) {
+      const double begin = wall_seconds();
+      for (int layer = 0; layer < kLayers; ++layer) {
+        for (int head = 0; head < kHeads; ++head) {
+          const AttentionTile tile{&cache, layer, head, n_rows, kGroup, depth, 0};
+          cache.prepare(layer, head, queries);
+          clear_state(total, 0, n_cols, kDim);
+          const ChunkRange chunks = visible_chunks(tile);
+          for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
+            attend_chunk(tile, queries, chunk, part, scratch.data());
+            merge_state(total, part, 0, n_cols, kDim);
+          }
+        }
+      }
+      best = std::min(best, wall_seconds() - begin);
+    }
+    const auto tokens = static_cast<double>(depth + n_rows);
+    std::printf("%4d %8.3f %8.1f %8.1f\n", n_rows, 1e3 * best,
+                1e-9 * static_cast<double>(cache.bytes_used(depth + n_rows)) / best,
+                1e-9 * tokens * kLayers * kHeads * n_cols * kDim * 2 / best);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace frugal::llm
+
+int main(int argc, char** argv) {
+  using namespace frugal::llm;
+  if (argc > 3) {
+    if (find_kernels(argv[3]) == nullptr) {
+      std::fprintf(stderr, "there is no kernel set '%s' in this build or for this processor\n", argv[3]);
+      return 2;
+    }
+    use_kernels(find_kernels(argv[3]));
+  }
+  return run(argc > 1 ? std::atoi(argv[1]) : 2000, argc > 2 ? argv[2] : "f16");
+}
