@@ -3,7 +3,7 @@
 // Attention never asks for keys or values: it asks a cache for scores of a block of tokens, and for a
 // weighted sum of their values. A codec so computes in its own domain (panels, integers, dictionary
 // look-ups), and reads each row once for all heads of a group and all query rows. Tokens come in blocks of 64
-// at fixed positions: the unit of softmax, and the reason why results do not depend on who asks for how many.
+// at fixed positions, one reason why results do not depend on who asks for how many.
 #pragma once
 
 #include <algorithm>
