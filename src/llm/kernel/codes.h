@@ -6,7 +6,7 @@
 // caller's business (that of the codes):
 //   keys    code = token * 4 + coefficient: a 32-bit lane is a token
 //   values  code = token / 4 * 16 + coefficient * 4 + token % 4: a 32-bit lane is 4 tokens of a coefficient
-// Everything is integer, so every set gives the same bits.
+// All sums are of integers, or of floats in one stated order: every set gives the same bits.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,10 @@ namespace frugal::llm {
 
 inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bits
 inline constexpr int kCodeBlock = 64;  // tokens of four panels
-// Weights of 64 tokens as kernels want them: 4 tokens, four times over.
+// Weights of 64 tokens as the kernels of a set want them.
 inline constexpr int kWeightWidth = 4 * kCodeBlock;
+inline constexpr size_t kTurnTerms = 5;  // of the polynomial that slowly turning pairs are summed to
+inline constexpr size_t kMaxTurnedPairs = 128;
 inline constexpr int kWeightMax = 32000;  // 64 products of it with kLevelMax fit 32 bits
 
 // Puts code `value` of `bits` bits at `idx` (0 to 63) of a group, over what stood there.
@@ -45,7 +47,7 @@ struct CodeKernels {
                    const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
                    const float* scales, float* y, size_t y_stride);
   // w[t] * scales[t] of 64 tokens as integers up to kWeightMax times what is returned, [kWeightWidth], with
-  // their sum. All >= 0. Not finite: something, and a scale that is NaN.
+  // their sum; how they lie is the set's own. All >= 0. Not finite: something, and a scale that is NaN.
   float (*quantize_weights)(const float* w, const float* scales, int16_t* q, int32_t* sum);
   // y[c * y_stride + 4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over
   // tokens t of level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. w [n_cols,
@@ -53,9 +55,17 @@ struct CodeKernels {
   void (*dot_values)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
                      const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
                      const int32_t* zeros, const float* scales, float* y, size_t y_stride);
+  // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
+  void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
+  // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the
+  // middle's cosines and sines, a = cC + sS and b = sC - cS. x = a of the first n_fast pairs, then their b,
+  // then for each of kTurnTerms terms the sum over pairs of a (b in odd terms) times powers[term][pair].
+  // n_pairs is a multiple of 16.
+  void (*turn_factors)(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
+                       const float* powers, float* x);
 };
 
 const CodeKernels& code_kernels();
-const CodeKernels* find_code_kernels(const char* name);  // "generic", "avx2", or null
+const CodeKernels* find_code_kernels(const char* name);  // "generic", "avx2", "avx512", or null
 
 }  // namespace frugal::llm

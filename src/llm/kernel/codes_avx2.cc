@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "llm/kernel/codes.h"
+#include "llm/kernel/codes.inc.h"
 
 namespace frugal::llm {
 
@@ -286,6 +286,7 @@ void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, siz
 
 }  // namespace
 
-const CodeKernels kAvx2CodeKernels = {"avx2", dot_keys, quantize_weights, dot_values};
+const CodeKernels kAvx2CodeKernels = {"avx2",     dot_keys,      quantize_weights,
+                                      dot_values, expand_scales, turn_factors};
 
 }  // namespace frugal::llm

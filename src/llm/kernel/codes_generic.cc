@@ -1,12 +1,14 @@
 #include <algorithm>
+#include <cstring>
 
-#include "llm/kernel/codes.h"
+#include "llm/kernel/codes.inc.h"
 #include "llm/kernel/kernel.h"
 
 namespace frugal::llm {
 
 #ifdef FRUGAL_HAVE_AVX2
 extern const CodeKernels kAvx2CodeKernels;
+extern const CodeKernels kAvx512CodeKernels;
 #endif
 
 namespace {
@@ -85,20 +87,27 @@ void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, siz
   }
 }
 
-constexpr CodeKernels kGenericCodeKernels = {"generic", dot_keys, quantize_weights, dot_values};
+constexpr CodeKernels kGenericCodeKernels = {"generic",  dot_keys,      quantize_weights,
+                                             dot_values, expand_scales, turn_factors};
 
 }  // namespace
 
 const CodeKernels* find_code_kernels(const char* name) {
+  if (std::strcmp(name, "generic") == 0) return &kGenericCodeKernels;
 #ifdef FRUGAL_HAVE_AVX2
-  if (name[0] == 'a' && find_kernels("avx2") != nullptr) return &kAvx2CodeKernels;
+  if (std::strcmp(name, "avx2") == 0 && find_kernels(name) != nullptr) return &kAvx2CodeKernels;
+  if (std::strcmp(name, "avx512") == 0 && find_kernels(name) != nullptr) return &kAvx512CodeKernels;
 #endif
-  return name[0] == 'g' ? &kGenericCodeKernels : nullptr;
+  return nullptr;
 }
 
 const CodeKernels& code_kernels() {
-  static const CodeKernels* const best =
-      find_code_kernels("avx2") != nullptr ? find_code_kernels("avx2") : &kGenericCodeKernels;
+  static const CodeKernels* const best = [] {
+    for (const char* name : {"avx512", "avx2"}) {
+      if (const CodeKernels* set = find_code_kernels(name)) return set;
+    }
+    return &kGenericCodeKernels;
+  }();
   return *best;
 }
 

@@ -310,6 +310,12 @@ class CsrCache final : public KvCache {
            static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
   }
 
+  void prefetch_block(int layer, KvSide of, int head, int block) const {
+    const std::byte* at = panel_at(layer, of, head, block * 4);
+    const size_t n = 4 * plan_->side(layer, of, head).panel_bytes;
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i);
+  }
+
   // Of the coefficients that have bits.
   static float mean_square(const SidePlan& side, const float* y) {
     float sum = 0;
@@ -350,6 +356,9 @@ class CsrCache final : public KvCache {
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
     const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
+    // The codes of the values are wanted next, then those of the next block's keys: at most 4 KiB of each.
+    prefetch_block(layer, KvSide::kValues, head, block);
+    if (block + 1 < shape_.max_blocks()) prefetch_block(layer, KvSide::kKeys, head, block + 1);
     constexpr size_t kTile = TurnedMean::kMaxCols;
     for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
       const size_t n = std::min(kTile, end - first);
@@ -367,12 +376,7 @@ class CsrCache final : public KvCache {
     if (side.n_groups == 0) return;
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
     alignas(64) float token_scales[kKvBlock];
-    for (size_t t = 0; t < kKvBlock; t += 2) {
-      const auto both =
-          static_cast<size_t>(panel[t / 16 * side.panel_bytes + side.scale_offset + t % 16 / 2]);
-      token_scales[t] = scales_[both & 15];
-      token_scales[t + 1] = scales_[both >> 4];
-    }
+    code_kernels().expand_scales(panel + side.scale_offset, side.panel_bytes, scales_.data(), token_scales);
     if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
     constexpr size_t kTile = 6;
     alignas(64) int16_t integers[kTile * kWeightWidth];

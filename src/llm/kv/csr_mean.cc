@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "llm/kernel/codes.h"
 #include "llm/kernel/kernel.h"
 
 namespace frugal::llm {
@@ -34,7 +35,7 @@ TurnedMean::TurnedMean(const CsrPlan& plan, int n_blocks)
     }
     n_fast = (n_fast + 3) / 4 * 4;
     n_fast_.push_back(n_fast);
-    std::vector<float> panels(rows(kind) * kKvBlock), powers(kTerms * pairs_);
+    std::vector<float> panels(rows(kind) * kKvBlock), powers(kTurnTerms * pairs_);
     for (size_t t = 0; t < kKvBlock; ++t) {
       float* to = &panels[t / 16 * 16 * rows(kind) + t % 16];
       const float* row = &offsets_[(kind * kKvBlock + t) * 2 * pairs_];
@@ -43,14 +44,14 @@ TurnedMean::TurnedMean(const CsrPlan& plan, int n_blocks)
         to[(n_fast + i) * 16] = row[pairs_ + i];
       }
       float power = 1;
-      for (size_t i = 0; i < kTerms; ++i, power *= (static_cast<float>(t) - kMiddle) / kMiddle)
+      for (size_t i = 0; i < kTurnTerms; ++i, power *= (static_cast<float>(t) - kMiddle) / kMiddle)
         to[(2 * n_fast + i) * 16] = power;
     }
     // cos z u = 1 - (z u)^2 / 2 + (z u)^4 / 24, sin z u = z u - (z u)^3 / 6
     for (size_t pair = 0; pair < pairs_; ++pair) {
       const float z = turns[pair] * kMiddle;
-      const float terms[kTerms] = {1, z, -z * z / 2, -z * z * z / 6, z * z * z * z / 24};
-      for (size_t i = 0; i < kTerms; ++i) powers[i * pairs_ + pair] = terms[i];
+      const float terms[kTurnTerms] = {1, z, -z * z / 2, -z * z * z / 6, z * z * z * z / 24};
+      for (size_t i = 0; pair >= n_fast && i < kTurnTerms; ++i) powers[i * pairs_ + pair] = terms[i];
     }
     panels_.push_back(std::move(panels));
     powers_.push_back(std::move(powers));
@@ -83,30 +84,11 @@ void TurnedMean::factors(const float* q, const float* mean, float* factors) cons
 void TurnedMean::scores(int layer, int block, const float* factors, size_t n_cols, float* scores) const {
   const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
   const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(block)) * 2 * pairs_];
-  const float* powers = powers_[kind].data();
-  const size_t n_fast = n_fast_[kind], n_rows = rows(kind);
-  alignas(64) float a[kMaxCodedDim / 2], b[kMaxCodedDim / 2], x[kMaxCols * (kMaxCodedDim + kTerms + 3)];
+  const size_t n_rows = rows(kind);
+  alignas(64) float x[kMaxCols * (kMaxCodedDim + kTurnTerms)];
   for (size_t c = 0; c < n_cols; ++c) {
-    const float* cos = factors + c * 2 * pairs_;
-    const float* sin = cos + pairs_;
-    for (size_t pair = 0; pair < pairs_; ++pair) {
-      a[pair] = cos[pair] * at[pair] + sin[pair] * at[pairs_ + pair];
-      b[pair] = sin[pair] * at[pair] - cos[pair] * at[pairs_ + pair];
-    }
-    float* to = x + c * n_rows;
-    for (size_t i = 0; i < n_fast; ++i) {
-      to[i] = a[i];
-      to[n_fast + i] = b[i];
-    }
-    for (size_t term = 0; term < kTerms; ++term) {
-      const float* from = term % 2 == 0 ? a : b;
-      float sums[4] = {};
-      for (size_t i = n_fast; i < pairs_; i += 4) {
-        for (size_t lane = 0; lane < 4; ++lane)
-          sums[lane] += from[i + lane] * powers[term * pairs_ + i + lane];
-      }
-      to[2 * n_fast + term] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    }
+    code_kernels().turn_factors(factors + c * 2 * pairs_, at, pairs_, n_fast_[kind], powers_[kind].data(),
+                                x + c * n_rows);
   }
   kernels().panel_f32({panels_[kind].data(), 16, 16 * n_rows, kKvBlock / 16, n_rows}, x, n_rows, n_cols,
                       scores, kKvBlock, false);

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "llm/kernel/codes.h"
 #include "llm/kv/csr_plan.h"
 #include "llm/kv/kv_cache.h"
 
@@ -15,8 +16,6 @@ namespace frugal::llm {
 
 class TurnedMean {
  public:
-  static constexpr int kTerms = 5;  // of the polynomial
-
   TurnedMean() = default;
   TurnedMean(const CsrPlan& plan, int n_blocks);
 
@@ -29,14 +28,14 @@ class TurnedMean {
   void scores(int layer, int block, const float* factors, size_t n_cols, float* scores) const;
 
  private:
-  size_t rows(size_t kind) const { return 2 * n_fast_[kind] + kTerms; }
+  size_t rows(size_t kind) const { return 2 * n_fast_[kind] + kTurnTerms; }
 
   const CsrPlan* plan_ = nullptr;
   size_t pairs_ = 0, n_blocks_ = 0;
   std::vector<size_t> n_fast_;              // [kind], a multiple of 4
   std::vector<float> middles_, offsets_;    // [kind, block or offset, cosines and sines, pair]
   std::vector<std::vector<float>> panels_;  // [kind]: panels of 16 offsets, rows() each
-  std::vector<std::vector<float>> powers_;  // [kind]: [kTerms, pairs], what a pair adds to each term
+  std::vector<std::vector<float>> powers_;  // [kind]: [kTurnTerms, pairs], what a slow pair adds to each term
 };
 
 }  // namespace frugal::llm

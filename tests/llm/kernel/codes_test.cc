@@ -56,7 +56,7 @@ struct Case {
 
 TEST(Codes, EverySetGivesTheSumsOfLevels) {
   Rng rng(3);
-  for (const char* name : {"generic", "avx2"}) {
+  for (const char* name : {"generic", "avx2", "avx512"}) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
@@ -92,7 +92,7 @@ TEST(Codes, EverySetGivesTheSumsOfLevels) {
 
 TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
   Rng rng(4);
-  for (const char* name : {"generic", "avx2"}) {
+  for (const char* name : {"generic", "avx2", "avx512"}) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
@@ -109,16 +109,20 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
         for (float& x : weights) x = rng.below(4) == 0 ? 1.0f : static_cast<float>(rng.uniform());
         if (col == 3) std::fill(weights.begin(), weights.end(), 0.0f);
         scales[col] = set->quantize_weights(weights.data(), ones.data(), &w[col * kWeightWidth], &zeros[col]);
+        // How the weights lie is the set's own: the plain set says what they are, and their sum tells.
+        int16_t plain[kWeightWidth];
         int32_t sum = 0;
-        for (size_t t = 0; t < kCodeBlock; ++t) {
-          // To the nearest: half of a step off, and 32000 * 2^-23 of a step by rounding; the copies are one.
-          const int16_t* four = &w[col * kWeightWidth + t / 4 * 16 + t % 4];
-          for (size_t i = 1; i < 4; ++i) ASSERT_EQ(four[4 * i], four[0]);
-          ASSERT_NEAR(static_cast<float>(four[0]) * scales[col], weights[t], 0.504f / kWeightMax);
-          values[col * kCodeBlock + t] = four[0];
-          sum += four[0];
-        }
+        ASSERT_EQ(find_code_kernels("generic")->quantize_weights(weights.data(), ones.data(), plain, &sum),
+                  scales[col]);
         ASSERT_EQ(zeros[col], sum);
+        for (size_t t = 0; t < kCodeBlock; ++t) {
+          // To the nearest: half of a step off, and 32000 * 2^-23 of a step by rounding.
+          const int16_t value = plain[t / 4 * 16 + t % 4];
+          ASSERT_NEAR(static_cast<float>(value) * scales[col], weights[t], 0.504f / kWeightMax);
+          values[col * kCodeBlock + t] = value;
+          sum -= value;
+        }
+        ASSERT_EQ(sum, 0);
       }
       set->dot_values(c.panel.data(), c.stride, c.bits.data(), n_groups, c.tables.data(), level_scales.data(),
                       w.data(), n_cols, zeros.data(), scales.data(), y.data(), 4 * n_groups);
@@ -138,8 +142,58 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
   }
 }
 
+TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
+  Rng rng(5);
+  const auto normals = [&](size_t n) {
+    std::vector<float> x(n);
+    for (float& v : x) v = static_cast<float>(rng.normal());
+    return x;
+  };
+  for (const size_t n_pairs : {16, 32, 128}) {
+    const size_t n_fast = n_pairs / 4;
+    const std::vector<float> factors = normals(2 * n_pairs), middle = normals(2 * n_pairs),
+                             table = normals(16);
+    std::vector<float> powers = normals(kTurnTerms * n_pairs);
+    std::vector<std::byte> codes(4 * 11);
+    for (std::byte& code : codes) code = static_cast<std::byte>(rng.below(256));
+    std::vector<float> first;
+    for (const char* name : {"generic", "avx2", "avx512"}) {
+      const CodeKernels* set = find_code_kernels(name);
+      if (set == nullptr) continue;
+      std::vector<float> x(2 * n_fast + kTurnTerms), scales(kCodeBlock);
+      set->turn_factors(factors.data(), middle.data(), n_pairs, n_fast, powers.data(), x.data());
+      set->expand_scales(codes.data(), 11, table.data(), scales.data());
+      if (first.empty()) first = x;
+      EXPECT_EQ(x, first) << name;
+      std::vector<double> a(n_pairs), b(n_pairs);
+      for (size_t i = 0; i < n_pairs; ++i) {
+        const double c = factors[i], s = factors[n_pairs + i], at = middle[i], by = middle[n_pairs + i];
+        a[i] = c * at + s * by;
+        b[i] = s * at - c * by;
+        if (i < n_fast) {  // two products of a few units, each rounded
+          EXPECT_NEAR(x[i], a[i], 4e-6);
+          EXPECT_NEAR(x[n_fast + i], b[i], 4e-6);
+        }
+      }
+      for (size_t term = 0; term < kTurnTerms; ++term) {
+        double sum = 0, size = 0;
+        for (size_t i = 0; i < n_pairs; ++i) {
+          const double part = (term % 2 == 0 ? a : b)[i] * static_cast<double>(powers[term * n_pairs + i]);
+          sum += part;
+          size += std::fabs(part);
+        }
+        EXPECT_NEAR(x[2 * n_fast + term], sum, 2e-6 * size);  // 16 roundings of 2^-24 in a row at most
+      }
+      for (size_t t = 0; t < kCodeBlock; ++t) {
+        const auto byte = static_cast<size_t>(codes[t / 16 * 11 + t % 16 / 2]);
+        EXPECT_EQ(scales[t], table[t % 2 == 0 ? byte & 15 : byte >> 4]);
+      }
+    }
+  }
+}
+
 TEST(Codes, WeightsThatAreNotFiniteShow) {
-  for (const char* name : {"generic", "avx2"}) {
+  for (const char* name : {"generic", "avx2", "avx512"}) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     for (const float bad : {std::nanf(""), INFINITY}) {
