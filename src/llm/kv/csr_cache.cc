@@ -310,7 +310,9 @@ class CsrCache final : public KvCache {
            static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
   }
 
+  // What is read next; at most 4 KiB.
   void prefetch_block(int layer, KvSide of, int head, int block) const {
+    if (block >= shape_.max_blocks()) return;
     const std::byte* at = panel_at(layer, of, head, block * 4);
     const size_t n = 4 * plan_->side(layer, of, head).panel_bytes;
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i);
@@ -356,9 +358,7 @@ class CsrCache final : public KvCache {
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
     const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
-    // The codes of the values are wanted next, then those of the next block's keys: at most 4 KiB of each.
-    prefetch_block(layer, KvSide::kValues, head, block);
-    if (block + 1 < shape_.max_blocks()) prefetch_block(layer, KvSide::kKeys, head, block + 1);
+    prefetch_block(layer, KvSide::kKeys, head, block + 1);
     constexpr size_t kTile = TurnedMean::kMaxCols;
     for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
       const size_t n = std::min(kTile, end - first);
@@ -374,6 +374,7 @@ class CsrCache final : public KvCache {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
     if (side.n_groups == 0) return;
+    prefetch_block(layer, KvSide::kValues, head, block + 1);
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
     alignas(64) float token_scales[kKvBlock];
     code_kernels().expand_scales(panel + side.scale_offset, side.panel_bytes, scales_.data(), token_scales);
