@@ -148,7 +148,7 @@ Status TierRunner::pack(const Division& division, Values& values, FrameCost& cos
   const double start = wall_seconds();
   for (auto& [t, tensor] : values) {
     if (!division.packs(t, k_) || tensor.packed) continue;
-    FRUGAL_TRY_STATUS(at_pace([&]() -> Status {
+    FRUGAL_TRY_STATUS(at_pace([&tensor = tensor]() -> Status {
       std::vector<std::byte> packed = pack_words(tensor.bytes, planes_of(tensor.shape));
       if (packed.empty()) return {};  // this frame's does not get smaller: it goes as it is
       tensor.bytes = std::move(packed);
@@ -172,7 +172,7 @@ Status TierRunner::unpack(const Division& division, Values& values, FrameCost& c
     const bool read_here = std::any_of(known.consumers.begin(), known.consumers.end(),
                                        [&](int v) { return division.tier[static_cast<size_t>(v)] == k_; });
     if (!read_here && division.packs(t, k_)) continue;
-    FRUGAL_TRY_STATUS(at_pace([&] {
+    FRUGAL_TRY_STATUS(at_pace([&known, &tensor = tensor] {
       std::vector<std::byte> words(known.bytes);
       const Status status = unpack_words(tensor.bytes, planes_of(known.shape), words);
       tensor.bytes = std::move(words);
