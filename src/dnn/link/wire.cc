@@ -1,5 +1,6 @@
 #include "dnn/link/wire.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/hash.h"
@@ -104,6 +105,13 @@ Result<ChunkView> decode_chunk(std::span<const std::byte> message) {
   return view;
 }
 
+bool has_fraction(const json& value, int depth) {
+  if (value.is_number_float()) return true;
+  return value.is_structured() &&
+         (depth == 0 || std::any_of(value.begin(), value.end(),
+                                    [&](const json& part) { return has_fraction(part, depth - 1); }));
+}
+
 Result<bool> Assembler::add(const ChunkView& chunk) {
   const ChunkHead& head = chunk.head;
   if (head.sequence != next_) {
@@ -161,6 +169,7 @@ Result<Content> decode_content(std::span<const std::byte> bytes, bool may_be_pac
   size_t at = 8 + n_meta;
   try {
     if (content.meta.contains("tensors")) {
+      if (has_fraction(content.meta.at("tensors"))) return corrupt("a tensor has a size that is not whole");
       for (const json& row : content.meta.at("tensors")) {
         FRUGAL_TRY(HostTensor tensor, read_tensor(row, bytes, at));
         if (tensor.packed && !may_be_packed) return corrupt("a tensor is packed where none may be");
@@ -192,6 +201,9 @@ json division_to_json(const Division& division) {
 
 Result<Division> division_from_json(const Graph& graph, const json& root, size_t n_tiers) {
   try {
+    for (const char* field : {"tier", "runs", "packed"}) {
+      if (has_fraction(root.at(field))) return corrupt("a plan has a number that is not whole");
+    }
     Division division;
     division.tier = root.at("tier").get<std::vector<int>>();
     if (division.tier.size() != graph.vertices.size()) {

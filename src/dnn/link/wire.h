@@ -63,6 +63,10 @@ class Assembler {
   std::vector<std::byte> bytes_;
 };
 
+// Whether some number in it is not whole (converting one that fits no integer is undefined), or it is nested
+// deeper than anything that hosts say to each other.
+bool has_fraction(const nlohmann::json& value, int depth = 16);
+
 // The content of a letter: a JSON object and tensors.
 struct Content {
   nlohmann::json meta = nlohmann::json::object();

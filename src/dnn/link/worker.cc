@@ -176,6 +176,7 @@ Result<Content> Worker::handle(const Content& request) {
   try {
     const json& meta = request.meta;
     const std::string op = meta.at("op").get<std::string>();
+    if (has_fraction(meta)) return bad("a request has a number that is not whole");
     for (const auto& [t, tensor] : request.tensors) {
       if (tensor.packed && op != "frame") return bad("a tensor is packed where none may be");
     }

@@ -127,6 +127,7 @@ TEST(Wire, HostileContentIsRefused) {
         "{\"tensors\": [{\"t\": 0, \"type\": \"f32\", \"shape\": [1]}]}",
         "{\"tensors\": [{\"t\": 0, \"type\": \"f32\", \"shape\": [-1]}]}",
         "{\"tensors\": [{\"t\": 0, \"type\": \"odd\", \"shape\": [0]}]}",
+        "{\"tensors\": [{\"t\": 0, \"type\": \"f32\", \"shape\": [42949672999999999992960]}]}",
         "{\"tensors\": [{\"t\": 0, \"type\": \"f32\", \"shape\": [4294967296, 4294967296, 4294967296]}]}",
         "{\"tensors\": [{\"t\": 0, \"type\": \"u8\", \"shape\": [0]}, {\"t\": 0, \"type\": \"u8\", "
         "\"shape\": [0]}]}"}) {
