@@ -24,8 +24,19 @@ struct BenchFlags {
   std::string text, out, dictionary;
   std::vector<std::string> caches;
   int depth = 8000, tokens = 16, repetitions = 5, threads = 0;
-  bool peer = false, json = false;
+  std::vector<std::string> peers;
+  bool json = false;
 };
+
+// Caches of llama.cpp.
+struct PeerSetting {
+  const char* name;
+  llm::peer::FlashAttention attention;
+  bool q4_0;
+};
+constexpr PeerSetting kPeers[] = {{"f16", llm::peer::FlashAttention::kOff, false},
+                                  {"f16-flash", llm::peer::FlashAttention::kOn, false},
+                                  {"q4_0", llm::peer::FlashAttention::kOn, true}};
 
 struct Contender {
   std::string name;
@@ -86,15 +97,15 @@ Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::share
     FRUGAL_TRY(c.engine, llm::Engine::create(model, options));
     all.push_back(std::move(c));
   }
-  for (const auto attention : {llm::peer::FlashAttention::kOn, llm::peer::FlashAttention::kOff}) {
-    if (!flags.peer) break;
+  for (const PeerSetting& setting : kPeers) {
+    if (std::find(flags.peers.begin(), flags.peers.end(), setting.name) == flags.peers.end()) continue;
     llm::peer::PeerOptions options;
     options.n_threads = base.n_threads > 0 ? base.n_threads : all[0].engine->options().n_threads;
     options.n_ctx = base.n_ctx;
-    options.flash_attention = attention;
-    options.kv = llm::KvFormat::kF16;
+    options.flash_attention = setting.attention;
+    options.kv_q4_0 = setting.q4_0;
     Contender c;
-    c.name = attention == llm::peer::FlashAttention::kOn ? "llama.cpp f16, flash attention" : "llama.cpp f16";
+    c.name = strf("llama.cpp %s", setting.name);
     FRUGAL_TRY(c.peer, llm::peer::Peer::load(model->info().path, options));
     all.push_back(std::move(c));
   }
@@ -186,7 +197,11 @@ Action add_kv_bench(CLI::App& app) {
                  "caches, the first being what the others are compared with (default: f16, csr:2.6, csr:2)")
       ->allow_extra_args(false)
       ->type_name("NAME");
-  app.add_flag("--peer", flags->peer, "llama.cpp too, with and without flash attention");
+  app.add_option("--peer", flags->peers,
+                 "llama.cpp too, with this cache: f16, f16-flash (flash attention) or q4_0; more than once")
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember({"f16", "f16-flash", "q4_0"}))
+      ->type_name("CACHE");
   app.add_option("--depth", flags->depth, "tokens in the cache")->capture_default_str();
   app.add_option("--tokens", flags->tokens, "tokens decoded in a round")->capture_default_str();
   app.add_option("--repetitions", flags->repetitions, "rounds")->capture_default_str();

@@ -35,12 +35,13 @@ int run(const TrainFlags& flags) {
   const auto model = load_model(flags.model, options->n_threads, !flags.json);
   if (!model.ok()) return fail(model.error());
   training.window = std::min(training.window, (*model)->info().n_ctx_train);
-  const auto dictionary = train_dictionary(*model, training, !flags.json);
-  if (!dictionary.ok()) return fail(dictionary.error());
   const std::string path = flags.out.empty() ? default_dictionary_path((*model)->info()) : flags.out;
   std::error_code ignored;
   if (flags.out.empty())
     std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
+  training.partial = path + ".partial";
+  const auto dictionary = train_dictionary(*model, training, !flags.json);
+  if (!dictionary.ok()) return fail(dictionary.error());
   if (const Status status = llm::write_dictionary(*dictionary, path); !status.ok())
     return fail(status.error());
   const auto bytes = std::filesystem::file_size(path, ignored);

@@ -9,6 +9,7 @@
 #include "base/team.h"
 #include "base/text.h"
 #include "cli/console.h"
+#include "cli/kv_sensitivity.h"
 #include "llm/kv/dict_train.h"
 #include "llm/model/forward.h"
 #include "llm/vocab/tokenizer.h"
@@ -17,6 +18,7 @@ namespace frugal::cli {
 namespace {
 
 constexpr size_t kMaxTextBytes = size_t{1} << 28;
+constexpr uint64_t kLargestWidened = 1'500'000'000;  // parameters: 6 GB as floats
 
 // Each text's share of the tokens, cut into sequences of at most `window`.
 Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& model,
@@ -52,6 +54,18 @@ Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& 
     }
   }
   return windows;
+}
+
+// Beginnings of windows, as far apart as they come: what the weights are measured on.
+std::vector<std::vector<llm::Token>> probe_windows(const std::vector<std::vector<llm::Token>>& windows) {
+  constexpr size_t kProbes = 3, kProbeTokens = 512;
+  std::vector<std::vector<llm::Token>> probes;
+  for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i) {
+    const auto& window = windows[(2 * i + 1) * windows.size() / (2 * std::min(kProbes, windows.size()))];
+    probes.emplace_back(window.begin(),
+                        window.begin() + static_cast<ptrdiff_t>(std::min(kProbeTokens, window.size())));
+  }
+  return probes;
 }
 
 }  // namespace
@@ -102,11 +116,26 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
       done += static_cast<int>(window.size());
     }
   }
+  std::vector<std::vector<llm::Token>> probes = probe_windows(windows);
   ProgressBar bar("fitting", "%", show_progress);
-  return trainer.fit(engine->options().n_threads, [&](double share) {
+  FRUGAL_TRY(auto dictionary, trainer.fit(engine->options().n_threads, [&](double share) {
     bar.update(100 * share, 100);
     return !interrupted();
-  });
+  }));
+  bar.finish();
+  ProgressBar weighing("weighing", "%", show_progress);
+  // With rounded activations every change, however small, moves the logits by as much as a layer's codes do.
+  std::shared_ptr<const llm::Model> exact = model;
+  if (info.n_parameters <= kLargestWidened) {
+    FRUGAL_TRY(exact,
+               llm::Model::load(info.path, {.n_threads = training.threads, .progress = {}, .widen = true}));
+  }
+  FRUGAL_TRY_STATUS(
+      weigh_by_sensitivity(exact, probes, training.threads, training.partial, dictionary, [&](double share) {
+        weighing.update(100 * share, 100);
+        return !interrupted();
+      }));
+  return dictionary;
 }
 
 std::vector<std::string> default_training_texts() {
@@ -141,7 +170,8 @@ std::vector<std::string> default_training_texts() {
 std::string default_dictionary_path(const llm::ModelInfo& info) {
   const std::filesystem::path cache = std::filesystem::path(models_folder()).parent_path();
   return (cache / "dictionaries" /
-          strf("%016llx.v%u.dict", static_cast<unsigned long long>(info.file_hash), llm::kDictionaryVersion))
+          strf("%016llx.v%u.weighed.dict", static_cast<unsigned long long>(info.file_hash),
+               llm::kDictionaryVersion))
       .string();
 }
 
@@ -156,8 +186,9 @@ Result<std::shared_ptr<const llm::Dictionary>> open_dictionary(std::shared_ptr<c
     DictionaryTraining training;
     training.texts = default_training_texts();
     training.threads = threads;
-    FRUGAL_TRY(const llm::Dictionary trained, train_dictionary(model, training, show_progress));
+    training.partial = path + ".partial";
     std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
+    FRUGAL_TRY(const llm::Dictionary trained, train_dictionary(model, training, show_progress));
     FRUGAL_TRY_STATUS(llm::write_dictionary(trained, path));
   }
   FRUGAL_TRY(llm::Dictionary dictionary, llm::read_dictionary(path));

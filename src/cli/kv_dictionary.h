@@ -16,8 +16,10 @@ struct DictionaryTraining {
   int tokens = 12288;              // taken from them in all, evenly
   int window = 2048;               // tokens of a sequence
   int threads = 0;
+  std::string partial;  // file that an interrupted training goes on from (weigh_by_sensitivity)
 };
 
+// Bases from keys, values and queries, then weights from what errors do; minutes on two cores.
 // kNotFound and others for a text, kInvalidArgument for too little of it, kCancelled.
 Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
                                          const DictionaryTraining& training, bool show_progress);
@@ -25,7 +27,7 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
 // Texts that machines have: licences, Python's library, C and C++ headers, documents of Debian packages.
 std::vector<std::string> default_training_texts();
 
-// <cache folder>/dictionaries/<model hash>.v<version>.dict
+// <cache folder>/dictionaries/<model hash>.v<version>.weighed.dict
 std::string default_dictionary_path(const llm::ModelInfo& info);
 // The dictionary at `path`, checked against the model; an empty path is the default one, trained when
 // missing.

@@ -69,7 +69,7 @@ class LlamaPeer final : public Peer {
     params.n_ubatch = std::min(params.n_batch, 512u);  // both as llama.cpp's own default
     params.n_threads = params.n_threads_batch =
         options.n_threads > 0 ? options.n_threads : usable_processors();
-    params.type_k = params.type_v = cache_type(options.kv);
+    params.type_k = params.type_v = options.kv_q4_0 ? GGML_TYPE_Q4_0 : cache_type(options.kv);
     params.flash_attn_type = options.flash_attention == FlashAttention::kAuto ? LLAMA_FLASH_ATTN_TYPE_AUTO
                              : options.flash_attention == FlashAttention::kOff
                                  ? LLAMA_FLASH_ATTN_TYPE_DISABLED
