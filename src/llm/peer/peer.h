@@ -22,7 +22,7 @@ struct PeerOptions {
   int n_sequences = 1;  // that prefill_sequence() and step_sequences() may run
   FlashAttention flash_attention = FlashAttention::kAuto;
   KvFormat kv = KvFormat::kF16;
-  bool kv_q4_0 = false;  // llama.cpp's q4_0 cache instead of `kv`; it wants flash attention
+  bool kv_q4_0 = false;        // llama.cpp's q4_0 cache instead of `kv`; it wants flash attention
   bool exact_weights = false;  // true: no repacking of the weights for speed; for comparisons of logits
 };
 
