@@ -12,6 +12,7 @@
 #include "cli/bench_report.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/kv_books.h"
 #include "cli/kv_dictionary.h"
 #include "cli/kv_rivals.h"
 #include "cli/logit_metrics.h"
@@ -34,9 +35,10 @@ struct EvalFlags {
 
 struct Codec {
   std::string name;
-  double bits = 0;      // a channel: codes and scales
-  double bits_all = 0;  // with the whole tokens, at kReportedContext
-  uint64_t bytes = 0;   // of a context of kReportedContext
+  double bits = 0;          // a channel: codes and scales
+  double bits_all = 0;      // with the whole tokens, at kReportedContext
+  uint64_t bytes = 0;       // of a context of kReportedContext
+  uint64_t book_bytes = 0;  // of the dictionary or books, shared by all sequences
   std::shared_ptr<const llm::KvSource> source;
   LogitMetrics metrics;
 };
@@ -50,13 +52,26 @@ Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<con
                                      int threads, uint64_t* dictionary_bytes) {
   const llm::ModelInfo& info = model->info();
   const double channels = 2.0 * info.n_layers * info.n_kv_heads * info.head_dim;
-  const std::vector<KvRival> rivals = kv_rivals();
+  std::vector<KvRival> rivals = kv_rivals(info.head_dim);
   std::shared_ptr<const llm::Dictionary> dictionary;
   std::vector<Codec> codecs;
   std::vector<std::string> names = flags.codecs;
   if (names.empty()) {
     names = {"csr:1", "csr:1.5", "csr:2", "csr:2.6", "csr:3.5"};
     for (const KvRival& rival : rivals) names.push_back(rival.name);
+    for (const std::string& name : book_rival_names()) names.push_back(name);
+  }
+  if (std::any_of(names.begin(), names.end(), is_book_rival)) {
+    FRUGAL_TRY(dictionary, open_dictionary(model, flags.dictionary, threads, !flags.json));
+    DictionaryTraining training;
+    training.texts = default_training_texts();
+    FRUGAL_TRY(const auto windows, training_windows(*model, training));
+    ProgressBar bar("training books of rivals", "%", !flags.json);
+    FRUGAL_TRY(auto books, book_rivals(model, dictionary, windows, threads, names, [&](double share) {
+                 bar.update(100 * share, 100);
+                 return !interrupted();
+               }));
+    for (KvRival& rival : books) rivals.push_back(std::move(rival));
   }
   for (const std::string& name : names) {
     Codec codec;
@@ -64,8 +79,8 @@ Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<con
     if (is_coded_cache(name) && name != "auto") {
       if (dictionary == nullptr) {
         FRUGAL_TRY(dictionary, open_dictionary(model, flags.dictionary, threads, !flags.json));
-        *dictionary_bytes = dictionary->bytes();
       }
+      codec.book_bytes = *dictionary_bytes = dictionary->bytes();
       FRUGAL_TRY(codec.bits, parse_csr_bits(name));
       FRUGAL_TRY(codec.source, llm::make_csr_source(dictionary, codec.bits));
       FRUGAL_TRY(const auto cache, codec.source->make(shape_of(info)));
@@ -77,9 +92,11 @@ Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<con
       if (rival == rivals.end()) {
         std::string known = "csr:BITS";
         for (const KvRival& r : rivals) known += ", " + r.name;
+        for (const std::string& r : book_rival_names()) known += ", " + r;
         return Error{ErrorCode::kInvalidArgument, "there is no codec '" + name + "'; there are " + known};
       }
       codec.bits = rival->bits;
+      codec.book_bytes = rival->book_bytes;
       codec.source = rival->source;
       // Charged with the same whole tokens: 192 of the ring and 4 sinks, at q8_0's 8.5 bits.
       codec.bits_all = codec.bits + 8.5 * 196 / kReportedContext;
@@ -190,8 +207,9 @@ std::string plot(const std::vector<Codec>& codecs) {
   return svg + "</svg>\n";
 }
 
-int run(const EvalFlags& flags) {
+int run(EvalFlags flags) {
   install_interrupt_handler();
+  if (flags.texts.empty()) flags.texts = default_evaluation_texts();
   if (flags.texts.empty())
     return fail({ErrorCode::kInvalidArgument, "there is no text to evaluate: give one or more with -f FILE"});
   if (flags.window < 512 || flags.positions < 1)
@@ -249,6 +267,7 @@ int run(const EvalFlags& flags) {
                      "KL from f32 keys and values; the newest 65 to 128 tokens and the first 4 whole "
                      "in every row; activations ") +
                  (flags.rounded ? "rounded as in a run" : "not rounded");
+  const double channels = 2.0 * info.n_layers * info.n_kv_heads * info.head_dim * kReportedContext;
   std::vector<BenchRow> rows;
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   std::string table = strf("%-18s %6s %8s %9s %9s %9s %8s %8s\n", "codec", "bits", "all-in", "MiB at 8k",
@@ -264,7 +283,8 @@ int run(const EvalFlags& flags) {
     row.more = {{"bits", c.bits},
                 {"bits_all_in_8k", c.bits_all},
                 {"bytes_8k", static_cast<double>(c.bytes)},
-                {"dictionary_bytes", is_coded_cache(c.name) ? static_cast<double>(dictionary_bytes) : 0},
+                {"dictionary_bytes", static_cast<double>(c.book_bytes)},
+                {"bits_with_dictionary_8k", c.bits_all + 8.0 * static_cast<double>(c.book_bytes) / channels},
                 {"kl_p99", m.kl_percentile(0.99)},
                 {"perplexity_ratio", ratio},
                 {"same_top1_percent", 100 * m.top1_agreement()}};
@@ -297,7 +317,9 @@ int run(const EvalFlags& flags) {
 Action add_kv_eval(CLI::App& app) {
   auto flags = std::make_shared<EvalFlags>();
   add_model_options(app, flags->model);
-  app.add_option("-f,--file", flags->texts, "texts, best of kinds that the dictionary was not trained on")
+  app.add_option(
+         "-f,--file", flags->texts,
+         "texts, best of kinds that the dictionary was not trained on (default: what this machine has)")
       ->type_name("FILE");
   app.add_option("--codec", flags->codecs, "csr:BITS or the name of a rival; more than once (default: all)")
       ->allow_extra_args(false)

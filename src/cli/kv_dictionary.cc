@@ -20,7 +20,20 @@ namespace {
 constexpr size_t kMaxTextBytes = size_t{1} << 28;
 constexpr uint64_t kLargestWidened = 1'500'000'000;  // parameters: 6 GB as floats
 
-// Each text's share of the tokens, cut into sequences of at most `window`.
+// Beginnings of windows, as far apart as they come: what the weights are measured on.
+std::vector<std::vector<llm::Token>> probe_windows(const std::vector<std::vector<llm::Token>>& windows) {
+  constexpr size_t kProbes = 3, kProbeTokens = 512;
+  std::vector<std::vector<llm::Token>> probes;
+  for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i) {
+    const auto& window = windows[(2 * i + 1) * windows.size() / (2 * std::min(kProbes, windows.size()))];
+    probes.emplace_back(window.begin(),
+                        window.begin() + static_cast<ptrdiff_t>(std::min(kProbeTokens, window.size())));
+  }
+  return probes;
+}
+
+}  // namespace
+
 Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& model,
                                                               const DictionaryTraining& training) {
   if (training.texts.empty())
@@ -55,20 +68,6 @@ Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& 
   }
   return windows;
 }
-
-// Beginnings of windows, as far apart as they come: what the weights are measured on.
-std::vector<std::vector<llm::Token>> probe_windows(const std::vector<std::vector<llm::Token>>& windows) {
-  constexpr size_t kProbes = 3, kProbeTokens = 512;
-  std::vector<std::vector<llm::Token>> probes;
-  for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i) {
-    const auto& window = windows[(2 * i + 1) * windows.size() / (2 * std::min(kProbes, windows.size()))];
-    probes.emplace_back(window.begin(),
-                        window.begin() + static_cast<ptrdiff_t>(std::min(kProbeTokens, window.size())));
-  }
-  return probes;
-}
-
-}  // namespace
 
 Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
                                          const DictionaryTraining& training, bool show_progress) {
@@ -164,6 +163,16 @@ std::vector<std::string> default_training_texts() {
   add("/usr/share/doc/git/RelNotes", ".txt", 10000, 3);
   add("/usr/share/doc/dpkg/spec", ".txt", 5000, 2);
   add("/usr/include", ".h", 10000, 1);
+  return found;
+}
+
+std::vector<std::string> default_evaluation_texts() {
+  std::vector<std::string> found;
+  for (const char* path : {"/usr/share/common-licenses/GPL-2", "/usr/share/perl/5.36.0/perl5db.pl",
+                           "/usr/lib/python3.11/pydoc_data/topics.py", "/usr/include/sqlite3.h"}) {
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored)) found.push_back(path);
+  }
   return found;
 }
 

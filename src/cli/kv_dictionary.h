@@ -13,7 +13,7 @@ namespace frugal::cli {
 
 struct DictionaryTraining {
   std::vector<std::string> texts;  // files
-  int tokens = 12288;              // taken from them in all, evenly
+  int tokens = 40960;              // taken from them in all, evenly
   int window = 2048;               // tokens of a sequence
   int threads = 0;
   std::string partial;  // file that an interrupted training goes on from (weigh_by_sensitivity)
@@ -23,6 +23,13 @@ struct DictionaryTraining {
 // kNotFound and others for a text, kInvalidArgument for too little of it, kCancelled.
 Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
                                          const DictionaryTraining& training, bool show_progress);
+
+// Each text's share of the tokens, cut into sequences of at most `window`.
+Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& model,
+                                                              const DictionaryTraining& training);
+
+// Texts of other kinds than those: what `kv eval` takes when it is given none.
+std::vector<std::string> default_evaluation_texts();
 
 // Texts that machines have: licences, Python's library, C and C++ headers, documents of Debian packages.
 std::vector<std::string> default_training_texts();

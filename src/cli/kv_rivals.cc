@@ -91,9 +91,8 @@ void between(float* x, size_t n, size_t stride) {
         scale > 0 ? zero + std::clamp(std::round((x[i * stride] - zero) / scale), 0.0f, 3.0f) * scale : zero;
 }
 
-// Changes a block of 64 tokens of one head, [64, dim], into what decoding gives.
-using BlockCodec = std::function<void(float* block, size_t dim, bool values)>;
-BlockCodec each_vector(std::function<void(std::span<float>)> codec) {
+using HeadCodec = std::function<void(float* block, size_t dim, bool values)>;
+HeadCodec each_vector(std::function<void(std::span<float>)> codec) {
   return [codec = std::move(codec)](float* block, size_t dim, bool) {
     for (size_t t = 0; t < kKvBlock; ++t) codec({block + t * dim, dim});
   };
@@ -151,7 +150,7 @@ class RivalCache final : public KvCache {
       const float* from = &(side == 0 ? k_ : v_)[idx * kKvBlock * width_];
       for (size_t h = 0; h < width_; h += dim) {
         for (size_t t = 0; t < kKvBlock; ++t) std::copy_n(from + t * width_ + h, dim, &head[t * dim]);
-        codec_(head.data(), dim, side == 1);
+        codec_(head.data(), {layer, static_cast<int>(h / dim), block * kKvBlock, side == 1});
         for (size_t t = 0; t < kKvBlock; ++t) std::copy_n(&head[t * dim], dim, &all[side][t * width_ + h]);
       }
       if (block == 0) std::copy_n(from, 4 * width_, all[side].begin());  // the first four stay whole
@@ -196,7 +195,11 @@ class RivalSource final : public llm::KvSource {
 
 }  // namespace
 
-std::vector<KvRival> kv_rivals() {
+std::shared_ptr<const llm::KvSource> rival_source(std::string name, BlockCodec codec) {
+  return std::make_shared<RivalSource>(std::move(name), std::move(codec));
+}
+
+std::vector<KvRival> kv_rivals(int head_dim) {
   const auto rotated = [](auto codec) {
     return each_vector([codec](std::span<float> x) {
       rotate(x);
@@ -205,8 +208,12 @@ std::vector<KvRival> kv_rivals() {
     });
   };
   std::vector<KvRival> rivals;
-  const auto add = [&](const char* name, double bits, BlockCodec codec) {
-    rivals.push_back({name, bits, std::make_shared<RivalSource>(name, std::move(codec))});
+  const auto add = [&](const char* name, double bits, HeadCodec codec) {
+    rivals.push_back(
+        {name, bits,
+         rival_source(name, [codec = std::move(codec), head_dim](float* block, const CodedBlock& at) {
+           codec(block, static_cast<size_t>(head_dim), at.values);
+         })});
   };
   add("q8_0", 8.5, each_vector(q8_0));
   add("q4_0", 4.5, each_vector(q4_0));
