@@ -29,7 +29,7 @@ double rounded(double value) {
 }
 
 std::string shown(double value) {
-  if (value == 0) return "-";
+  if (value == 0) return "0";
   if (value >= 1000) return strf("%.0f", value);
   if (value >= 100) return strf("%.1f", value);
   return strf("%.3g", value);
