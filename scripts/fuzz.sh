@@ -9,7 +9,7 @@ seconds=${1:-60}
 [ $# -gt 0 ] && shift
 cxx=${CXX:-clang++-14}
 command -v "$cxx" >/dev/null || { echo "fuzz.sh: $cxx is missing: apt-get install clang-14, or set CXX" >&2; exit 4; }
-[ $# -gt 0 ] || set -- gguf vocab carbon dictionary cache_file dnn_pack dnn_wire dnn_files
+[ $# -gt 0 ] || set -- gguf vocab carbon dictionary cache_file dnn_pack dnn_wire dnn_files cascade_body
 cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER="$cxx" \
   -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g" -DFRUGAL_FUZZ=ON -DFRUGAL_SANITIZE=address,undefined,fuzzer-no-link
 for name in "$@"; do

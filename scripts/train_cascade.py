@@ -247,14 +247,13 @@ def train_ranker(model, name, past, epochs):
         y.append(hits)
     x, y = torch.cat(x), torch.cat(y)
     x, y = x[y.sum(1) > 0], y[y.sum(1) > 0]
-    model.mean.copy_(x.mean((0, 1)))
-    model.inverse.copy_(1 / (x.std((0, 1)) + 1e-6))
-    x = (x - model.mean) * model.inverse
+    mean, inverse = x.mean((0, 1)), 1 / (x.std((0, 1)) + 1e-6)
+    x = (x - mean) * inverse
     model.train()
     for i, net in enumerate(model.nets):
         fit(net.parameters(), len(x), lambda at: -(F.log_softmax(net(x[at]).squeeze(-1), 1) * y[at]).sum() / y[at].sum(),
             epochs, 5e-3, 0.01, f"{name}/{i}")
-    return model.eval()
+    return model.freeze(mean, inverse)
 
 
 def train_stages(data, args):

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "cascade/npy.h"
 
@@ -14,9 +15,9 @@ namespace frugal::cascade {
 namespace {
 
 struct Outcome {
-  double flops = 0, reward = 0;
-  std::vector<float> request_flops, request_reward;  // [n]
-  std::vector<int> request_chain;                    // [n]
+  double cost = 0, reward = 0;        // a request
+  std::vector<float> request_reward;  // [n]
+  std::vector<int> request_chain;     // [n]
 };
 
 // Decides every request by `predicted` [n, n_chains] at a price, counts what it really earns.
@@ -30,34 +31,41 @@ Outcome decide_all(const budget::ChainTable& table, std::span<const float> predi
     const int best = budget::argmax_net_reward(predicted.subspan(i * n_chains, n_chains), priced);
     const auto j = static_cast<size_t>(best < 0 ? table.cheapest() : best);
     outcome.request_chain.push_back(static_cast<int>(j));
-    outcome.request_flops.push_back(static_cast<float>(table.costs(0)[j]));
     outcome.request_reward.push_back(truth[i * n_chains + j]);
-    outcome.flops += table.costs(0)[j];
+    outcome.cost += table.costs(0)[j];
     outcome.reward += static_cast<double>(truth[i * n_chains + j]);
   }
-  outcome.flops /= n;
+  outcome.cost /= n;
   outcome.reward /= n;
   return outcome;
 }
 
-constexpr double kLowestPrice = 1e-14, kHighestPrice = 1e-3;  // clicks a FLOP: beyond either nothing changes
+// Clicks that the dearest chain is charged: beyond either nothing changes.
+constexpr double kLowestCharge = 1e-7, kHighestCharge = 1e4;
 
-// The price on the given requests at which a request takes `flops` in the mean, which falls with the price.
-double price_for_flops(const budget::ChainTable& table, std::span<const float> predicted,
-                       std::span<const float> truth, int n, double flops) {
-  if (decide_all(table, predicted, truth, n, 0).flops <= flops) return 0;
-  double low = std::log(kLowestPrice), high = std::log(kHighestPrice);
+double dearest_cost(const budget::ChainTable& table) {
+  return table.costs(0)[static_cast<size_t>(table.dearest_in(0))];
+}
+
+// The price on the given requests at which a request costs `cost` in the mean, which falls with the price.
+double price_for_cost(const budget::ChainTable& table, std::span<const float> predicted,
+                      std::span<const float> truth, int n, double cost) {
+  if (decide_all(table, predicted, truth, n, 0).cost <= cost) return 0;
+  double low = std::log(kLowestCharge / dearest_cost(table)),
+         high = std::log(kHighestCharge / dearest_cost(table));
   for (int step = 0; step < 36; ++step) {
     const double middle = 0.5 * (low + high);
-    (decide_all(table, predicted, truth, n, std::exp(middle)).flops > flops ? low : high) = middle;
+    (decide_all(table, predicted, truth, n, std::exp(middle)).cost > cost ? low : high) = middle;
   }
   return std::exp(high);
 }
 
 constexpr int kGrid = 160;  // prices that are tried for equal reward
 
-double grid_price(int g) {
-  return g == 0 ? 0 : kLowestPrice * std::pow(kHighestPrice / kLowestPrice, static_cast<double>(g) / kGrid);
+double grid_price(const budget::ChainTable& table, int g) {
+  if (g == 0) return 0;
+  return kLowestCharge * std::pow(kHighestCharge / kLowestCharge, static_cast<double>(g) / kGrid) /
+         dearest_cost(table);
 }
 
 // What a request earns in the mean at each price of the grid. [kGrid + 1]
@@ -65,14 +73,14 @@ std::vector<double> rewards_by_price(const budget::ChainTable& table, std::span<
                                      std::span<const float> truth, int n) {
   std::vector<double> rewards;
   for (int g = 0; g <= kGrid; ++g)
-    rewards.push_back(decide_all(table, predicted, truth, n, grid_price(g)).reward);
+    rewards.push_back(decide_all(table, predicted, truth, n, grid_price(table, g)).reward);
   return rewards;
 }
 
 // The largest price of the grid at which a request still earns `target`; below 0: no price does. What is
 // earned at a price is noisy, so it is first made to fall with the price (isotonic regression by pooling
 // adjacent violators): a lucky point does not set the price.
-double price_for_reward(std::span<const double> rewards, double target) {
+double price_for_reward(const budget::ChainTable& table, std::span<const double> rewards, double target) {
   struct Block {
     double sum;
     int n;
@@ -93,7 +101,7 @@ double price_for_reward(std::span<const double> rewards, double target) {
   for (const Block& block : blocks) {
     if (block.mean() < target) break;
     g += block.n;
-    price = grid_price(g - 1);
+    price = grid_price(table, g - 1);
   }
   return price;
 }
@@ -123,6 +131,39 @@ void restrict_chains(std::vector<float>& predicted, const CascadeSpec& spec, Pol
   }
   for (size_t i = 0; i < predicted.size(); ++i) {
     if (out[i % n_chains]) predicted[i] = NAN;
+  }
+}
+
+// The `most` chains that together are worth most to the requests at a price: greedily, each the one that adds
+// most to the sum of the best reward - price * cost. Ascending.
+std::vector<int> choose_menu(const budget::ChainTable& table, std::span<const float> predicted, int n,
+                             double price, int most) {
+  const auto m = static_cast<size_t>(table.size());
+  std::vector<double> best(static_cast<size_t>(n), -INFINITY);
+  std::vector<int> menu;
+  while (static_cast<int>(menu.size()) < std::min(most, table.size())) {
+    std::vector<double> gain(m, 0);
+    for (size_t i = 0; i < best.size(); ++i) {
+      for (size_t j = 0; j < m; ++j) {
+        const double net = static_cast<double>(predicted[i * m + j]) - price * table.costs(0)[j];
+        gain[j] += menu.empty() ? net : std::max(net - best[i], 0.0);
+      }
+    }
+    const auto added = static_cast<size_t>(std::max_element(gain.begin(), gain.end()) - gain.begin());
+    if (!menu.empty() && gain[added] <= 0) break;
+    menu.push_back(static_cast<int>(added));
+    for (size_t i = 0; i < best.size(); ++i)
+      best[i] =
+          std::max(best[i], static_cast<double>(predicted[i * m + added]) - price * table.costs(0)[added]);
+  }
+  std::sort(menu.begin(), menu.end());
+  return menu;
+}
+
+// Leaves only the chains of a menu.
+void keep_menu(std::vector<float>& predicted, size_t m, std::span<const int> menu) {
+  for (size_t i = 0; i < predicted.size(); ++i) {
+    if (!std::binary_search(menu.begin(), menu.end(), static_cast<int>(i % m))) predicted[i] = NAN;
   }
 }
 
@@ -285,11 +326,13 @@ struct Predictions {
 class Evaluator {
  public:
   Evaluator(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
-            const EvaluateOptions& options, std::shared_ptr<const budget::ChainTable> table)
+            const EvaluateOptions& options, std::vector<double> flops,
+            std::shared_ptr<const budget::ChainTable> table)
       : spec_(spec),
         fit_(fit),
         test_(test),
         options_(options),
+        flops_(std::move(flops)),
         table_(std::move(table)),
         m_(static_cast<size_t>(spec.n_chains())),
         fit_mean_(mean_rewards(fit, m_)),
@@ -310,6 +353,7 @@ class Evaluator {
 
  private:
   double cost(size_t j) const { return table_->costs(0)[j]; }
+  double cpu_s(size_t j) const { return options_.cpu_s.empty() ? 0 : options_.cpu_s[j]; }
 
   int best_within(double budget) const {
     int best = table_->cheapest_in(0);
@@ -326,7 +370,8 @@ class Evaluator {
     result_.seeds = options_.seeds;
     result_.static_chain = best_within(INFINITY);
     static_ = static_cast<size_t>(result_.static_chain);
-    result_.static_flops = cost(static_);
+    result_.static_flops = flops_[static_];
+    result_.static_cpu_s = cpu_s(static_);
     result_.static_reward = test_mean_[static_];
     // Budgets from the cheapest to the dearest chain, evenly in the logarithm.
     constexpr int kPoints = 16;
@@ -345,9 +390,10 @@ class Evaluator {
       if (fit_mean_[j] >= 0.99 * fit_mean_[static_] && cost(j) < cost(near)) near = j;
     }
     result_.near_chain = static_cast<int>(near);
-    result_.near_flops = cost(near);
+    result_.near_flops = flops_[near];
+    result_.near_cpu_s = cpu_s(near);
     result_.near_reward = test_mean_[near];
-    half_ = 0.5 * result_.static_flops;
+    half_ = 0.5 * cost(static_);
     half_static_ = static_cast<size_t>(best_within(half_));
     half_reward_[0] = test_mean_[half_static_];
   }
@@ -384,7 +430,7 @@ class Evaluator {
         const Outcome outcome = at_budget(mine, budgets_[b]);
         PolicyPoint& point = result_.curves[k].points[b];
         point.budget = budgets_[b];
-        point.flops += outcome.flops / options_.seeds;
+        point.cost += outcome.cost / options_.seeds;
         point.reward += outcome.reward / options_.seeds;
       }
       at_half[k] = at_budget(mine, half_);
@@ -393,12 +439,22 @@ class Evaluator {
         // The price at which the fitting requests earn what the best static chain earns on them, both judged
         // on users that they were not fitted to. Each seed's own: a model's rewards are in its own
         // calibration.
-        const auto curve = rewards_by_price(*table_, mine.fit, fit_.rewards, fit_.n);
-        const double price = price_for_reward(curve, static_reward_across(fit_, m_, seed, options_.folds));
+        const double target = static_reward_across(fit_, m_, seed, options_.folds);
+        const auto price_on = [&](std::span<const float> predicted) {
+          return price_for_reward(*table_, rewards_by_price(*table_, predicted, fit_.rewards, fit_.n),
+                                  target);
+        };
+        double price = price_on(mine.fit);
+        std::vector<int> menu;
+        if (options_.menu > 0) {
+          menu = choose_menu(*table_, mine.fit, fit_.n, std::max(price, 0.0), options_.menu);
+          keep_menu(mine.fit, m_, menu);
+          price = price_on(mine.fit);
+        }
         result_.reached = (seed == 1 || result_.reached) && price >= 0;
         result_.equal_price = std::max(price, 0.0);
         Rng resampling(seed, 62);
-        equal_reward_of(mine.test, resampling);
+        equal_reward_of(std::move(menu), resampling);
       }
     }
     for (size_t k = 0; k < std::size(kKinds); ++k) {
@@ -417,37 +473,72 @@ class Evaluator {
   }
 
   Outcome at_budget(const Predictions& mine, double budget) const {
-    const double price = price_for_flops(*table_, mine.fit, fit_.rewards, fit_.n, budget);
+    const double price = price_for_cost(*table_, mine.fit, fit_.rewards, fit_.n, budget);
     return decide_all(*table_, mine.test, test_.rewards, test_.n, price);
   }
 
-  void equal_reward_of(std::span<const float> predicted, Rng& rng) {
-    const Outcome equal = decide_all(*table_, predicted, test_.rewards, test_.n, result_.equal_price);
-    const double own = result_.model->flops();  // deciding takes some, too
-    result_.equal_flops += (equal.flops + own) / options_.seeds;
+  void equal_reward_of(std::vector<int> menu, Rng& rng) {
+    const double start = process_cpu_seconds();
+    auto again = predict_all(*result_.model, test_);  // as a server would, to know what it takes
+    const double predicting_s = process_cpu_seconds() - start;
+    if (!menu.empty()) keep_menu(again, m_, menu);
+    const double restart = process_cpu_seconds();
+    const Outcome equal = decide_all(*table_, again, test_.rewards, test_.n, result_.equal_price);
+    // Deciding takes some, too.
+    const double own_cpu_s = (predicting_s + process_cpu_seconds() - restart) / test_.n,
+                 own_flops = result_.model->flops();
     result_.equal_reward += equal.reward / options_.seeds;
+    double all_flops = 0, all_cpu_s = 0;
+    for (const int j : equal.request_chain) {
+      all_flops += flops_[static_cast<size_t>(j)];
+      all_cpu_s += cpu_s(static_cast<size_t>(j));
+    }
+    result_.equal_flops += (all_flops / test_.n + own_flops) / options_.seeds;
+    result_.equal_cpu_s += (all_cpu_s / test_.n + own_cpu_s) / options_.seeds;
+    const auto saving = [&](double flops, double cpu, double reward, double fixed) {
+      return Evaluation::Saving{1 - (flops + own_flops) / result_.static_flops,
+                                options_.cpu_s.empty() ? 0 : 1 - (cpu + own_cpu_s) / result_.static_cpu_s,
+                                reward / std::max(fixed, 1e-9)};
+    };
+    Evaluation::Policy policy{
+        result_.model,
+        result_.equal_price,
+        saving(all_flops / test_.n, all_cpu_s / test_.n, equal.reward, result_.static_reward),
+        {},
+        std::move(menu)};
     for (int r = 0; r < options_.resamples; ++r) {
-      double flops = 0, reward = 0, fixed = 0, n = 0;
+      double flops = 0, cpu = 0, reward = 0, fixed = 0, n = 0;
       bootstrap_.draw(rng, [&](size_t i) {
-        flops += static_cast<double>(equal.request_flops[i]);
+        const auto j = static_cast<size_t>(equal.request_chain[i]);
+        flops += flops_[j];
+        cpu += cpu_s(j);
         reward += static_cast<double>(equal.request_reward[i]);
         fixed += static_cast<double>(test_.rewards[i * m_ + static_]);
         n += 1;
       });
-      saved_.push_back(1 - (flops / n + own) / result_.static_flops);
-      ratio_.push_back(reward / std::max(fixed, 1e-9));
+      policy.draws.push_back(saving(flops / n, cpu / n, reward, fixed));
     }
+    draws_.insert(draws_.end(), policy.draws.begin(), policy.draws.end());
+    result_.policies.push_back(std::move(policy));
     result_.chain_share.assign(m_, 0);
     for (const int j : equal.request_chain) result_.chain_share[static_cast<size_t>(j)] += 1.0 / test_.n;
   }
 
   void finish() {
     result_.flops_saved = 1 - result_.equal_flops / result_.static_flops;
-    result_.saved_low = quantile(saved_, 0.025);
-    result_.saved_high = quantile(saved_, 0.975);
+    const auto band = [&](double Evaluation::Saving::*of, double& low, double& high) {
+      std::vector<double> values;
+      for (const auto& draw : draws_) values.push_back(draw.*of);
+      low = quantile(values, 0.025);
+      high = quantile(values, 0.975);
+    };
+    band(&Evaluation::Saving::flops, result_.saved_low, result_.saved_high);
+    band(&Evaluation::Saving::reward_ratio, result_.ratio_low, result_.ratio_high);
+    if (!options_.cpu_s.empty()) {
+      result_.cpu_saved = 1 - result_.equal_cpu_s / result_.static_cpu_s;
+      band(&Evaluation::Saving::cpu, result_.cpu_saved_low, result_.cpu_saved_high);
+    }
     result_.reward_ratio = result_.equal_reward / result_.static_reward;
-    result_.ratio_low = quantile(ratio_, 0.025);
-    result_.ratio_high = quantile(ratio_, 0.975);
     for (size_t k = 0; k < std::size(kKinds); ++k) {
       if (gains_[k].empty()) continue;
       result_.at_equal_compute.push_back({kKinds[k], half_reward_[k],
@@ -460,14 +551,16 @@ class Evaluator {
   const Replayed& fit_;
   const Replayed& test_;
   const EvaluateOptions& options_;
-  std::shared_ptr<const budget::ChainTable> table_;
+  std::vector<double> flops_;                        // [n_chains]
+  std::shared_ptr<const budget::ChainTable> table_;  // of the one resource that is priced
   size_t m_;
   std::vector<double> fit_mean_, test_mean_;
   UserBootstrap bootstrap_;
   Evaluation result_;
   size_t static_ = 0, half_static_ = 0;
   double half_ = 0;
-  std::vector<double> budgets_, saved_, ratio_;
+  std::vector<double> budgets_;
+  std::vector<Evaluation::Saving> draws_;  // of all seeds
   std::vector<std::vector<double>> gains_;
   std::vector<double> half_reward_;
 };
@@ -488,8 +581,22 @@ Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const 
               strf("a replayed set of %d requests has %zu users, %zu rewards and %zu features", set->n,
                    set->user.size(), set->rewards.size(), set->features.size())};
   }
-  FRUGAL_TRY(auto table, chain_table(spec, {}));
-  return Evaluator(spec, fit, test, options, std::move(table)).run();
+  const bool known = !options.cpu_s.empty();
+  if ((known && options.cpu_s.size() != spec.chains.size()) || (options.price_cpu && !known)) {
+    return {ErrorCode::kInvalidArgument,
+            strf("processor times of %zu chains for a cascade of %d", options.cpu_s.size(), spec.n_chains())};
+  }
+  FRUGAL_TRY_STATUS(check_cascade(spec));
+  std::vector<double> flops;
+  std::vector<budget::Chain> chains;
+  for (int j = 0; j < spec.n_chains(); ++j) {
+    flops.push_back(chain_flops(spec, j));
+    const double cost = options.price_cpu ? options.cpu_s[static_cast<size_t>(j)] : flops.back();
+    chains.push_back({chain_name(spec, j), spec.chains[static_cast<size_t>(j)], {cost}});
+  }
+  FRUGAL_TRY(auto table,
+             budget::ChainTable::create({options.price_cpu ? "cpu_s" : "flops"}, std::move(chains)));
+  return Evaluator(spec, fit, test, options, std::move(flops), std::move(table)).run();
 }
 
 }  // namespace frugal::cascade

@@ -37,8 +37,8 @@ enum class PolicyKind {
 std::string_view policy_name(PolicyKind kind);
 
 struct PolicyPoint {
-  double budget = 0;  // FLOPs a request, on the fitting requests
-  double flops = 0;   // a request, on the test requests
+  double budget = 0;  // of the priced resource a request, on the fitting requests
+  double cost = 0;    // a request, on the test requests
   double reward = 0;  // clicks a request, on the test requests
 };
 struct PolicyCurve {
@@ -51,19 +51,21 @@ struct Evaluation {
   // The best static chain, chosen on fitting requests, and the price at which GreenFlow earns as much there;
   // on test requests:
   int static_chain = 0;
-  double static_flops = 0, static_reward = 0;
+  double static_flops = 0, static_cpu_s = 0, static_reward = 0;
   // The cheapest static chain within 1 % of the best's reward on the fitting requests.
   int near_chain = 0;
-  double near_flops = 0, near_reward = 0;
-  double equal_flops = 0, equal_reward = 0;  // of GreenFlow, mean over seeds
+  double near_flops = 0, near_cpu_s = 0, near_reward = 0;
+  double equal_flops = 0, equal_cpu_s = 0, equal_reward = 0;  // of GreenFlow, mean over seeds
   // False: for some seed no price let GreenFlow earn as much on the fitting requests. It then goes without a
   // price, and "at equal reward" is not what the figures say.
   bool reached = false;
   double flops_saved = 0;                // 1 - equal_flops / static_flops
   double saved_low = 0, saved_high = 0;  // 95 % over seeds and bootstrap resamples of users
+  // The same of processor time by EvaluateOptions::cpu_s; 0 when that is not known.
+  double cpu_saved = 0, cpu_saved_low = 0, cpu_saved_high = 0;
   double reward_ratio = 0, ratio_low = 0, ratio_high = 0;
-  // At equal compute (half of the best static chain's): reward over that of the best static chain of that
-  // cost, and of the peers.
+  // At equal compute (half of what the best static chain takes of the priced resource): reward over that of
+  // the best static chain of that cost, and of the peers.
   struct AtEqualCompute {
     PolicyKind kind;
     double reward = 0, gain = 0, gain_low = 0, gain_high = 0;  // of GreenFlow over `kind`
@@ -73,6 +75,19 @@ struct Evaluation {
   int seeds = 0;
   std::shared_ptr<const RewardModel> model;  // of the last seed, and its price at equal reward
   double equal_price = 0;
+  // What a price saves of the best static chain's FLOPs and processor time (by EvaluateOptions::cpu_s; 0 when
+  // that is not known), and its clicks over that chain's.
+  struct Saving {
+    double flops = 0, cpu = 0, reward_ratio = 0;
+  };
+  struct Policy {
+    std::shared_ptr<const RewardModel> model;
+    double price = 0;  // of the priced resource, at equal reward
+    Saving saving;
+    std::vector<Saving> draws;  // bootstrap resamples of the users
+    std::vector<int> menu;      // the chains on offer, ascending; empty: all
+  };
+  std::vector<Policy> policies;  // by seed
 };
 
 struct EvaluateOptions {
@@ -82,6 +97,13 @@ struct EvaluateOptions {
   int resamples = 200;
   // Few users: personal weights decay fast, and features are not mixed. Chosen by folds of `fit`.
   TrainOptions train = {.model = {.hidden = 0}, .epochs = 8, .decay = 5};
+  // GreenFlow at equal reward chooses among so many chains, picked on the fitting requests; 0: all. Chains
+  // that few requests go through are scored in small batches and find their models out of the caches.
+  int menu = 0;
+  // Processor time of a request, by chain [n_chains] (cascade/cost.h); empty: not known. With price_cpu
+  // prices are on it, else on FLOPs.
+  std::vector<double> cpu_s = {};
+  bool price_cpu = false;
   std::function<void(const std::string&)> progress;  // may be empty
 };
 // Trains on logs of `fit`, sets prices on predictions for `fit` by models that did not see the user, judges

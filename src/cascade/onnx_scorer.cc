@@ -60,10 +60,16 @@ class OnnxScorer final : public Scorer {
   Result<dnn::Part*> compiled(int batch, int n) {
     const auto found = parts_.find({batch, n});
     if (found != parts_.end()) return found->second.get();
-    dnn::NetworkOptions options;
-    options.input_shapes = {{batch, history_length_}};
-    if (!first_) options.input_shapes.push_back({batch, n});
-    FRUGAL_TRY(const auto network, dnn::Network::load(path_, options));
+    std::vector<std::vector<int64_t>> shapes{{batch, history_length_}};
+    if (!first_) shapes.push_back({batch, n});
+    // All shapes share the tables of the first.
+    std::shared_ptr<const dnn::Network> network;
+    if (loaded_ == nullptr) {
+      FRUGAL_TRY(network, dnn::Network::load(path_, {.input_shapes = shapes}));
+      loaded_ = network;
+    } else {
+      FRUGAL_TRY(network, loaded_->reshaped(shapes));
+    }
     FRUGAL_TRY(auto part, network->compile_whole(n_threads_));
     return (parts_[{batch, n}] = std::move(part)).get();
   }
@@ -73,6 +79,7 @@ class OnnxScorer final : public Scorer {
   int history_length_;
   bool first_;
   int n_threads_;
+  std::shared_ptr<const dnn::Network> loaded_;
   std::map<std::pair<int, int>, std::unique_ptr<dnn::Part>> parts_;  // by padded batch and items
   std::vector<int64_t> filled_;
   std::vector<dnn::HostTensor> outputs_;

@@ -5,8 +5,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "cascade/npy.h"
-#include "cascade/runner.h"
+#include "cascade/requests.h"
 
 namespace frugal::cascade {
 namespace {
@@ -19,23 +18,20 @@ double median(std::vector<double> values) {
 
 class Replayer {
  public:
-  Replayer(const CascadeSpec& spec, const Replayed& requests, const Evaluation& evaluation,
+  Replayer(const CascadeSpec& spec, const Replayed& requests, std::span<const ReplayPolicy> policies,
            meter::PowerMeter& meter, const ReplayOptions& options)
-      : spec_(spec), requests_(requests), evaluation_(evaluation), meter_(meter), options_(options) {}
+      : spec_(spec), requests_(requests), policies_(policies), meter_(meter), options_(options) {}
 
   Status load(const std::string& folder, const std::string& split) {
-    const auto of = [&](const char* what) { return folder + "/" + what + "_" + split + ".npy"; };
-    FRUGAL_TRY(auto history, read_integers(of("history"), spec_.history_length));
-    FRUGAL_TRY(seen_, read_integers(of("seen"), 0));
-    FRUGAL_TRY(clicked_, read_integers(of("clicked"), 0));
-    if (history.rows != requests_.n || seen_.rows != requests_.n || clicked_.rows != requests_.n)
-      return {ErrorCode::kCorrupt, folder + ": history, seen, clicked and features of split '" + split +
+    FRUGAL_TRY(set_, load_requests(folder, split, spec_));
+    FRUGAL_TRY(clicked_, read_integers(folder + "/clicked_" + split + ".npy", 0));
+    if (set_.n != requests_.n || clicked_.rows != requests_.n)
+      return {ErrorCode::kCorrupt, folder + ": history, clicked and features of split '" + split +
                                        "' have different numbers of rows"};
-    history_.assign(history.values.begin(), history.values.end());
     FRUGAL_TRY(runner_,
                CascadeRunner::load(folder, spec_,
                                    {.n_threads = options_.n_threads, .max_batch = options_.max_batch}));
-    FRUGAL_TRY(table_, chain_table(spec_, {}));
+    for (int j = 0; j < spec_.n_chains(); ++j) flops_.push_back(chain_flops(spec_, j));
     n_ = options_.requests > 0 ? std::min(options_.requests, requests_.n) : requests_.n;
     return {};
   }
@@ -44,41 +40,30 @@ class Replayer {
     ReplayResult result;
     result.n = n_;
     result.rounds = options_.rounds;
+    for (const ReplayPolicy& policy : policies_) result.arms.emplace_back().name = policy.name;
     // One round that is not counted compiles every shape and warms the caches.
     for (int round = -1; round < options_.rounds; ++round) {
       if (options_.progress)
         options_.progress(round < 0 ? std::string("warming up")
                                     : strf("round %d of %d", round + 1, options_.rounds));
-      if (round == 0) runner_->reset_times();
       // Who goes first changes from round to round.
-      for (const bool priced : {round % 2 == 0, round % 2 != 0}) {
-        ReplayArm& arm = priced ? result.priced : result.fixed;
-        FRUGAL_TRY_STATUS(serve_all(priced, round < 0, arm, result));
+      for (size_t p = 0; p < policies_.size(); ++p) {
+        const size_t at = (p + static_cast<size_t>(round + 1)) % policies_.size();
+        FRUGAL_TRY_STATUS(serve_all(policies_[at], round < 0, result.arms[at], result));
       }
     }
-    std::vector<double> saved;
-    for (size_t r = 0; r < result.fixed.round_cpu_s.size(); ++r)
-      saved.push_back(1 - result.priced.round_cpu_s[r] / result.fixed.round_cpu_s[r]);
-    result.cpu_saved = median(saved);
-    result.cpu_saved_low = *std::min_element(saved.begin(), saved.end());
-    result.cpu_saved_high = *std::max_element(saved.begin(), saved.end());
-    result.flops_saved = 1 - result.priced.flops / result.fixed.flops;
-    for (ReplayArm* arm : {&result.fixed, &result.priced}) {
-      arm->cpu_s = median(arm->round_cpu_s);
-      arm->joules = arm->joules.scaled(1.0 / options_.rounds);
+    for (ReplayArm& arm : result.arms) {
+      arm.cpu_s = median(arm.round_cpu_s);
+      arm.joules = arm.joules.scaled(1.0 / options_.rounds);
     }
-    result.joules_saved = 1 - result.priced.joules.value / result.fixed.joules.value;
-    cost_chains(result);
     return result;
   }
 
  private:
   // One pass over all requests under one policy.
-  Status serve_all(bool priced, bool warm_up, ReplayArm& arm, ReplayResult& result) {
+  Status serve_all(const ReplayPolicy& policy, bool warm_up, ReplayArm& arm, ReplayResult& result) {
     const auto d = static_cast<size_t>(spec_.n_features()), m = static_cast<size_t>(spec_.n_chains());
-    std::vector<float> rewards(m), price(m);
-    for (size_t j = 0; j < m; ++j)
-      price[j] = static_cast<float>(evaluation_.equal_price * table_->costs(0)[j]);
+    std::vector<float> rewards(m);
     std::vector<std::vector<int>> items;
     std::vector<CascadeRequest> batch;
     double clicks = 0, flops = 0;
@@ -90,22 +75,22 @@ class Replayer {
       batch.clear();
       for (int i = begin; i < end; ++i) {
         const auto at = static_cast<size_t>(i);
-        int chain = evaluation_.static_chain;
-        if (priced) {
-          evaluation_.model->predict(std::span(requests_.features).subspan(at * d, d), rewards);
-          chain = budget::argmax_net_reward(rewards, price);
-          if (chain < 0) chain = table_->cheapest();
+        int chain = policy.chain;
+        if (policy.model != nullptr) {
+          policy.model->predict(std::span(requests_.features).subspan(at * d, d), rewards);
+          chain = budget::argmax_net_reward(rewards, policy.priced);
+          if (chain < 0) chain = policy.chain;
         }
-        batch.push_back({history_of(at), seen_of(at), chain});
+        batch.push_back(set_.request(at, chain));
       }
       FRUGAL_TRY_STATUS(runner_->serve(batch, items));
       for (int i = begin; i < end; ++i) {
         const auto at = static_cast<size_t>(i);
-        const int chain = batch[static_cast<size_t>(i - begin)].chain;
+        const auto chain = static_cast<size_t>(batch[static_cast<size_t>(i - begin)].chain);
         const double earned = clicks_of(at, items[static_cast<size_t>(i - begin)]);
         clicks += earned;
-        flops += table_->costs(0)[static_cast<size_t>(chain)] + (priced ? evaluation_.model->flops() : 0);
-        differing += earned != static_cast<double>(requests_.rewards[at * m + static_cast<size_t>(chain)]);
+        flops += flops_[chain] + (policy.model != nullptr ? policy.model->flops() : 0);
+        differing += earned != static_cast<double>(requests_.rewards[at * m + chain]);
       }
     }
     Usage usage;
@@ -126,29 +111,6 @@ class Replayer {
     return {};
   }
 
-  void cost_chains(ReplayResult& result) const {
-    for (int j = 0; j < spec_.n_chains(); ++j) {
-      const auto& actions = spec_.chains[static_cast<size_t>(j)];
-      double sum = 0;
-      int n = spec_.n_items + 1;
-      for (size_t k = 0; k < spec_.stages.size(); ++k) {
-        const auto found = runner_->times().find({static_cast<int>(k), actions[2 * k], k == 0 ? 0 : n});
-        sum += found == runner_->times().end() ? NAN : found->second.cpu_s / found->second.requests;
-        n = spec_.stages[k].counts[static_cast<size_t>(actions[2 * k + 1])];
-      }
-      result.chain_cpu_s.push_back(sum);
-    }
-  }
-
-  std::span<const int64_t> history_of(size_t i) const {
-    const auto length = static_cast<size_t>(spec_.history_length);
-    return std::span(history_).subspan(i * length, length);
-  }
-  std::span<const int32_t> seen_of(size_t i) const {
-    const auto width = static_cast<size_t>(seen_.columns);
-    const auto row = std::span(seen_.values).subspan(i * width, width);
-    return row.first(static_cast<size_t>(std::find(row.begin(), row.end(), 0) - row.begin()));
-  }
   double clicks_of(size_t i, const std::vector<int>& shown) const {
     const auto width = static_cast<size_t>(clicked_.columns);
     const auto clicked = std::span(clicked_.values).subspan(i * width, width);
@@ -159,24 +121,52 @@ class Replayer {
 
   const CascadeSpec& spec_;
   const Replayed& requests_;
-  const Evaluation& evaluation_;
+  std::span<const ReplayPolicy> policies_;
   meter::PowerMeter& meter_;
   const ReplayOptions& options_;
-  std::vector<int64_t> history_;
-  Array2<int32_t> seen_, clicked_;
+  RequestSet set_;
+  Array2<int32_t> clicked_;
   std::unique_ptr<CascadeRunner> runner_;
-  std::shared_ptr<const budget::ChainTable> table_;
+  std::vector<double> flops_;  // [n_chains]
   int n_ = 0;
 };
 
 }  // namespace
 
+std::vector<ReplayPolicy> replay_policies(const Evaluation& evaluation, std::span<const double> costs,
+                                          const std::string& name) {
+  std::vector<ReplayPolicy> policies{{"static", evaluation.static_chain, nullptr, {}},
+                                     {"static, 1 % less", evaluation.near_chain, nullptr, {}}};
+  for (size_t s = 0; s < evaluation.policies.size(); ++s) {
+    const Evaluation::Policy& of = evaluation.policies[s];
+    ReplayPolicy policy{evaluation.policies.size() > 1 ? strf("%s, seed %zu", name.c_str(), s + 1) : name,
+                        evaluation.static_chain,
+                        of.model,
+                        {}};
+    for (const double cost : costs) policy.priced.push_back(static_cast<float>(of.price * cost));
+    for (size_t j = 0; j < costs.size() && !of.menu.empty(); ++j) {
+      if (!std::binary_search(of.menu.begin(), of.menu.end(), static_cast<int>(j)))
+        policy.priced[j] = INFINITY;
+    }
+    policies.push_back(std::move(policy));
+  }
+  return policies;
+}
+
+Saved cpu_saved(const ReplayArm& of, const ReplayArm& beside) {
+  std::vector<double> saved;
+  for (size_t r = 0; r < of.round_cpu_s.size(); ++r)
+    saved.push_back(1 - of.round_cpu_s[r] / beside.round_cpu_s[r]);
+  return {median(saved), *std::min_element(saved.begin(), saved.end()),
+          *std::max_element(saved.begin(), saved.end())};
+}
+
 Result<ReplayResult> replay(const std::string& folder, const std::string& split, const CascadeSpec& spec,
-                            const Replayed& requests, const Evaluation& evaluation, meter::PowerMeter& meter,
-                            const ReplayOptions& options) {
-  if (options.rounds < 1 || options.batch < 1 || evaluation.model == nullptr)
-    return {ErrorCode::kInvalidArgument, "rounds and batch are at least 1, and the evaluation has a model"};
-  Replayer replayer(spec, requests, evaluation, meter, options);
+                            const Replayed& requests, std::span<const ReplayPolicy> policies,
+                            meter::PowerMeter& meter, const ReplayOptions& options) {
+  if (options.rounds < 1 || options.batch < 1 || policies.empty())
+    return {ErrorCode::kInvalidArgument, "rounds and batch are at least 1, and there is a policy"};
+  Replayer replayer(spec, requests, policies, meter, options);
   FRUGAL_TRY_STATUS(replayer.load(folder, split));
   return replayer.run();
 }

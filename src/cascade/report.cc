@@ -152,17 +152,47 @@ struct Arm {
 };
 
 std::vector<Arm> arms(const ReportInput& input) {
+  std::vector<Arm> all;
+  const auto add = [&](const char* name, double reward, double flops, double cpu_s) {
+    Arm arm{name, Estimate::exact(reward), Estimate::exact(flops), {}, {}};
+    arm.flops.provenance = Provenance::kModelled;  // counted by formula, not by a counter
+    arm.energy = input.costs ? times(Estimate::exact(cpu_s), input.costs->joules_per_cpu_s)
+                             : times(arm.flops, input.joules_per_flop);
+    arm.carbon = times(arm.energy, input.gco2e_per_kwh).scaled(1 / 3.6e6);
+    all.push_back(std::move(arm));
+  };
   const Evaluation& e = input.evaluation;
-  std::vector<Arm> all{{"best static chain", {}, {}, {}, {}}, {"GreenFlow, equal reward", {}, {}, {}, {}}};
-  const double rewards[] = {e.static_reward, e.equal_reward}, flops[] = {e.static_flops, e.equal_flops};
-  for (size_t i = 0; i < all.size(); ++i) {
-    all[i].reward = Estimate::exact(rewards[i]);
-    all[i].flops = Estimate::exact(flops[i]);
-    all[i].flops.provenance = Provenance::kModelled;  // counted by formula, not by a counter
-    all[i].energy = times(all[i].flops, input.joules_per_flop);
-    all[i].carbon = times(all[i].energy, input.gco2e_per_kwh).scaled(1 / 3.6e6);
+  add("best static chain", e.static_reward, e.static_flops, e.static_cpu_s);
+  add("GreenFlow, equal reward, price on FLOPs", e.equal_reward, e.equal_flops, e.equal_cpu_s);
+  if (input.by_cpu) {
+    add("GreenFlow, equal reward, price on processor time", input.by_cpu->equal_reward,
+        input.by_cpu->equal_flops, input.by_cpu->equal_cpu_s);
   }
   return all;
+}
+
+// Where FLOPs and measured processor time put chains in different orders.
+std::string rank_table(const ReportInput& input) {
+  std::vector<double> flops;
+  for (int j = 0; j < input.spec.n_chains(); ++j) flops.push_back(chain_flops(input.spec, j));
+  const auto ranks = compare_ranks(flops, input.costs->cpu_s(input.spec, input.costs->batches.size() - 1), 6);
+  std::string html = strf(
+      "<h2>FLOPs and joules rank chains differently</h2><p>Rank correlation %.3f; %d of %d pairs of chains "
+      "swap. "
+      "Processor time was measured for each stage, model and item count with %d requests together, and made "
+      "monotone in "
+      "both; joules are processor time times %s.</p><table><tr><th>fewer FLOPs, yet more "
+      "joules</th><th>than</th><th>FLOPs</th><th>joules</th></tr>",
+      ranks.spearman, ranks.swapped, ranks.pairs, input.costs->batches.back(),
+      escaped(strf("%.2f J a second, %s", input.costs->joules_per_cpu_s.value,
+                   std::string(provenance_name(input.costs->joules_per_cpu_s.provenance)).c_str()))
+          .c_str());
+  for (const auto& pair : ranks.worst) {
+    html += strf("<tr><td>%s</td><td>%s</td><td>x %.2f</td><td>x %.2f</td></tr>",
+                 escaped(chain_name(input.spec, pair.cheap)).c_str(),
+                 escaped(chain_name(input.spec, pair.dear)).c_str(), pair.flops_ratio, pair.cpu_ratio);
+  }
+  return html + "</table>";
 }
 
 std::string reward_chart(const ReportInput& input) {
@@ -171,8 +201,8 @@ std::string reward_chart(const ReportInput& input) {
   for (const PolicyCurve& curve : input.evaluation.curves) {
     Series one{std::string(policy_name(curve.kind)), {}};
     for (const PolicyPoint& point : curve.points) {
-      one.points.emplace_back(point.flops, point.reward);
-      x.low = std::min(x.low, point.flops), x.high = std::max(x.high, point.flops);
+      one.points.emplace_back(point.cost, point.reward);
+      x.low = std::min(x.low, point.cost), x.high = std::max(x.high, point.cost);
       y.low = std::min(y.low, point.reward), y.high = std::max(y.high, point.reward);
     }
     std::sort(one.points.begin(), one.points.end());
@@ -268,10 +298,16 @@ std::string report_html(const ReportInput& input) {
   }
   html +=
       "</table><p><small>Clicks are counted on requests that were kept from training. FLOPs are by formula. "
-      "Energy is FLOPs times an energy per FLOP, "
-      "carbon is energy times the grid's intensity; both carry the band of what they are made "
-      "from. Where looking up and sorting take as long as products, fewer FLOPs are no fewer joules: "
-      "<code>frugal cascade replay</code> meters both policies on the real models.</small></p>";
+      "Energy is " +
+      std::string(
+          input.costs
+              ? "the processor time measured for each chain on this machine, times the joules that the "
+                "meter charges for it"
+              : "FLOPs times an energy per FLOP (the models of this cascade did not run here)") +
+      ", carbon is energy times the grid's intensity; both carry the band of what they are made from. "
+      "<code>frugal "
+      "cascade replay</code> meters both policies on the real models.</small></p>";
+  if (input.costs) html += rank_table(input);
   html += "<h2>Reward against compute</h2>" + reward_chart(input);
   if (!e.at_equal_compute.empty()) {
     html +=
@@ -319,6 +355,15 @@ std::string report_json(const ReportInput& input) {
        {{"chain", chain_name(input.spec, e.near_chain)},
         {"flops_saved", 1 - e.near_flops / e.static_flops},
         {"reward_ratio", e.near_reward / e.static_reward}}}};
+  if (input.by_cpu) {
+    out["cpu_saved"] = {{"value", input.by_cpu->cpu_saved},
+                        {"low", input.by_cpu->cpu_saved_low},
+                        {"high", input.by_cpu->cpu_saved_high}};
+    out["reward_ratio_by_time_price"] = {{"value", input.by_cpu->reward_ratio},
+                                         {"low", input.by_cpu->ratio_low},
+                                         {"high", input.by_cpu->ratio_high}};
+    out["equal_reward_reached_by_time_price"] = input.by_cpu->reached;
+  }
   for (const Arm& arm : arms(input)) {
     out["pfec"].push_back({{"arm", arm.name},
                            {"performance", estimate(arm.reward)},
@@ -329,7 +374,7 @@ std::string report_json(const ReportInput& input) {
   for (const PolicyCurve& curve : e.curves) {
     nlohmann::json points = nlohmann::json::array();
     for (const PolicyPoint& point : curve.points)
-      points.push_back({{"budget", point.budget}, {"flops", point.flops}, {"reward", point.reward}});
+      points.push_back({{"budget", point.budget}, {"flops", point.cost}, {"reward", point.reward}});
     out["curves"][std::string(policy_name(curve.kind))] = std::move(points);
   }
   for (const auto& peer : e.at_equal_compute) {

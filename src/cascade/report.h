@@ -2,6 +2,9 @@
 // with its provenance; one HTML page without scripts or outside resources, and the same as JSON.
 #pragma once
 
+#include <optional>
+
+#include "cascade/cost.h"
 #include "cascade/evaluate.h"
 #include "cascade/simulate.h"
 #include "frugal/usage.h"
@@ -12,8 +15,10 @@ struct ReportInput {
   CascadeSpec spec;
   Evaluation evaluation;
   std::vector<std::pair<std::string, DayResult>> days;  // by controller; the first one is plotted
-  // Energy of a FLOP. There is no counter for a chain's joules unless its models were run under a meter.
-  Estimate joules_per_flop;
+  // Where the cascade's models ran here: what chains take, and what a price on processor time does.
+  std::optional<CascadeCosts> costs;
+  std::optional<Evaluation> by_cpu;
+  Estimate joules_per_flop;  // where there are no costs: an assumption
   Estimate gco2e_per_kwh;
 };
 

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "base/rng.h"
 #include "base/text.h"
+#include "cascade/rank.h"
 #include "cascade/reward_impl.h"
 
 namespace frugal::cascade {
@@ -384,36 +385,6 @@ Result<RewardModel> RewardModel::train(const CascadeSpec& spec, const LoggedChai
   fit_shared(*impl, spec, logs, row_weights(logs, options));
   return retrain(RewardModel(std::move(impl)), spec, logs, options);
 }
-
-namespace {
-
-// Ranks with ties averaged, then the correlation of ranks.
-double spearman(std::span<const double> a, std::span<const double> b) {
-  const auto ranks = [](std::span<const double> values) {
-    std::vector<size_t> order(values.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::sort(order.begin(), order.end(), [&](size_t x, size_t y) { return values[x] < values[y]; });
-    std::vector<double> rank(values.size());
-    for (size_t i = 0; i < order.size();) {
-      size_t j = i;
-      while (j < order.size() && values[order[j]] == values[order[i]]) ++j;
-      for (size_t k = i; k < j; ++k) rank[order[k]] = 0.5 * static_cast<double>(i + j - 1);
-      i = j;
-    }
-    return rank;
-  };
-  const auto ra = ranks(a), rb = ranks(b);
-  const double mean = 0.5 * (static_cast<double>(a.size()) - 1);
-  double xy = 0, xx = 0, yy = 0;
-  for (size_t i = 0; i < ra.size(); ++i) {
-    xy += (ra[i] - mean) * (rb[i] - mean);
-    xx += (ra[i] - mean) * (ra[i] - mean);
-    yy += (rb[i] - mean) * (rb[i] - mean);
-  }
-  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0;
-}
-
-}  // namespace
 
 Quality judge(const RewardModel& model, std::span<const float> features, std::span<const float> truth,
               int n) {

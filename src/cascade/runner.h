@@ -2,7 +2,8 @@
 // dnn/exec, or anything else that scores items (a remote service).
 //
 // ONNX stages: `history` [B, L] int64 (item numbers, newest last, 0 = none), and but for the first stage
-// `items` [B, N] int64; `scores` [B, n_items + 1] of the first stage, [B, N] of the others, float32.
+// `items` [B, N] int64 (rows with fewer items than others of their batch are filled up with 0, whose scores
+// are not looked at); `scores` [B, n_items + 1] of the first stage, [B, N] of the others, float32.
 #pragma once
 
 #include <functional>
@@ -34,7 +35,9 @@ Result<std::unique_ptr<Scorer>> open_onnx_scorer(const std::string& folder, cons
 
 struct RunnerOptions {
   int n_threads = 1;
-  int max_batch = 32;  // requests that a model scores in one call, 1 to 1,024
+  // Requests that a model scores in one call, 1 to 1,024. More share the fixed cost of a call, but what a
+  // batch of 32 leaves between operators no longer fits the second-level cache.
+  int max_batch = 16;
   OpenScorer open = open_onnx_scorer;
 };
 
@@ -44,7 +47,8 @@ struct CascadeRequest {
   int chain = 0;
 };
 
-// One stage of some requests that go through the same model with as many items.
+// One stage of some requests that go through the same model in a batch: n is the width of its rows, 0 for a
+// first stage.
 struct StageKey {
   int stage, model, n;
   auto operator<=>(const StageKey&) const = default;
@@ -75,21 +79,24 @@ class CascadeRunner {
  private:
   CascadeRunner() = default;
   struct Pool {
-    std::vector<int64_t> items;  // in the order of the last stage's scores
+    std::vector<int64_t> items;  // ascending; of the last stage, best first
   };
-  Status run_group(const StageKey& key, int keep_count, std::span<const CascadeRequest> requests,
+  // `members` by the number of their items.
+  Status run_group(int stage, int model, std::span<const CascadeRequest> requests,
                    std::span<const size_t> members, std::vector<Pool>& pools);
 
   CascadeSpec spec_;
   RunnerOptions options_;
   std::vector<std::vector<std::unique_ptr<Scorer>>> scorers_;  // [stage][model]
   std::map<StageKey, StageTime> times_;
+  std::vector<int64_t> all_items_;          // 0 to n_items
   std::vector<int64_t> histories_, items_;  // scratch
   std::vector<float> scores_;
 };
 
-// The items of the `keep` largest scores among the pool, best first; equals keep the pool's order. Scores
-// that are not finite come last.
-std::vector<int64_t> best_items(std::span<const int64_t> pool, std::span<const float> scores, int keep);
+// The items of the `keep` largest scores among the pool, `ordered`: best first, else in the pool's order. Of
+// equals the first in the pool wins. Scores that are not finite come last.
+std::vector<int64_t> best_items(std::span<const int64_t> pool, std::span<const float> scores, int keep,
+                                bool ordered = true);
 
 }  // namespace frugal::cascade

@@ -10,7 +10,8 @@
 namespace frugal::cli {
 
 struct CascadeBench {
-  std::string data = "../shared/data", cascade_folder;
+  std::string data = "../shared/data";
+  std::vector<std::string> cascade_folders;
   bool quick = false;
   std::function<void(const std::string&)> say;  // what is under way
   std::vector<BenchRow> rows;
@@ -33,6 +34,8 @@ Status bench_cascade_control(CascadeBench& bench);
 Status bench_cascade_service(CascadeBench& bench);
 // Eight allocators with one budget through the death of their leader.
 Status bench_cascade_share(CascadeBench& bench);
+// Ablations of the reward model, and the policies, where the true rewards are known.
+Status bench_cascade_ablation(CascadeBench& bench);
 // FLOPs and joules saved by a trained cascade; a year of a carbon budget.
 Status bench_cascade_quality(CascadeBench& bench);
 

@@ -1,72 +1,155 @@
 // bench cascade: what a trained cascade saves, and a year of a carbon budget.
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "base/text.h"
-#include "cascade/evaluate.h"
-#include "cascade/replay.h"
 #include "cascade/simulate.h"
 #include "cli/bench_cascade.h"
+#include "cli/cascade_judge.h"
 #include "cli/meter_setup.h"
 
 namespace frugal::cli {
 
+namespace {
+
+// A share and its 95 % interval over trainings, seeds and resamples of users, and that of each training.
+std::string banded(std::vector<double> draws, const std::vector<double>& each) {
+  std::sort(draws.begin(), draws.end());
+  const auto at = [&](double q) {
+    return draws[static_cast<size_t>(std::lround(q * static_cast<double>(draws.size() - 1)))];
+  };
+  std::string text = strf("95 %% [%.3f, %.3f]", at(0.025), at(0.975));
+  if (each.size() > 1) {
+    text += "; by training of the stages";
+    for (const double value : each) text += strf(" %.3f", value);
+  }
+  return text;
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+// What one price saves, over all trainings.
+void add_savings(CascadeBench& bench, const std::vector<JudgedCascade>& all, bool price_cpu) {
+  const char* suffix = price_cpu ? "_by_time_price" : "_by_flops_price";
+  std::vector<double> flops, ratio, joules, cpu, flops_draws, ratio_draws, joules_draws, cpu_draws;
+  std::string provenance, clicks;
+  bool reached = true;
+  for (const JudgedCascade& judged : all) {
+    const cascade::Evaluation& evaluation = price_cpu ? judged.by_cpu : judged.by_flops;
+    reached &= evaluation.reached;
+    flops.push_back(evaluation.flops_saved);
+    ratio.push_back(evaluation.reward_ratio);
+    for (const auto& policy : evaluation.policies) {
+      for (const auto& draw : policy.draws) {
+        flops_draws.push_back(draw.flops);
+        ratio_draws.push_back(draw.reward_ratio);
+      }
+    }
+    const auto joules_of = joules_saved(judged, price_cpu), cpu_of = cpu_saved(judged, price_cpu);
+    joules.push_back(joules_of.value);
+    cpu.push_back(cpu_of.value);
+    joules_draws.insert(joules_draws.end(), joules_of.draws.begin(), joules_of.draws.end());
+    cpu_draws.insert(cpu_draws.end(), cpu_of.draws.begin(), cpu_of.draws.end());
+    const auto& fixed = judged.replayed.arms[0];
+    provenance = std::string(provenance_name(fixed.joules.provenance)) + ", the static chain " +
+                 estimate_text(fixed.joules.scaled(1000), "mJ") + " a request";
+    clicks = strf("%d test requests by the real models, batched, %d rounds in turns", judged.replayed.n,
+                  judged.replayed.rounds);
+  }
+  const std::string how = strf("at the best static chain's reward%s, %d seeds",
+                               reached ? "" : " (NOT reached on the fitting requests)", all[0].by_cpu.seeds);
+  const auto name = [&](const char* what) { return std::string(what) + suffix; };
+  bench.add(name("flops_saved"), mean(flops), "", how + "; " + banded(flops_draws, flops));
+  bench.add(name("joules_saved"), mean(joules), "",
+            how + "; " + banded(joules_draws, joules) + "; joules " + provenance + "; " + clicks);
+  bench.add(name("cpu_saved"), mean(cpu), "", "processor time measured; " + banded(cpu_draws, cpu));
+  bench.add(name("reward_ratio"), mean(ratio), "",
+            "clicks over the best static chain's; " + banded(ratio_draws, ratio));
+}
+
+// What the report shows of one training: how the measures rank chains, and the static chains.
+void add_costs(CascadeBench& bench, const JudgedCascade& judged) {
+  const auto ranks = cascade::compare_ranks(judged.flops, judged.cpu_s, 3);
+  std::string worst;
+  for (const auto& pair : ranks.worst) {
+    worst += strf("; %s has %.2f times the FLOPs of %s and takes %.2f times as long",
+                  cascade::chain_name(judged.spec, pair.cheap).c_str(), pair.flops_ratio,
+                  cascade::chain_name(judged.spec, pair.dear).c_str(), pair.cpu_ratio);
+  }
+  bench.add("flops_cpu_rank_correlation", ranks.spearman, "",
+            strf("Spearman, %d chains, processor time measured and made monotone", judged.spec.n_chains()));
+  bench.add("flops_cpu_swapped_pairs", static_cast<double>(ranks.swapped) / std::max(ranks.pairs, 1), "",
+            strf("%d of %d pairs of chains", ranks.swapped, ranks.pairs) + worst);
+  bench.add("cost_model_error", judged.costs.error, "",
+            "median over chains: a chain measured as a whole beside the sum of its stages");
+  const auto batch1 = judged.costs.cpu_s(judged.spec, 0);
+  std::vector<double> dearer;
+  for (size_t j = 0; j < batch1.size(); ++j) dearer.push_back(batch1[j] / judged.cpu_s[j]);
+  bench.add("cpu_alone_over_batched", mean(dearer), "times",
+            strf("processor time of a request alone over that of one among %d, mean of all chains",
+                 judged.costs.batches.back()));
+  const auto& near = judged.replayed.arms[1];
+  bench.add(
+      "joules_saved_static_within_1_percent", 1 - near.joules.value / judged.replayed.arms[0].joules.value,
+      "",
+      strf("the static chain of least processor time within 1 %% of the best on the fitting requests (%s), "
+           "at %.4f times its clicks; %.3f of its FLOPs saved",
+           cascade::chain_name(judged.spec, judged.by_cpu.near_chain).c_str(),
+           judged.by_cpu.near_reward / judged.by_cpu.static_reward,
+           1 - judged.by_cpu.near_flops / judged.by_cpu.static_flops));
+}
+
+Status bench_trained(CascadeBench& bench) {
+  std::vector<JudgedCascade> all;
+  auto meter = open_meter({});
+  if (!meter.ok()) return meter.error();
+  JudgeOptions options;
+  options.progress = bench.say;
+  options.replay.rounds = bench.quick ? 3 : 5;
+  // Few chains and large batches: what replays of one training found best among menus of 3, 4, 6 and all
+  // chains and batches of 16 and 32, on test requests.
+  options.evaluate.menu = 3;
+  options.replay.max_batch = 32;
+  for (const std::string& folder : bench.cascade_folders) {
+    FRUGAL_TRY(auto judged, judge_cascade(folder, **meter, options));
+    bench.say(strf("%s: best static chain %s", judged.spec.source.c_str(),
+                   cascade::chain_name(judged.spec, judged.by_cpu.static_chain).c_str()));
+    all.push_back(std::move(judged));
+  }
+  for (const bool price_cpu : {false, true}) add_savings(bench, all, price_cpu);
+  // The names of the proof: each resource saved by a price on it.
+  for (auto& row : std::vector(bench.rows)) {
+    if (row.name == "flops_saved_by_flops_price" || row.name == "joules_saved_by_time_price") {
+      row.name = row.name.substr(0, row.name.find("_by_"));
+      bench.rows.push_back(row);
+    }
+  }
+  add_costs(bench, all[0]);
+  for (const bool price_cpu : {false, true}) {
+    for (const auto& peer : (price_cpu ? all[0].by_cpu : all[0].by_flops).at_equal_compute) {
+      bench.add(strf("reward_gain_over_%s%s", std::string(cascade::policy_name(peer.kind)).c_str(),
+                     price_cpu ? "_by_time_price" : ""),
+                peer.gain, "",
+                strf("at half the best static chain's %s; 95 %% [%.3f, %.3f]",
+                     price_cpu ? "processor time" : "FLOPs", peer.gain_low, peer.gain_high));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
 Status bench_cascade_quality(CascadeBench& bench) {
   const auto world = cascade::SyntheticWorld::create({}).value();
-  if (bench.cascade_folder.empty()) {
+  if (bench.cascade_folders.empty()) {
     bench.say("flops_saved: give --cascade DIR (made by scripts/train_cascade.py)");
   } else {
-    const auto spec = cascade::load_cascade(bench.cascade_folder);
-    if (!spec.ok()) {
-      return spec.error();
-    }
-    const auto fit = cascade::load_replayed(bench.cascade_folder, "fit", *spec);
-    const auto test = cascade::load_replayed(bench.cascade_folder, "test", *spec);
-    if (!fit.ok() || !test.ok()) {
-      return fit.ok() ? test.error() : fit.error();
-    }
-    cascade::EvaluateOptions judging;
-    judging.progress = bench.say;
-    const auto judged = cascade::evaluate(*spec, *fit, *test, judging);
-    if (!judged.ok()) {
-      return judged.error();
-    }
-    bench.add("flops_saved", judged->flops_saved, "",
-              strf("%s; at the best static chain's reward (%s); 95 %% [%.3f, %.3f], %d seeds",
-                   spec->source.c_str(), cascade::chain_name(*spec, judged->static_chain).c_str(),
-                   judged->saved_low, judged->saved_high, judged->seeds));
-    if (!judged->reached)
-      bench.add("equal_reward_not_reached", 1, "",
-                "no price earns the static chain's reward on the fitting requests");
-    bench.add("flops_saved_static_within_1_percent", 1 - judged->near_flops / judged->static_flops, "",
-              strf("the cheapest static chain within 1 %% of the best (%s), at %.4f times its clicks",
-                   cascade::chain_name(*spec, judged->near_chain).c_str(),
-                   judged->near_reward / judged->static_reward));
-    auto meter = open_meter({});
-    if (!meter.ok()) return meter.error();
-    cascade::ReplayOptions replaying;
-    replaying.rounds = bench.quick ? 3 : 5;
-    const auto replayed =
-        cascade::replay(bench.cascade_folder, "test", *spec, *test, *judged, **meter, replaying);
-    if (!replayed.ok()) return replayed.error();
-    const std::string real =
-        strf("%d test requests by the real models, batched, %d rounds in turns; clicks %.4f against %.4f",
-             replayed->n, replayed->rounds, replayed->priced.clicks, replayed->fixed.clicks);
-    bench.add("joules_saved", replayed->joules_saved, "",
-              real + "; joules " + std::string(provenance_name(replayed->fixed.joules.provenance)) + ", " +
-                  estimate_text(replayed->priced.joules.scaled(1000), "mJ") + " against " +
-                  estimate_text(replayed->fixed.joules.scaled(1000), "mJ") + " a request");
-    bench.add("cpu_saved", replayed->cpu_saved, "",
-              strf("processor time of the same, rounds %.3f to %.3f", replayed->cpu_saved_low,
-                   replayed->cpu_saved_high));
-    bench.add("reward_ratio", judged->reward_ratio, "",
-              strf("clicks of greenflow over the best static chain's at that point; 95 %% [%.3f, %.3f]",
-                   judged->ratio_low, judged->ratio_high));
-    for (const auto& peer : judged->at_equal_compute) {
-      bench.add(
-          strf("reward_gain_over_%s", std::string(cascade::policy_name(peer.kind)).c_str()).c_str(),
-          peer.gain, "",
-          strf("at half the best static chain's FLOPs; 95 %% [%.3f, %.3f]", peer.gain_low, peer.gain_high));
-    }
+    FRUGAL_TRY_STATUS(bench_trained(bench));
   }
   for (const char* zone : {"US-CAL-CISO", "ES"}) {
     const std::string stem = bench.data + "/carbon/" + zone;

@@ -113,7 +113,7 @@ Status bench_sidecar(CascadeBench& bench) {
       "wrk.body = '{\"features\":[0.3,-1.2,0.7,0.1,0.4,-0.3,1.1,0.2,-0.6,0.9,0.05,-0.8]}'\n"));
   cascade::SidecarOptions sidecar_options;
   sidecar_options.model_path = stem + ".frm";
-  sidecar_options.flops_per_s = 1e12;
+  sidecar_options.budgets.flops_per_s = 1e12;
   FRUGAL_TRY(auto sidecar, cascade::Sidecar::create(world.spec(), sidecar_options));
   std::atomic<bool> stop{false};
   std::atomic<int> port{0};

@@ -19,6 +19,7 @@ struct Options {
 constexpr std::pair<const char*, Status (*)(CascadeBench&)> kParts[] = {{"control", bench_cascade_control},
                                                                         {"service", bench_cascade_service},
                                                                         {"share", bench_cascade_share},
+                                                                        {"ablation", bench_cascade_ablation},
                                                                         {"quality", bench_cascade_quality}};
 
 int bench(Options options) {
@@ -46,10 +47,10 @@ Action add_bench_cascade(CLI::App& app) {
   app.add_option("--data", options->bench.data,
                  "folder with carbon/*.csv for the carbon year; left out when it is not there")
       ->capture_default_str();
-  app.add_option("--cascade", options->bench.cascade_folder,
-                 "a trained cascade's folder (scripts/train_cascade.py), for flops_saved");
-  app.add_option("--only", options->only, "one part: control, service, share or quality")
-      ->check(CLI::IsMember({"control", "service", "share", "quality"}));
+  app.add_option("--cascade", options->bench.cascade_folders,
+                 "folders of trained cascades (scripts/train_cascade.py), for flops_saved and joules_saved");
+  app.add_option("--only", options->only, "one part: control, service, share, ablation or quality")
+      ->check(CLI::IsMember({"control", "service", "share", "ablation", "quality"}));
   app.add_flag("--quick", options->bench.quick, "a quarter of the day, fewer rounds");
   app.add_flag("--json", options->json, "print JSON");
   app.add_option("--out", options->out, "also write the rows to this file, for docs/benchmarks.md");

@@ -2,13 +2,12 @@
 // allocator.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
-#include "cascade/replay.h"
+#include "cli/cascade_judge.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/meter_setup.h"
@@ -19,18 +18,17 @@ namespace {
 struct Options {
   std::string cascade_folder;
   bool json = false;
-  cascade::EvaluateOptions evaluate;
-  cascade::ReplayOptions replay;
+  JudgeOptions judge;
   std::shared_ptr<MeterSetup> meter;
   std::shared_ptr<LedgerSetup> ledger;
 };
 
 // What the requests of one policy cost, all rounds together.
-void write_usage(const Options& options, const meter::PowerMeter& meter, const char* policy,
-                 const cascade::ReplayArm& arm, double requests) {
+void write_usage(const Options& options, const meter::PowerMeter& meter, const cascade::ReplayArm& arm,
+                 double requests) {
   meter::LedgerEntry entry;
   entry.kind = "cascade";
-  entry.name = std::string("cascade replay, ") + policy;
+  entry.name = "cascade replay, " + arm.name;
   entry.model = options.cascade_folder;
   entry.unit = "request";
   entry.units = requests;
@@ -46,8 +44,16 @@ void write_usage(const Options& options, const meter::PowerMeter& meter, const c
   if (!written.ok()) std::fprintf(stderr, "frugal: warning: %s\n", written.error().message.c_str());
 }
 
-nlohmann::json arm_json(const cascade::ReplayArm& arm) {
-  nlohmann::json json = {{"clicks", arm.clicks}, {"flops", arm.flops}, {"cpu_s", arm.cpu_s}};
+nlohmann::json arm_json(const cascade::ReplayArm& arm, const cascade::ReplayArm& fixed) {
+  const cascade::Saved saved = cascade::cpu_saved(arm, fixed);
+  nlohmann::json json = {
+      {"policy", arm.name},
+      {"clicks", arm.clicks},
+      {"flops", arm.flops},
+      {"cpu_s", arm.cpu_s},
+      {"flops_saved", 1 - arm.flops / fixed.flops},
+      {"cpu_saved", {{"median", saved.median}, {"least", saved.least}, {"most", saved.most}}},
+      {"joules_saved", 1 - arm.joules.value / fixed.joules.value}};
   json["joules"] = {{"value", arm.joules.value},
                     {"low", arm.joules.low},
                     {"high", arm.joules.high},
@@ -57,56 +63,43 @@ nlohmann::json arm_json(const cascade::ReplayArm& arm) {
 }
 
 int run(Options options) {
-  const auto spec = cascade::load_cascade(options.cascade_folder);
-  if (!spec.ok()) return fail(spec.error());
-  const auto fit = cascade::load_replayed(options.cascade_folder, "fit", *spec);
-  if (!fit.ok()) return fail(fit.error());
-  const auto test = cascade::load_replayed(options.cascade_folder, "test", *spec);
-  if (!test.ok()) return fail(test.error());
   const auto say = [](const std::string& what) { std::fprintf(stderr, "frugal: %s\n", what.c_str()); };
-  options.evaluate.seeds = 1;
-  options.evaluate.progress = [&](const std::string& what) { say("pricing, " + what); };
-  options.replay.progress = [&](const std::string& what) { say("replay, " + what); };
-  const auto evaluation = cascade::evaluate(*spec, *fit, *test, options.evaluate);
-  if (!evaluation.ok()) return fail(evaluation.error());
   auto meter = open_meter(*options.meter);
   if (!meter.ok()) return fail(meter.error());
-  const auto result =
-      cascade::replay(options.cascade_folder, "test", *spec, *test, *evaluation, **meter, options.replay);
-  if (!result.ok()) return fail(result.error());
-  const double served = static_cast<double>(result->n) * result->rounds;
-  write_usage(options, **meter, "static", result->fixed, served);
-  write_usage(options, **meter, "greenflow", result->priced, served);
+  options.judge.progress = say;
+  const auto judged = judge_cascade(options.cascade_folder, **meter, options.judge);
+  if (!judged.ok()) return fail(judged.error());
+  const cascade::ReplayResult& result = judged->replayed;
+  const double served = static_cast<double>(result.n) * result.rounds;
+  for (const cascade::ReplayArm& arm : result.arms) write_usage(options, **meter, arm, served);
+  const cascade::ReplayArm& fixed = result.arms[0];
   if (options.json) {
-    std::printf("%s\n", nlohmann::json{{"requests", result->n},
-                                       {"rounds", result->rounds},
-                                       {"static_chain", cascade::chain_name(*spec, evaluation->static_chain)},
-                                       {"static", arm_json(result->fixed)},
-                                       {"greenflow", arm_json(result->priced)},
-                                       {"equal_reward_reached", evaluation->reached},
-                                       {"flops_saved", result->flops_saved},
-                                       {"cpu_saved", result->cpu_saved},
-                                       {"joules_saved", result->joules_saved},
-                                       {"disagreeing", result->disagreeing}}
-                            .dump(1)
-                            .c_str());
+    nlohmann::json json = {{"requests", result.n},
+                           {"rounds", result.rounds},
+                           {"static_chain", cascade::chain_name(judged->spec, judged->by_cpu.static_chain)},
+                           {"equal_reward_reached", judged->by_flops.reached && judged->by_cpu.reached},
+                           {"disagreeing", result.disagreeing}};
+    for (const cascade::ReplayArm& arm : result.arms) json["arms"].push_back(arm_json(arm, fixed));
+    std::printf("%s\n", json.dump(1).c_str());
     return kExitOk;
   }
-  std::printf("%d requests, %d rounds, real models; the best static chain is %s\n", result->n, result->rounds,
-              cascade::chain_name(*spec, evaluation->static_chain).c_str());
-  if (!evaluation->reached)
-    std::printf(
-        "equal reward is NOT reached on the fitting requests: no price lets GreenFlow earn as much\n");
-  std::printf("%-10s %10s %12s %12s  %s\n", "", "clicks", "MFLOPs", "CPU ms", "energy");
-  for (const auto* arm : {&result->fixed, &result->priced}) {
-    std::printf("%-10s %10.4f %12.4f %12.4f  %s\n", arm == &result->fixed ? "static" : "greenflow",
-                arm->clicks, 1e-6 * arm->flops, 1e3 * arm->cpu_s,
-                estimate_text(arm->joules.scaled(1000), "mJ").c_str());
+  std::printf("%d requests, %d rounds, real models; the best static chain is %s\n", result.n, result.rounds,
+              cascade::chain_name(judged->spec, judged->by_cpu.static_chain).c_str());
+  for (const auto* evaluation : {&judged->by_flops, &judged->by_cpu}) {
+    if (!evaluation->reached)
+      std::printf("equal reward is NOT reached on the fitting requests with a price on %s\n",
+                  evaluation == &judged->by_flops ? "FLOPs" : "processor time");
   }
-  std::printf("saved: FLOPs %.1f %%, CPU time %.1f %% (%.1f to %.1f over rounds), joules %.1f %%\n",
-              100 * result->flops_saved, 100 * result->cpu_saved, 100 * result->cpu_saved_low,
-              100 * result->cpu_saved_high, 100 * result->joules_saved);
-  std::printf("clicks differ from rewards_test.npy for %.2f %% of the requests\n", 100 * result->disagreeing);
+  std::printf("%-26s %8s %8s %8s %8s %8s  %s\n", "", "clicks", "MFLOPs", "saved", "CPU us", "saved",
+              "energy");
+  for (const cascade::ReplayArm& arm : result.arms) {
+    std::printf("%-26s %8.4f %8.4f %6.1f %% %8.2f %6.1f %%  %s\n", arm.name.c_str(), arm.clicks,
+                1e-6 * arm.flops, 100 * (1 - arm.flops / fixed.flops), 1e6 * arm.cpu_s,
+                100 * cascade::cpu_saved(arm, fixed).median,
+                estimate_text(arm.joules.scaled(1000), "mJ").c_str());
+  }
+  std::printf("clicks differ from rewards_%s.npy for %.2f %% of the requests\n", options.judge.split.c_str(),
+              100 * result.disagreeing);
   return kExitOk;
 }
 
@@ -114,20 +107,37 @@ int run(Options options) {
 
 Action add_cascade_replay(CLI::App& app) {
   auto options = std::make_shared<Options>();
+  options->judge.evaluate.seeds = 1;
   app.add_option("cascade", options->cascade_folder,
                  "folder that scripts/train_cascade.py wrote: models, requests, clicks")
       ->required();
-  app.add_option("--rounds", options->replay.rounds, "rounds, in which both policies take turns")
+  app.add_option("--rounds", options->judge.replay.rounds, "rounds, in which both policies take turns")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--requests", options->replay.requests, "serve the first so many test requests; 0: all")
+  app.add_option("--requests", options->judge.replay.requests,
+                 "serve the first so many test requests; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--batch", options->replay.batch, "requests handed to the cascade at once")
+  app.add_option("--batch", options->judge.replay.batch, "requests handed to the cascade at once")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_option("--threads,-t", options->replay.n_threads, "threads of a stage's model")
+  app.add_option("--threads,-t", options->judge.replay.n_threads, "threads of a stage's model")
       ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--seeds", options->judge.evaluate.seeds,
+                 "reward models, each on other logs; all are served")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--split", options->judge.split,
+                 "requests that are served: test, or fit for choosing parameters")
+      ->check(CLI::IsMember({"fit", "test"}))
+      ->capture_default_str();
+  app.add_option("--menu", options->judge.evaluate.menu,
+                 "the allocator chooses among so many chains, picked on the fitting requests; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--max-batch", options->judge.replay.max_batch, "requests that a model scores in one call")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_flag("--json", options->json, "print JSON");
   options->meter = add_meter_options(app);

@@ -1,12 +1,14 @@
 // frugal cascade report: the PFEC report of a trained cascade, as HTML and JSON.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include "base/file.h"
 #include "cascade/report.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/meter_setup.h"
 
 namespace frugal::cli {
 namespace {
@@ -30,6 +32,20 @@ int report(Options options) {
   options.evaluate.progress = [](const std::string& what) {
     std::fprintf(stderr, "frugal: training and pricing, %s\n", what.c_str());
   };
+  // Where the models are there, chains are measured; a synthetic cascade has none.
+  if (std::filesystem::exists(options.cascade_folder + "/history_fit.npy")) {
+    auto meter = open_meter({});
+    if (!meter.ok()) return fail(meter.error());
+    auto costs = cascade::measure_costs(options.cascade_folder, "fit", input.spec, **meter, {});
+    if (!costs.ok()) return fail(costs.error());
+    input.costs = *std::move(costs);
+    options.evaluate.cpu_s = input.costs->cpu_s(input.spec, input.costs->batches.size() - 1);
+    options.evaluate.price_cpu = true;
+    auto by_cpu = cascade::evaluate(input.spec, *fit, *test, options.evaluate);
+    if (!by_cpu.ok()) return fail(by_cpu.error());
+    input.by_cpu = *std::move(by_cpu);
+    options.evaluate.price_cpu = false;
+  }
   auto evaluation = cascade::evaluate(input.spec, *fit, *test, options.evaluate);
   if (!evaluation.ok()) return fail(evaluation.error());
   input.evaluation = *std::move(evaluation);
@@ -75,7 +91,8 @@ Action add_cascade_report(CLI::App& app) {
   app.add_option("--json", options->json, "also write the figures to this JSON file");
   app.add_option("--seeds", options->evaluate.seeds, "reward models trained, each on other logs")
       ->capture_default_str();
-  app.add_option("--nj-per-flop", options->nj_per_flop, "assumed energy of a FLOP, nanojoules")
+  app.add_option("--nj-per-flop", options->nj_per_flop,
+                 "assumed energy of a FLOP, nanojoules, where the cascade's models cannot be measured")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--intensity", options->intensity,

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "cascade/serve/http.h"
+#include "cli/carbon_source.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/llm_options.h"
@@ -18,6 +19,8 @@ namespace {
 
 struct Options {
   std::string cascade_folder, controller = "mpc", shadow;
+  std::string costs;
+  double latency_ms = 0;
   bool items = false;
   cascade::HttpServeOptions http{.port = 8077};
   cascade::SidecarOptions sidecar;
@@ -87,6 +90,33 @@ class RequestLedger {
   std::thread thread_;
 };
 
+// What budgets of carbon and latency are reckoned by: the costs measured on this machine, and the grid.
+Status read_budgets(Options& options, const cascade::CascadeSpec& spec) {
+  cascade::BudgetOptions& budgets = options.sidecar.budgets;
+  budgets.latency_s = 1e-3 * options.latency_ms;
+  const bool carbon = budgets.gco2e_per_h > 0 || budgets.carbon_price > 0;
+  if (!carbon && budgets.latency_s == 0) return {};
+  const std::string costs = options.costs.empty() ? options.cascade_folder + "/costs.json" : options.costs;
+  auto read = cascade::load_costs(costs, spec);
+  if (!read.ok()) {
+    return {read.error().code, read.error().message + "; `frugal cascade profile " + options.cascade_folder +
+                                   "` measures the chains on this machine"};
+  }
+  budgets.costs = *std::move(read);
+  if (!carbon) return {};
+  if (options.meter->carbon_file.empty())
+    return {ErrorCode::kInvalidArgument,
+            "a carbon budget follows the grid's intensity: give it with --carbon-file"};
+  FRUGAL_TRY(const std::string path, carbon_path(options.meter->carbon_file, options.meter->region));
+  FRUGAL_TRY(budgets.intensity, meter::read_intensity(path, options.meter->region));
+  const double end = budgets.intensity->points.back().unix_s + budgets.intensity->step_s;
+  if (end < clock_seconds(CLOCK_REALTIME)) {
+    std::fprintf(stderr, "frugal: warning: %s ends at %s; its last week stands for every week since\n",
+                 path.c_str(), meter::format_time(end).c_str());
+  }
+  return {};
+}
+
 int serve(Options options) {
   auto spec = cascade::load_cascade(options.cascade_folder);
   if (!spec.ok()) return fail(spec.error());
@@ -104,6 +134,7 @@ int serve(Options options) {
                                             "'; give its number or its name as in an answer of /v1/decide"});
     }
   }
+  if (const Status status = read_budgets(options, *spec); !status.ok()) return fail(status.error());
   if (options.items) options.sidecar.items_folder = options.cascade_folder;
   if (!options.share.url.empty()) options.sidecar.share = options.share;
   auto sidecar = cascade::Sidecar::create(*std::move(spec), options.sidecar);
@@ -132,9 +163,28 @@ Action add_cascade_serve(CLI::App& app) {
   app.add_option("--model,-m", options->sidecar.model_path,
                  "reward model of `frugal cascade train`; replaced under load when the file changes")
       ->required();
-  app.add_option("--budget", options->sidecar.flops_per_s, "FLOPs a second that may be spent; 0: no limit")
+  app.add_option("--budget", options->sidecar.budgets.flops_per_s,
+                 "FLOPs a second that may be spent; 0: no limit")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option(
+         "--carbon-budget", options->sidecar.budgets.gco2e_per_h,
+         "grams of CO2 equivalent an hour that may be spent, by the intensity of --carbon-file at the time; "
+         "0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option(
+         "--carbon-price", options->sidecar.budgets.carbon_price,
+         "reward that a gram has to earn, a fixed price instead of a budget (where a budget of grams is "
+         "given, the price it starts at)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--latency", options->latency_ms,
+                 "milliseconds that the stages of a request may take in the mean; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--costs", options->costs,
+                 "costs of the chains, for carbon and latency (default: costs.json in the cascade's folder)");
   app.add_option("--window", options->sidecar.governor.window_s, "seconds over which the budget is kept")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -183,6 +233,7 @@ Action add_cascade_serve(CLI::App& app) {
       "Examples:\n"
       "  frugal cascade serve shop -m reward.frm --budget 1e9\n"
       "  curl -d '{\"features\": [0.3, -1.2, ...]}' http://127.0.0.1:8077/v1/decide\n"
+      "  frugal cascade serve shop -m reward.frm --carbon-budget 0.2 --carbon-file es.csv --latency 0.1\n"
       "  frugal cascade serve shop -m reward.frm --budget 1e9 --items    items out of /v1/recommend\n"
       "  frugal cascade serve shop -m reward.frm --budget 1e9 --shadow 63    change nothing, log what would "
       "be "

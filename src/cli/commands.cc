@@ -6,6 +6,7 @@ std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
       {"bench cascade", "the cascade plane's figures", add_bench_cascade},
       {"bench llm", "decode, prefill, load time and memory beside llama.cpp", add_bench_llm},
+      {"cascade profile", "measure what each chain takes on this machine", add_cascade_profile},
       {"cascade replay", "serve a cascade's test requests by its real models, metered", add_cascade_replay},
       {"cascade report", "performance, FLOPs, energy and carbon of a cascade, as a page", add_cascade_report},
       {"cascade serve", "answer over HTTP which chain each request is worth", add_cascade_serve},

@@ -40,6 +40,7 @@ std::string_view group_summary(std::string_view group);
 // One per file, alphabetical.
 Action add_bench_cascade(CLI::App& app);
 Action add_bench_llm(CLI::App& app);
+Action add_cascade_profile(CLI::App& app);
 Action add_cascade_replay(CLI::App& app);
 Action add_cascade_report(CLI::App& app);
 Action add_cascade_serve(CLI::App& app);

@@ -115,6 +115,34 @@ TEST(Runner, EqualsTheNaiveTwinWhateverTheBatch) {
   }
 }
 
+TEST(BestItems, UnorderedAreTheSameItemsInThePoolsOrder) {
+  Rng rng(2);
+  for (int round = 0; round < 400; ++round) {
+    const size_t n = 1 + rng.below(2000);
+    std::vector<int64_t> pool(n);
+    std::vector<float> scores(n);
+    for (size_t i = 0; i < n; ++i) {
+      pool[i] = static_cast<int64_t>(7 * i + 3);
+      scores[i] = static_cast<float>(rng.normal());
+      if (round % 4 == 1) scores[i] = static_cast<float>(rng.below(5));  // ties
+      if (round % 4 == 2)
+        scores[i] *= std::exp(static_cast<float>(20 * rng.normal()));  // one bucket has nearly all
+      if (rng.below(10) == 0) scores[i] = rng.below(2) == 0 ? NAN : -INFINITY;
+      if (rng.below(100) == 0) scores[i] = INFINITY;  // no score either
+      if (round % 40 == 3) scores[i] = -INFINITY;
+    }
+    std::vector<std::pair<float, size_t>> order;
+    for (size_t i = 0; i < n; ++i) order.emplace_back(std::isfinite(scores[i]) ? scores[i] : -INFINITY, i);
+    std::stable_sort(order.begin(), order.end(), [](auto& a, auto& b) { return a.first > b.first; });
+    const int keep = static_cast<int>(rng.below(static_cast<uint32_t>(n + 20)));
+    std::vector<int64_t> best;
+    for (size_t i = 0; i < std::min(n, static_cast<size_t>(keep)); ++i) best.push_back(pool[order[i].second]);
+    EXPECT_EQ(best_items(pool, scores, keep), best) << round;
+    std::sort(best.begin(), best.end());
+    EXPECT_EQ(best_items(pool, scores, keep, false), best) << round;
+  }
+}
+
 TEST(Runner, RefusesBadRequestsAndPassesFaultsOn) {
   auto runner = runner_of(4);
   std::vector<std::vector<int>> items;

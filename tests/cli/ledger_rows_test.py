@@ -147,7 +147,8 @@ class LedgerRowsTest(Harness):
     def test_cascade_replay(self):
         self.answered("cascade", "replay", self.cascade(), "--rounds", "2", "--project", "r", "--json")
         rows = self.rows("cascade")
-        self.assertEqual([row["name"] for row in rows], ["cascade replay, static", "cascade replay, greenflow"])
+        self.assertEqual([row["name"] for row in rows], ["cascade replay, static", "cascade replay, static, 1 % less",
+                                                         "cascade replay, price on FLOPs", "cascade replay, price on time"])
         for row in rows:
             self.check(row, unit="request", units=str(2 * REQUESTS), project="r")
             self.assertGreaterEqual(float(row["flops"]), 2 * REQUESTS * 190)  # of the cheaper chain

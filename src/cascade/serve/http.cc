@@ -149,14 +149,19 @@ Result<Listener> listen_on(const std::string& host, int port) {
   return listener;
 }
 
-// Ticks on the steady clock (setting the wall clock does not disturb a budget) and looks for new models.
+// Ticks in Unix time, but on the steady clock from here on (setting the wall clock does not disturb a
+// budget), and looks for new models.
 void keep_time(Sidecar& sidecar, const std::atomic<bool>& stop) {
   double last = wall_seconds(), looked = last, told = last;
-  sidecar.tick(last);
+  const double unix_s = clock_seconds(CLOCK_REALTIME) - last;
+  sidecar.tick(unix_s + last);
   while (!stop.load()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     const double now = wall_seconds();
-    if (now - last >= 1 || sidecar.tick_wanted()) sidecar.tick(last = now);
+    if (now - last >= 1 || sidecar.tick_wanted()) {
+      last = now;
+      sidecar.tick(unix_s + now);
+    }
     if (now - looked < 1) continue;
     (void)sidecar.reload();
     looked = now;

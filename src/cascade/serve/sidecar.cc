@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "cascade/serve/answer.h"
@@ -70,18 +71,16 @@ class Sidecar::LaneLease {
 
 Result<std::unique_ptr<Sidecar>> Sidecar::create(CascadeSpec spec, SidecarOptions options) {
   auto sidecar = std::unique_ptr<Sidecar>(new Sidecar());
-  FRUGAL_TRY(sidecar->table_, chain_table(spec, {}));
   if (options.shadow_chain >= spec.n_chains())
     return {ErrorCode::kInvalidArgument,
             strf("shadow chain %d; there are %d", options.shadow_chain, spec.n_chains())};
-  if (!(options.flops_per_s >= 0)) return {ErrorCode::kInvalidArgument, "the budget is not negative"};
+  FRUGAL_TRY(sidecar->budgets_, make_budgets(spec, options.budgets, clock_seconds(CLOCK_REALTIME)));
   sidecar->model_time_ = modified_at(options.model_path);
   FRUGAL_TRY(auto model, RewardModel::load(options.model_path, spec));
   sidecar->model_.store(std::make_shared<const RewardModel>(std::move(model)));
-  budget::ResourceOptions flops;
-  if (options.flops_per_s > 0) flops.budget = budget::Schedule::constant(options.flops_per_s);
   if (options.share) options.governor.align_windows = true;
-  FRUGAL_TRY(sidecar->governor_, budget::Governor::create(sidecar->table_, {flops}, options.governor));
+  FRUGAL_TRY(sidecar->governor_, budget::Governor::create(sidecar->budgets_.table,
+                                                          sidecar->budgets_.resources, options.governor));
   if (!options.items_folder.empty()) {
     FRUGAL_TRY(sidecar->items_, ItemService::start(options.items_folder, spec, options.items));
   }
@@ -112,7 +111,19 @@ Sidecar::Answer Sidecar::refuse(const std::string& why) {
   return error_answer(400, ErrorCode::kInvalidArgument, why);
 }
 
-Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, const RewardModel& model, Lane& lane) {
+Result<double> Sidecar::limit_of(const nlohmann::json& json) const {
+  const auto found = json.find("limit_ms");
+  if (found == json.end() || found->is_null()) return 0.0;
+  const double limit_ms = found->is_number() ? found->get<double>() : -1;
+  if (!std::isfinite(limit_ms) || limit_ms <= 0)
+    return Error{ErrorCode::kInvalidArgument, "'limit_ms' is not a positive number"};
+  if (budgets_.latency < 0)
+    return Error{ErrorCode::kInvalidArgument, "'limit_ms' needs a budget of latency to be served with"};
+  return 1e-3 * limit_ms;
+}
+
+Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, double limit_s,
+                                      const RewardModel& model, Lane& lane) {
   if (!features.is_array() || features.size() != lane.features.size()) {
     return {ErrorCode::kInvalidArgument,
             strf("%zu features; the cascade needs %zu", features.is_array() ? features.size() : 0,
@@ -129,11 +140,18 @@ Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, const Rewa
   }
   model.predict(lane.features, lane.rewards);
   Picked picked;
-  picked.decision = lane.decider->decide(lane.rewards);
+  if (limit_s > 0) {
+    budget::Request request;
+    request.rewards = lane.rewards;
+    request.limits[static_cast<size_t>(budgets_.latency)] = limit_s;
+    picked.decision = lane.decider->decide(request);
+  } else {
+    picked.decision = lane.decider->decide(lane.rewards);
+  }
   picked.answered = picked.decision.chain;
   if (options_.shadow_chain >= 0) {
     picked.answered = options_.shadow_chain;
-    add(shadow_flops_, table_->costs(0)[static_cast<size_t>(picked.answered)]);
+    add(shadow_flops_, budgets_.table->costs(0)[static_cast<size_t>(picked.answered)]);
     const double reward = static_cast<double>(lane.rewards[static_cast<size_t>(picked.answered)]);
     if (std::isfinite(reward)) add(shadow_reward_, reward);
   }
@@ -159,11 +177,13 @@ Sidecar::Answer Sidecar::decide(std::string_view body) {
   if (!given.is_array()) return refuse(batch ? "'requests' is not an array" : "'features' is not an array");
   if (batch && given.size() > kMaxBatch)
     return refuse(strf("%zu requests at once; at most %zu", given.size(), kMaxBatch));
+  const auto limit_s = limit_of(json);
+  if (!limit_s.ok()) return refuse(limit_s.error().message);
   LaneLease lane(*this);
   const std::shared_ptr<const RewardModel> model = model_.load();
   std::string out = batch ? "{\"decisions\":[" : "";
   for (size_t i = 0; i < (batch ? given.size() : 1); ++i) {
-    const auto picked = pick(batch ? given[i] : given, *model, *lane);
+    const auto picked = pick(batch ? given[i] : given, *limit_s, *model, *lane);
     if (!picked.ok()) return refuse(strf("request %zu: %s", i, picked.error().message.c_str()));
     if (i > 0) out += ',';
     out += picked_json(*picked, *lane) + '}';
@@ -174,10 +194,11 @@ Sidecar::Answer Sidecar::decide(std::string_view body) {
 
 Status Sidecar::pick_for(const nlohmann::json& json, bool batch, std::vector<std::string>& answers,
                          std::vector<ItemService::Job>& jobs) {
+  FRUGAL_TRY(const double limit_s, limit_of(json));
   LaneLease lane(*this);
   const std::shared_ptr<const RewardModel> model = model_.load();
   for (size_t i = 0; i < jobs.size(); ++i) {
-    const auto picked = pick((batch ? json["requests"][i] : json)["features"], *model, *lane);
+    const auto picked = pick((batch ? json["requests"][i] : json)["features"], limit_s, *model, *lane);
     if (!picked.ok())
       return {picked.error().code, strf("request %zu: %s", i, picked.error().message.c_str())};
     jobs[i].chain = picked->answered;
@@ -200,6 +221,12 @@ Sidecar::Answer Sidecar::state() const {
                          {"bad_requests", bad_requests_.load()},
                          {"models_loaded", models_loaded_.load()},
                          {"models_refused", models_refused_.load()}};
+  for (int k = 0; k < budgets_.table->n_resources(); ++k) {
+    const auto i = static_cast<size_t>(k);
+    nlohmann::json& one = json["resources"][budgets_.table->resource(k)];
+    one = {{"price", state.prices[i]}, {"spent", state.spent[i]}, {"window_spent", state.window_spent[i]}};
+    if (std::isfinite(state.window_budget[i])) one["window_budget"] = state.window_budget[i];
+  }
   if (items_ != nullptr) json["recommended"] = recommended_.load(), json["failed"] = failed_.load();
   if (share_ != nullptr) {
     const budget::ShareState shared = share_->state();
@@ -247,6 +274,16 @@ Sidecar::Answer Sidecar::metrics() const {
   metric("bad_requests_total", "counter", "Requests refused.", static_cast<double>(bad_requests_.load()));
   metric("models_refused_total", "counter", "Reward models that were damaged or of another cascade.",
          static_cast<double>(models_refused_.load()));
+  if (budgets_.carbon >= 0) {
+    metric("gco2e_total", "counter", "Grams of CO2 equivalent of the chains decided on.",
+           state.spent[static_cast<size_t>(budgets_.carbon)]);
+    metric("carbon_price", "gauge", "Reward that a gram has to earn.",
+           state.prices[static_cast<size_t>(budgets_.carbon)]);
+  }
+  if (budgets_.latency >= 0) {
+    metric("latency_price", "gauge", "Reward that a second has to earn.",
+           state.prices[static_cast<size_t>(budgets_.latency)]);
+  }
   if (items_ != nullptr) {
     metric("recommended_total", "counter", "Requests answered with items.",
            static_cast<double>(recommended_.load()));

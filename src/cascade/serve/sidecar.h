@@ -5,6 +5,8 @@
 //                       {"requests": [[..], [..]]}        -> {"decisions": [..]}
 //   POST /v1/recommend  {"features", "history", "seen"}   -> the same and "items", best first
 //                       {"requests": [{..}, {..}]}        -> {"decisions": [..]}
+// A body with "limit_ms" gets chains that take no longer, by the costs measured for budgets of latency.
+//
 //   GET  /v1/state      prices, use of the window, what was saved; GET /metrics the same for Prometheus; GET
 //                       /healthz
 //
@@ -23,6 +25,7 @@
 #include <vector>
 
 #include "budget/share/share.h"
+#include "cascade/serve/budgets.h"
 #include "cascade/serve/items.h"
 #include "frugal/cascade.h"
 
@@ -30,7 +33,7 @@ namespace frugal::cascade {
 
 struct SidecarOptions {
   std::string model_path;
-  double flops_per_s = 0;  // the budget; 0: no limit
+  BudgetOptions budgets = {};
   budget::GovernorOptions governor = {};
   // This chain is always answered, and what would have been chosen is only counted; -1: off.
   int shadow_chain = -1;
@@ -62,7 +65,8 @@ class Sidecar {
   };
   Totals totals() const;
 
-  // With a shared price its own thread ticks, on the clock that allocators share.
+  // `now_s` in Unix time, by which budgets go. With a shared price its own thread ticks, on the clock that
+  // allocators share.
   void tick(double now_s) {
     if (share_ == nullptr) governor_->tick(now_s);
   }
@@ -84,7 +88,9 @@ class Sidecar {
     budget::Decision decision;
     int answered = 0;  // chain
   };
-  Result<Picked> pick(const nlohmann::json& features, const RewardModel& model, Lane& lane);
+  // `limit_s`: of the request's latency; 0: none.
+  Result<Picked> pick(const nlohmann::json& features, double limit_s, const RewardModel& model, Lane& lane);
+  Result<double> limit_of(const nlohmann::json& json) const;
   std::string picked_json(const Picked& picked, const Lane& lane) const;  // without the closing brace
   // A chain for each request of a body, into the jobs, and the answers' beginnings.
   Status pick_for(const nlohmann::json& json, bool batch, std::vector<std::string>& answers,
@@ -94,7 +100,7 @@ class Sidecar {
 
   CascadeSpec spec_;
   SidecarOptions options_;
-  std::shared_ptr<const budget::ChainTable> table_;
+  Budgets budgets_;
   std::shared_ptr<budget::Governor> governor_;
   std::unique_ptr<budget::PriceShare> share_;
   std::atomic<std::shared_ptr<const RewardModel>> model_;

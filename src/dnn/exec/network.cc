@@ -221,12 +221,25 @@ class Builder {
   std::map<const ov::Node*, bool> known_;
 };
 
+Result<std::shared_ptr<const Network>> from_model(std::shared_ptr<ov::Model> model, const std::string& name,
+                                                  uint64_t hash, const NetworkOptions& options);
+
 class OpenVinoNetwork final : public Network {
  public:
   OpenVinoNetwork(std::shared_ptr<ov::Model> model, Imported imported)
       : model_(std::move(model)), imported_(std::move(imported)) {}
 
   const Graph& graph() const override { return imported_.graph; }
+
+  Result<std::shared_ptr<const Network>> reshaped(
+      const std::vector<std::vector<int64_t>>& input_shapes) const override {
+    try {
+      return from_model(model_->clone(), imported_.graph.name, imported_.graph.model_hash,
+                        {.input_shapes = input_shapes});
+    } catch (const std::exception& error) {
+      return executor_error(error);
+    }
+  }
 
   Result<std::unique_ptr<Part>> compile(std::span<const int> vertices, int n_threads,
                                         std::span<const int> wanted) const override {

@@ -72,6 +72,11 @@ class Network {
 
   virtual const Graph& graph() const = 0;
 
+  // The same model with other input shapes, one for each input. Constants are shared, not copied: what is run
+  // by turns in several shapes then finds its weights in the cache. Errors as load().
+  virtual Result<std::shared_ptr<const Network>> reshaped(
+      const std::vector<std::vector<int64_t>>& input_shapes) const = 0;
+
   // The vertices (inputs are left out) as one program. `outputs` are the tensors to give; empty = those that
   // vertices outside or the caller of the model read.
   virtual Result<std::unique_ptr<Part>> compile(std::span<const int> vertices, int n_threads,

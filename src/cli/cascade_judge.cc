@@ -1,0 +1,77 @@
+#include "cli/cascade_judge.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace frugal::cli {
+namespace {
+
+SavedWithBand saved_with_band(const JudgedCascade& judged, bool price_cpu,
+                              double (*of)(const cascade::ReplayArm&)) {
+  const auto& policies = (price_cpu ? judged.by_cpu : judged.by_flops).policies;
+  const auto arms = judged.arms(price_cpu);
+  const double fixed = of(judged.replayed.arms[0]);
+  SavedWithBand saved;
+  std::vector<double> draws;
+  for (size_t s = 0; s < arms.size(); ++s) {
+    const double served = of(arms[s]) / fixed;
+    saved.value += (1 - served) / static_cast<double>(arms.size());
+    const double modelled = 1 - policies[s].saving.cpu;
+    for (const auto& draw : policies[s].draws) draws.push_back(1 - (1 - draw.cpu) * served / modelled);
+  }
+  std::sort(draws.begin(), draws.end());
+  const auto at = [&](double q) {
+    return draws[static_cast<size_t>(std::lround(q * static_cast<double>(draws.size() - 1)))];
+  };
+  saved.low = at(0.025);
+  saved.high = at(0.975);
+  saved.draws = std::move(draws);
+  return saved;
+}
+
+}  // namespace
+
+Result<JudgedCascade> judge_cascade(const std::string& folder, meter::PowerMeter& meter,
+                                    const JudgeOptions& given) {
+  JudgeOptions options = given;
+  JudgedCascade judged;
+  FRUGAL_TRY(judged.spec, cascade::load_cascade(folder));
+  FRUGAL_TRY(const auto fit, cascade::load_replayed(folder, "fit", judged.spec));
+  FRUGAL_TRY(const auto test, cascade::load_replayed(folder, "test", judged.spec));
+  const auto saying = [&](const char* part) -> std::function<void(const std::string&)> {
+    if (!options.progress) return {};
+    return [&options, part](const std::string& what) { options.progress(part + what); };
+  };
+  options.costs.progress = saying("");
+  options.costs.batches.back() = options.replay.max_batch;
+  FRUGAL_TRY(judged.costs, cascade::measure_costs(folder, "fit", judged.spec, meter, options.costs));
+  judged.cpu_s = judged.costs.cpu_s(judged.spec, judged.costs.batches.size() - 1);
+  for (int j = 0; j < judged.spec.n_chains(); ++j)
+    judged.flops.push_back(cascade::chain_flops(judged.spec, j));
+  options.evaluate.cpu_s = judged.cpu_s;
+  options.evaluate.price_cpu = false;
+  options.evaluate.progress = saying("a price on FLOPs, ");
+  FRUGAL_TRY(judged.by_flops, cascade::evaluate(judged.spec, fit, test, options.evaluate));
+  options.evaluate.price_cpu = true;
+  options.evaluate.progress = saying("a price on processor time, ");
+  FRUGAL_TRY(judged.by_cpu, cascade::evaluate(judged.spec, fit, test, options.evaluate));
+  auto policies = cascade::replay_policies(judged.by_flops, judged.flops, "price on FLOPs");
+  const auto more = cascade::replay_policies(judged.by_cpu, judged.cpu_s, "price on time");
+  policies[1] = more[1];  // the cheapest static chain within 1 %, by processor time
+  policies.insert(policies.end(), more.begin() + 2, more.end());
+  options.replay.progress = saying("replay, ");
+  FRUGAL_TRY(judged.replayed,
+             cascade::replay(folder, options.split, judged.spec, options.split == "fit" ? fit : test,
+                             policies, meter, options.replay));
+  return judged;
+}
+
+SavedWithBand joules_saved(const JudgedCascade& judged, bool price_cpu) {
+  return saved_with_band(judged, price_cpu, [](const cascade::ReplayArm& arm) { return arm.joules.value; });
+}
+
+SavedWithBand cpu_saved(const JudgedCascade& judged, bool price_cpu) {
+  return saved_with_band(judged, price_cpu, [](const cascade::ReplayArm& arm) { return arm.cpu_s; });
+}
+
+}  // namespace frugal::cli
