@@ -1,7 +1,10 @@
 // frugal kv bench: how fast a long sequence decodes with each cache, beside llama.cpp, in turn in one run;
 // and how much of the time of a prompt goes into coding it.
+#include <unistd.h>
 #include <CLI/CLI.hpp>
+
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
 
@@ -25,6 +28,7 @@ struct BenchFlags {
   std::vector<std::string> caches;
   int depth = 8000, tokens = 16, repetitions = 5, threads = 0;
   std::vector<std::string> peers;
+  std::string hold;
   bool json = false;
 };
 
@@ -112,6 +116,45 @@ Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::share
   return all;
 }
 
+uint64_t resident_bytes() {
+  const auto statm = read_file("/proc/self/statm", 4096);
+  unsigned long long total = 0, resident = 0;
+  if (!statm.ok() || std::sscanf(statm->c_str(), "%llu %llu", &total, &resident) != 2) return 0;
+  return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+// How many copies of a contender's sequence an engine of its own holds, all of them decoding together, before
+// the memory of this process has grown by `limit`.
+Result<int> sequences_held(const Contender& c, std::shared_ptr<const llm::Model> model, llm::Token next,
+                           uint64_t limit) {
+  const auto path =
+      std::filesystem::temp_directory_path() / strf("frugal_hold_%d", static_cast<int>(::getpid()));
+  FRUGAL_TRY_STATUS(c.engine->save_sequence(c.sequence, path.string()));
+  llm::EngineOptions options = c.engine->options();
+  options.max_sequences = static_cast<int>(limit / std::max<uint64_t>(1, c.engine->kv_bytes(c.sequence))) + 1;
+  options.max_rows = std::max(options.max_rows, options.max_sequences);
+  const uint64_t before = resident_bytes();
+  auto made = llm::Engine::create(std::move(model), options);
+  Status status = made.ok() ? Status() : Status(made.error());
+  std::vector<llm::BatchItem> items;
+  while (status.ok() && static_cast<int>(items.size()) < options.max_sequences && !interrupted()) {
+    const auto loaded = (*made)->load_sequence(path.string());
+    if (!loaded.ok()) status = loaded.error();
+    if (!loaded.ok()) break;
+    items.push_back({*loaded, {&next, 1}, llm::LogitRows::kLast});
+    if (resident_bytes() > before + limit) {
+      (*made)->close_sequence(*loaded);
+      items.pop_back();
+      break;
+    }
+  }
+  if (status.ok() && !items.empty()) status = (*made)->forward(items);
+  std::error_code ignored;
+  std::filesystem::remove(path, ignored);
+  FRUGAL_TRY_STATUS(std::move(status));
+  return static_cast<int>(items.size());
+}
+
 int run(BenchFlags flags) {
   install_interrupt_handler();
   if (flags.text.empty())
@@ -171,6 +214,20 @@ int run(BenchFlags flags) {
     if (c.engine) row.more.push_back({"cache_bytes", static_cast<double>(c.engine->kv_bytes(c.sequence))});
     rows.push_back(std::move(row));
   }
+  for (const Contender& c : *contenders) {
+    if (flags.hold.empty() || !c.engine) continue;
+    const auto limit = parse_memory_size(flags.hold);
+    if (!limit.ok()) return fail(limit.error());
+    const auto held = sequences_held(c, *model, all[static_cast<size_t>(flags.depth)], *limit);
+    if (!held.ok()) return fail(held.error());
+    BenchRow row;
+    row.name =
+        strf("sequences of %d tokens decoding in %s, %s", flags.depth, flags.hold.c_str(), c.name.c_str());
+    row.unit = "sequences";
+    row.ours = *held;
+    row.n = 1;
+    rows.push_back(std::move(row));
+  }
   BenchContext context;
   context.bench = "kv_speed";
   context.threads = first.engine->options().n_threads;
@@ -202,6 +259,9 @@ Action add_kv_bench(CLI::App& app) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"f16", "f16-flash", "q4_0"}))
       ->type_name("CACHE");
+  app.add_option("--hold", flags->hold,
+                 "also how many copies of the sequence decode together in this much memory, as 1G")
+      ->type_name("SIZE");
   app.add_option("--depth", flags->depth, "tokens in the cache")->capture_default_str();
   app.add_option("--tokens", flags->tokens, "tokens decoded in a round")->capture_default_str();
   app.add_option("--repetitions", flags->repetitions, "rounds")->capture_default_str();
