@@ -389,7 +389,8 @@ class CsrCache final : public KvCache {
       for (size_t c = 0; c < n; ++c) {
         scales[c] = code_kernels().quantize_weights(weights + (first + c) * kKvBlock, token_scales,
                                                     integers + c * kWeightWidth, &zeros[c]);
-        zeros[c] *= kLevelCentre;
+        // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
+        zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
       }
       code_kernels().dot_values(panel, side.panel_bytes, side.bits.data(), static_cast<size_t>(side.n_groups),
                                 levels.table.data(), levels.scale.data(), integers, n, zeros, scales,

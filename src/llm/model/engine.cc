@@ -207,7 +207,7 @@ class EngineImpl final : public Engine {
       return invalid(strf(
           "cache file '%s' was coded with another dictionary or recipe than %s; choose the same --kv, or "
           "write it again",
-          path.c_str(), options_.kv_source->name().c_str()));
+          path.c_str(), options_.kv_source ? options_.kv_source->name().c_str() : "none"));
     }
     if (head.n_tokens > static_cast<uint32_t>(options_.n_ctx)) {
       return Error{ErrorCode::kOutOfRange,

@@ -198,6 +198,9 @@ TEST_F(EngineTest, DamagedCacheFilesAreRefused) {
   bad = whole;
   bad[16] = static_cast<char>(bad[16] ^ 1);  // model hash
   EXPECT_NE(load(bad).message.find("another model"), std::string::npos);
+  bad = whole;
+  bad[48] = 1;  // a dictionary, in a file of a cache that has none
+  EXPECT_NE(load(bad).message.find("another dictionary"), std::string::npos);
 
   EngineOptions f32;
   f32.kv = KvFormat::kF32;
