@@ -62,7 +62,7 @@ def table(spec):
         lines.append(
             f"| {row['name']} | {row.get('model', '')} | {shown(row['ours'])} | {shown(row.get('peer'))} | {row['unit']} | {ratio} | "
             f"{100 * row['spread']:.1f} % | {row.get('peer_name') or ''} |")
-    told = sorted({f"{row['cpu']}, {row.get('threads', '?')} threads, commit {row['commit']}, {row['date'][:10]}: "
+    told = sorted({f"{row['cpu']}{' (' + row['isa'] + ')' if row.get('isa') else ''}, {row.get('threads', '?')} threads, commit {row['commit']}, {row['date'][:10]}: "
                    f"`{row['command']}`" for row in rows})
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in told) + "\n"
 

@@ -17,6 +17,7 @@ struct WidthBench {
   int n_sequences = 0;  // of the batch row; 0 = none
   int n_threads = 0, reps = 5;
   llm::KvFormat kv = llm::KvFormat::kF16;
+  std::string peer_cache = "f16";  // llm::peer::PeerOptions::cache
 };
 
 // Rows "verify of B tokens at depth D", in steps of one token, and "batch of N sequences", in tokens a

@@ -37,7 +37,7 @@ struct BenchFlags {
   std::vector<int> verify = {4, 8}, verify_depths = {300, 2000};
   std::vector<std::string> types;
   int reps = 5, decode_tokens = 24, sequences = 8;
-  std::string kv = "f16", llama_bench, out;
+  std::string kv = "f16", peer_kv, llama_bench, out;
   bool quick = false, steady = false, profile = false, json = false;
 };
 
@@ -48,6 +48,9 @@ struct Case {
     return kind == kPrefill ? strf("prefill of %d tokens", size) : strf("decode at depth %d", size);
   }
 };
+
+// The cache of the peer: ours, unless another was asked for.
+std::string peer_cache(const BenchFlags& flags) { return flags.peer_kv.empty() ? flags.kv : flags.peer_kv; }
 
 // Tokens of no particular text, the same for both engines: ordinary ones, spread over the vocabulary.
 std::vector<Token> bench_tokens(const llm::Model& model, size_t n) {
@@ -62,11 +65,13 @@ std::vector<Token> bench_tokens(const llm::Model& model, size_t n) {
   return tokens;
 }
 
-// One engine under test: empties itself, or goes back to a depth, and runs tokens.
+// One engine under test: empties itself, or goes back to a depth, and runs tokens. What it holds is always
+// the beginning of the bench's tokens.
 class Runner {
  public:
   virtual ~Runner() = default;
   virtual Status rewind(int n_past) = 0;
+  virtual int n_past() const = 0;
   virtual Status forward(std::span<const Token> tokens) = 0;
   virtual std::span<const float> logits() const = 0;
 };
@@ -76,6 +81,7 @@ class OurRunner final : public Runner {
   OurRunner(llm::Engine& engine, llm::SequenceId sequence) : engine_(engine), sequence_(sequence) {}
   Status rewind(int n_past) override { return engine_.truncate(sequence_, n_past); }
   Status forward(std::span<const Token> tokens) override { return engine_.prefill(sequence_, tokens); }
+  int n_past() const override { return engine_.n_past(sequence_); }
   std::span<const float> logits() const override { return engine_.logits(0); }
 
  private:
@@ -92,6 +98,7 @@ class PeerRunner final : public Runner {
     return {};
   }
   Status forward(std::span<const Token> tokens) override { return peer_->forward(tokens); }
+  int n_past() const override { return peer_->n_past(); }
   std::span<const float> logits() const override { return peer_->logits(); }
   const std::string name;
 
@@ -99,17 +106,29 @@ class PeerRunner final : public Runner {
   std::unique_ptr<Peer> peer_;
 };
 
-// Tokens per second of one repetition.
+// Holds the first `n` tokens and no more.
+Status fill(Runner& runner, std::span<const Token> tokens, int n) {
+  const int held = std::min(runner.n_past(), n);
+  FRUGAL_TRY_STATUS(runner.rewind(held));
+  return held < n ? runner.forward(tokens.first(static_cast<size_t>(n)).subspan(static_cast<size_t>(held)))
+                  : Status{};
+}
+
+// Tokens per second of one repetition. Before a decode, one token more goes unread by the clock: it finds the
+// caches full of the other engine's data, and may find its threads still awake.
 Result<double> time_case(Runner& runner, const Case& bench, std::span<const Token> tokens,
                          int decode_tokens) {
   if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
   const auto size = static_cast<size_t>(bench.size);
   FRUGAL_TRY_STATUS(runner.rewind(bench.kind == Case::kPrefill ? 0 : bench.size));
-  const double begin = wall_seconds();
   if (bench.kind == Case::kPrefill) {
+    const double begin = wall_seconds();
     FRUGAL_TRY_STATUS(runner.forward(tokens.first(size)));
     return static_cast<double>(size) / (wall_seconds() - begin);
   }
+  FRUGAL_TRY_STATUS(runner.forward(tokens.subspan(size, 1)));
+  FRUGAL_TRY_STATUS(runner.rewind(bench.size));
+  const double begin = wall_seconds();
   for (size_t i = 0; i < static_cast<size_t>(decode_tokens); ++i) {
     FRUGAL_TRY_STATUS(runner.forward(tokens.subspan(size + i, 1)));
   }
@@ -148,16 +167,15 @@ struct Session {
 
 // The peers: llama.cpp in this process with flash attention off and on. Its default, auto, is one of the two.
 Result<std::vector<std::unique_ptr<PeerRunner>>> open_peers(const Session& session, int n_threads,
-                                                            llm::KvFormat kv) {
+                                                            const std::string& cache) {
   std::vector<std::unique_ptr<PeerRunner>> peers;
   for (const FlashAttention flash : {FlashAttention::kOff, FlashAttention::kOn}) {
     llm::peer::PeerOptions options;
     options.n_threads = n_threads;
     options.n_ctx = session.n_ctx;
     options.flash_attention = flash;
-    options.kv = kv;
-    if (kv == llm::KvFormat::kQ8_0 && flash == FlashAttention::kOff)
-      continue;  // llama.cpp needs it for quantised V
+    options.cache = cache;
+    if (llm::peer::needs_flash_attention(cache) && flash == FlashAttention::kOff) continue;
     FRUGAL_TRY(auto peer, Peer::load(session.model_path, options));
     peers.push_back(std::make_unique<PeerRunner>(
         std::move(peer), strf("llama.cpp, flash attention %s", flash == FlashAttention::kOn ? "on" : "off")));
@@ -178,7 +196,7 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
   llm::Engine& engine = *loaded.engine;
   FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
   OurRunner ours(engine, sequence);
-  FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, engine.options().kv));
+  FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, peer_cache(flags)));
   const std::vector<Token> tokens = bench_tokens(*loaded.model, static_cast<size_t>(session.n_ctx));
   for (const auto& peer : peers) {
     FRUGAL_TRY(const double distance, mean_distance(ours, *peer, tokens));
@@ -190,13 +208,8 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
   const std::string suffix = flags.threads.size() > 1 ? strf(", %d threads", engine.options().n_threads) : "";
   for (const Case& bench : session.cases) {
     if (bench.kind == Case::kDecode) {  // fill both caches up to the depth, once
-      const std::span<const Token> before = std::span(tokens).first(static_cast<size_t>(bench.size));
-      FRUGAL_TRY_STATUS(ours.rewind(0));
-      if (bench.size > 0) FRUGAL_TRY_STATUS(ours.forward(before));
-      for (const auto& peer : peers) {
-        FRUGAL_TRY_STATUS(peer->rewind(0));
-        if (bench.size > 0) FRUGAL_TRY_STATUS(peer->forward(before));
-      }
+      FRUGAL_TRY_STATUS(fill(ours, tokens, bench.size));
+      for (const auto& peer : peers) FRUGAL_TRY_STATUS(fill(*peer, tokens, bench.size));
     }
     std::vector<double> our_speeds;
     std::vector<std::vector<double>> peer_speeds(peers.size());
@@ -217,7 +230,7 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
         request.command = flags.llama_bench;
         request.model = session.model_path;
         request.n_threads = engine.options().n_threads;
-        request.kv = flags.kv;
+        request.kv = peer_cache(flags);
         (bench.kind == Case::kPrefill ? request.n_prompt : request.depth) = bench.size;
         if (bench.kind == Case::kDecode) request.n_generate = flags.decode_tokens;
         FRUGAL_TRY(const double theirs, run_llama_bench(request));
@@ -263,7 +276,7 @@ Status bench_load(const Session& session, int n_threads, std::vector<BenchRow>* 
     llm::peer::PeerOptions options;
     options.n_threads = n_threads;
     options.n_ctx = session.n_ctx;
-    FRUGAL_TRY(options.kv, llm::parse_kv_format(session.flags.kv));
+    options.cache = peer_cache(session.flags);
     FRUGAL_TRY(const auto theirs, Peer::load(session.model_path, options));
     if (rep < 0) continue;
     ours.push_back(1e3 * loaded.load_s);
@@ -300,7 +313,7 @@ Status bench_memory(const Session& session, int n_threads, std::vector<BenchRow>
                llm::peer::PeerOptions options;
                options.n_threads = n_threads;
                options.n_ctx = session.n_ctx;
-               FRUGAL_TRY(options.kv, llm::parse_kv_format(session.flags.kv));
+               options.cache = peer_cache(session.flags);
                FRUGAL_TRY(auto loaded, Peer::load(session.model_path, options));
                PeerRunner runner(std::move(loaded), "");
                return drive(runner, tokens);
@@ -327,13 +340,14 @@ Status check(const BenchFlags& flags) {
     if (depth < 0) return refuse(strf("a depth of %d; depths are 0 or more", depth));
   }
   for (const int n : flags.prefill) {
-    if (n < 1) return refuse(strf("a prefill of %d tokens; it takes 1 or more", n));
+    if (n < 0) return refuse(strf("a prefill of %d tokens; it takes 1 or more, or 0 for no such row", n));
   }
   for (const int n : flags.verify) {
     if (n < 1 || n > 64) return refuse(strf("a verify step of %d rows; they are from 1 to 64", n));
   }
   for (const int depth : flags.verify_depths) {
-    if (depth < 1) return refuse(strf("a verify depth of %d; depths are 1 or more", depth));
+    if (depth < 0)
+      return refuse(strf("a verify depth of %d; depths are 1 or more, or 0 for no such rows", depth));
   }
   if (flags.sequences < 0 || flags.sequences > 8)
     return refuse(strf("--sequences is %d, but must be from 0 to 8", flags.sequences));
@@ -358,8 +372,8 @@ Result<std::vector<BenchRow>> measure(Session& session) {
     FRUGAL_TRY_STATUS(bench_speed(session, count, bar, &done, total, &rows));
   }
   {
-    WidthBench widths{session.model_path, flags.verify_depths, flags.verify,       flags.sequences,
-                      flags.threads[0],   flags.reps,          llm::KvFormat::kF16};
+    WidthBench widths{session.model_path, flags.verify_depths, flags.verify,        flags.sequences,
+                      flags.threads[0],   flags.reps,          llm::KvFormat::kF16, peer_cache(flags)};
     FRUGAL_TRY(widths.kv, llm::parse_kv_format(flags.kv));
     FRUGAL_TRY(const auto model, llm::Model::load(session.model_path));
     int n_tokens = 256;
@@ -397,6 +411,7 @@ Result<std::vector<BenchRow>> measure_types(Session& session) {
 
 int run(BenchFlags flags) {
   install_interrupt_handler();
+  std::erase(flags.verify_depths, 0);
   if (flags.quick) {
     flags.depths = {0, 512};
     flags.prefill = {128};
@@ -408,7 +423,9 @@ int run(BenchFlags flags) {
   const auto path = resolve_model(flags.model.model);
   if (!path.ok()) return fail(path.error());
   Session session{flags, *path, {}, 0, 0};
-  for (const int n : flags.prefill) session.cases.push_back({Case::kPrefill, n});
+  for (const int n : flags.prefill) {
+    if (n > 0) session.cases.push_back({Case::kPrefill, n});
+  }
   for (const int depth : flags.depths) session.cases.push_back({Case::kDecode, depth});
   for (const Case& bench : session.cases) {
     session.n_ctx = std::max(session.n_ctx, bench.size + flags.decode_tokens);
@@ -446,12 +463,14 @@ Action add_bench_llm(CLI::App& app) {
   app.add_option("--depths", flags->depths, "decode after this many tokens")
       ->capture_default_str()
       ->delimiter(',');
-  app.add_option("--prefill", flags->prefill, "prompt lengths to run")->capture_default_str()->delimiter(',');
+  app.add_option("--prefill", flags->prefill, "prompt lengths to run; 0 = none")
+      ->capture_default_str()
+      ->delimiter(',');
   app.add_option("-t,--threads", flags->threads, "thread counts; 0 = one for each usable processor")
       ->capture_default_str()
       ->delimiter(',');
   app.add_option("--verify", flags->verify, "rows of a verify step")->capture_default_str()->delimiter(',');
-  app.add_option("--verify-depths", flags->verify_depths, "depths at which they are verified")
+  app.add_option("--verify-depths", flags->verify_depths, "depths at which they are verified; 0 = none")
       ->capture_default_str()
       ->delimiter(',');
   app.add_option("--sequences", flags->sequences, "sequences of the batch; 0 = no such row")
@@ -466,6 +485,8 @@ Action add_bench_llm(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--kv", flags->kv, "how keys and values are held: f32, f16, bf16, q8_0")
       ->capture_default_str();
+  app.add_option("--peer-kv", flags->peer_kv,
+                 "how the peer holds them, when not as ours: f32, f16, bf16, q8_0, q4_0");
   app.add_option("--llama-bench", flags->llama_bench,
                  "also run this llama-bench in turn; scripts/bootstrap.py --peers builds one")
       ->type_name("COMMAND");

@@ -138,7 +138,9 @@ Result<Reference> open_reference(const EvalFlags& flags, const Plan& plan, const
   llm::peer::PeerOptions options;
   options.n_threads = engine.options().n_threads;
   options.n_ctx = flags.window;
-  options.kv = engine.options().kv == llm::KvFormat::kQ8_0 ? llm::KvFormat::kF16 : engine.options().kv;
+  const llm::KvFormat kv = engine.options().kv;
+  const bool as_ours = kv == llm::KvFormat::kF32 || kv == llm::KvFormat::kBF16;
+  options.cache = as_ours ? llm::kv_format_name(kv) : "f16";
   if (flags.reference == kExact) {
     llm::EngineOptions exact = engine.options();
     exact.kv = llm::KvFormat::kF32;

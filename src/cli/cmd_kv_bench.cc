@@ -107,7 +107,7 @@ Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::share
     options.n_threads = base.n_threads > 0 ? base.n_threads : all[0].engine->options().n_threads;
     options.n_ctx = base.n_ctx;
     options.flash_attention = setting.attention;
-    options.kv_q4_0 = setting.q4_0;
+    if (setting.q4_0) options.cache = "q4_0";
     Contender c;
     c.name = strf("llama.cpp %s", setting.name);
     FRUGAL_TRY(c.peer, llm::peer::Peer::load(model->info().path, options));

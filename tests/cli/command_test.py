@@ -7,7 +7,9 @@
 import json
 import os
 import pathlib
+import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +230,18 @@ class CommandTest(unittest.TestCase):
         self.assertGreaterEqual(data["processors"], 1)
         self.assertTrue(data["isa"])
         self.assertIn("fallbacks", data)
+
+    def test_doctor_on_a_processor_without_avx2(self):
+        emulator = shutil.which("qemu-x86_64")
+        if platform.machine() != "x86_64" or emulator is None:
+            self.skipTest("no emulator of such a processor")
+        answer = subprocess.run([emulator, "-cpu", "Nehalem", COMMAND, "doctor", "--json"], capture_output=True,
+                                text=True, timeout=300)
+        self.assertEqual(answer.returncode, 0, answer.stderr)
+        data = json.loads(answer.stdout)
+        self.assertEqual(data["isa"], "generic")
+        self.assertIn({"what": "kernels in plain C++, many times slower",
+                       "reason": "this processor has no AVX2, FMA and F16C"}, data["fallbacks"])
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ struct KernelSet {
 
   // Integer products of the 32 values of a block of 4- or 5-bit weights with kCols columns. `high` holds the
   // fifth bits, and is not read for 4 bits. `take<c>(acc)` receives the sums of column c: once for 4 bits,
-  // twice (two halves of the block) for 5, where four additions fill an accumulator.
+  // twice (two halves of the block) for 5 where four additions fill an accumulator.
   template <int kCols, bool kFive, typename Take>
   static void dot_block(const std::byte* nibbles, const std::byte* high, const int8_t* x, size_t x_stride,
                         Take take) {
@@ -148,7 +148,7 @@ struct KernelSet {
       Vb upper = S::high_nibbles(both);
       if constexpr (kFive) upper = S::template with_fifth_bit<kVector + 4>(upper, S::load_bytes(high));
       each<kCols>([&]<int c>() { acc[c] = S::acc_dot(acc[c], upper, x + c * x_stride + 4 * (kVector + 4)); });
-      if constexpr (kFive && kVector == 1) {
+      if constexpr (kFive && kVector == 1 && !S::kWideAcc) {
         each<kCols>([&]<int c>() {
           take.template operator()<c>(acc[c]);
           acc[c] = S::acc_zero();
@@ -162,7 +162,7 @@ struct KernelSet {
   template <PanelType kType, int kCols>
   FRUGAL_FLATTEN static void block_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
                                         size_t y_stride) {
-    constexpr bool kFive = five_bits(kType), kMin = has_min(kType);
+    constexpr bool kFive = five_bits(kType), kMin = has_min(kType), kTwice = kFive && !S::kWideAcc;
     constexpr size_t kHead = kMin ? 64 : 32, kBytes = kHead + 256 + (kFive ? 64 : 0);
     const int8_t* q = xs.q;
     const float* scales = xs.scales;
@@ -173,9 +173,9 @@ struct KernelSet {
     for (size_t block = 0; block < n_blocks; ++block, at += kBytes, q += 32, ++scales, ++x_sums) {
       fetch_ahead<kBytes>(at);
       Vi dots[kCols];
-      if constexpr (kFive) each<kCols>([&]<int c>() { dots[c] = S::splat_int(0); });
+      if constexpr (kTwice) each<kCols>([&]<int c>() { dots[c] = S::splat_int(0); });
       dot_block<kCols, kFive>(at + kHead, at + kHead + 256, q, q_stride, [&]<int c>(Acc acc) {
-        dots[c] = kFive ? S::add_int(dots[c], S::widen(acc)) : S::widen(acc);
+        dots[c] = kTwice ? S::add_int(dots[c], S::widen(acc)) : S::widen(acc);
       });
       const Vf d = load_halves(at);
       const Vf m = kMin ? load_halves(at + 32) : S::mul(d, S::splat(kFive ? -16.0f : -8.0f));
@@ -285,11 +285,12 @@ struct KernelSet {
                         const int8_t* q, size_t q_stride, Vi* total) {
     const auto scale = S::load_scale_s8(scales);
     const Vb high_bits = S::load_bytes(high);
-    each<2>([&]<int kPair>() {  // two additions of six-bit products fill an accumulator
+    constexpr int kAdditions = S::kWideAcc ? 4 : 2;  // of six-bit products fill an accumulator
+    each<4 / kAdditions>([&]<int kPart>() {
       Acc acc[kCols];
       each<kCols>([&]<int c>() { acc[c] = S::acc_zero(); });
-      each<2>([&]<int kSecond>() {
-        constexpr int kGroup = 2 * kPair + kSecond;
+      each<kAdditions>([&]<int kAddition>() {
+        constexpr int kGroup = kAdditions * kPart + kAddition;
         const Vb both = S::load_bytes(nibbles + kGroup * 64);
         const Vb weights = S::template with_high_bits<kGroup>(
             kHalf == 0 ? S::low_nibbles(both) : S::high_nibbles(both), high_bits);

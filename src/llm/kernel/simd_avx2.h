@@ -28,6 +28,7 @@ struct Simd {
   struct Acc {  // 16-bit sums of pairs, two for each row
     __m256i a, b;
   };
+  static constexpr bool kWideAcc = false;
 
   static Vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static Vf splat(float x) {

@@ -28,6 +28,7 @@ struct Simd {
     __m512i v;
   };
   using Acc = Vi;  // VNNI sums four products straight into 32 bits
+  static constexpr bool kWideAcc = true;
 
   static __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -109,20 +110,23 @@ struct Simd {
   }
   static Vb low_nibbles(Vb x) { return {masked(x.v, 15)}; }
   static Vb high_nibbles(Vb x) { return {masked(_mm512_srli_epi16(x.v, 4), 15)}; }
-  // Bits kFrom.. of every byte moved to kTo.., masked. Bytes move inside 16-bit lanes: the mask drops strays.
+  // Bits kFrom.. of every byte moved to kTo... Bytes move inside 16-bit lanes: there may be strays.
   template <int kFrom, int kTo>
-  static __m512i move_bits(__m512i x, int mask) {
-    if constexpr (kFrom > kTo) x = _mm512_srli_epi16(x, kFrom - kTo);
-    if constexpr (kFrom < kTo) x = _mm512_slli_epi16(x, kTo - kFrom);
-    return masked(x, mask);
+  static __m512i move_bits(__m512i x) {
+    if constexpr (kFrom > kTo) return _mm512_srli_epi16(x, kFrom - kTo);
+    if constexpr (kFrom < kTo) return _mm512_slli_epi16(x, kTo - kFrom);
+    return x;
+  }
+  static __m512i or_bits(__m512i x, __m512i bits, int byte) {  // x | bits & mask
+    return _mm512_ternarylogic_epi32(x, bits, _mm512_set1_epi32(byte * 0x01010101), 0xf8);
   }
   template <int kIndex>
   static Vb with_fifth_bit(Vb low, Vb bits) {
-    return {_mm512_or_si512(low.v, move_bits<kIndex, 4>(bits.v, 0x10))};
+    return {or_bits(low.v, move_bits<kIndex, 4>(bits.v), 0x10)};
   }
   template <int kIndex>
   static Vb with_high_bits(Vb low, Vb bits) {
-    return {_mm512_or_si512(low.v, move_bits<2 * kIndex, 4>(bits.v, 0x30))};
+    return {or_bits(low.v, move_bits<2 * kIndex, 4>(bits.v), 0x30)};
   }
 
   static __m512i splat4(const void* x) {

@@ -26,7 +26,8 @@ struct Simd {
   struct Vb {  // 64 bytes: 4 for each of 16 rows
     uint8_t byte[64];
   };
-  using Acc = Vi;  // sums of four-way byte products, before widening
+  using Acc = Vi;                         // sums of four-way byte products, before widening
+  static constexpr bool kWideAcc = true;  // takes all products of a block without overflow
 
   template <typename F>
   static Vf map(F f) {

@@ -29,6 +29,7 @@ struct Simd {
     uint8x16_t v[4];  // 4 rows of 4 bytes each
   };
   using Acc = Vi;  // four products at once straight into 32 bits
+  static constexpr bool kWideAcc = true;
 
   // f(0), .. f(3): one operation for each register.
   template <typename F>

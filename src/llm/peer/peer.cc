@@ -28,19 +28,21 @@ void start_backend() {
   static_cast<void>(started);
 }
 
-ggml_type cache_type(KvFormat format) {
-  switch (format) {
-    case KvFormat::kF32:
-      return GGML_TYPE_F32;
-    case KvFormat::kCsr:  // llama.cpp has none like it
-    case KvFormat::kF16:
-      return GGML_TYPE_F16;
-    case KvFormat::kBF16:
-      return GGML_TYPE_BF16;
-    case KvFormat::kQ8_0:
-      return GGML_TYPE_Q8_0;
+struct CacheType {
+  const char* name;
+  ggml_type type;
+};
+constexpr CacheType kCacheTypes[] = {{"f32", GGML_TYPE_F32},
+                                     {"f16", GGML_TYPE_F16},
+                                     {"bf16", GGML_TYPE_BF16},
+                                     {"q8_0", GGML_TYPE_Q8_0},
+                                     {"q4_0", GGML_TYPE_Q4_0}};
+
+const CacheType* find_cache_type(const std::string& name) {
+  for (const CacheType& type : kCacheTypes) {
+    if (name == type.name) return &type;
   }
-  return GGML_TYPE_F16;
+  return nullptr;
 }
 
 struct ModelDeleter {
@@ -69,7 +71,7 @@ class LlamaPeer final : public Peer {
     params.n_ubatch = std::min(params.n_batch, 512u);  // both as llama.cpp's own default
     params.n_threads = params.n_threads_batch =
         options.n_threads > 0 ? options.n_threads : usable_processors();
-    params.type_k = params.type_v = options.kv_q4_0 ? GGML_TYPE_Q4_0 : cache_type(options.kv);
+    params.type_k = params.type_v = find_cache_type(options.cache)->type;
     params.flash_attn_type = options.flash_attention == FlashAttention::kAuto ? LLAMA_FLASH_ATTN_TYPE_AUTO
                              : options.flash_attention == FlashAttention::kOff
                                  ? LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -203,6 +205,10 @@ Result<std::unique_ptr<Peer>> Peer::load(const std::string& path, const PeerOpti
     return {ErrorCode::kInvalidArgument,
             strf("a peer with a context of %d tokens and %d threads", options.n_ctx, options.n_threads)};
   }
+  if (find_cache_type(options.cache) == nullptr) {
+    return {ErrorCode::kInvalidArgument, "llama.cpp has no cache of type '" + utf8_sanitized(options.cache) +
+                                             "' here; there are f32, f16, bf16, q8_0, q4_0"};
+  }
   auto peer = std::make_unique<LlamaPeer>();
   FRUGAL_TRY_STATUS(peer->start(path, options));
   return std::unique_ptr<Peer>(std::move(peer));
@@ -230,6 +236,11 @@ Status requantize(const std::string& in, const std::string& out, const std::stri
     return {ErrorCode::kIo,
             strf("llama.cpp could not write '%s' as %s to '%s'", in.c_str(), type.c_str(), out.c_str())};
   return {};
+}
+
+bool needs_flash_attention(const std::string& cache) {
+  const CacheType* type = find_cache_type(cache);
+  return type != nullptr && ggml_is_quantized(type->type);
 }
 
 std::string description() {

@@ -21,15 +21,14 @@ struct PeerOptions {
   int n_ctx = 2048;     // of all sequences together
   int n_sequences = 1;  // that prefill_sequence() and step_sequences() may run
   FlashAttention flash_attention = FlashAttention::kAuto;
-  KvFormat kv = KvFormat::kF16;
-  bool kv_q4_0 = false;        // llama.cpp's q4_0 cache instead of `kv`; it wants flash attention
+  std::string cache = "f16";   // keys and values: f32, f16, bf16, q8_0, q4_0
   bool exact_weights = false;  // true: no repacking of the weights for speed; for comparisons of logits
 };
 
 // One context. Not thread-safe. Without another word a call means sequence 0.
 class Peer {
  public:
-  // kCorrupt when llama.cpp cannot load the file, kNoMemory, kInvalidArgument.
+  // kCorrupt when llama.cpp cannot load the file, kNoMemory, kInvalidArgument (an unknown cache among them).
   static Result<std::unique_ptr<Peer>> load(const std::string& path, const PeerOptions& options);
   virtual ~Peer() = default;
 
@@ -55,6 +54,9 @@ class Peer {
 // Writes `in` to `out` with its large weights as `type` ("q4_0", "q4_1", "q4_k", "q8_0", "f16"), by
 // llama.cpp's own quantiser. kInvalidArgument for another type, kIo when it fails.
 Status requantize(const std::string& in, const std::string& out, const std::string& type);
+
+// Whether llama.cpp holds values as `cache` with flash attention only.
+bool needs_flash_attention(const std::string& cache);
 
 // "llama.cpp 0.5.0 (AVX2 = 1 | ...)": what the peer was built from and for.
 std::string description();

@@ -56,6 +56,18 @@ inline I512 load(const void* p) {
   std::memcpy(&out, p, 64);
   return out;
 }
+// Bit by bit: the bit of `kTable` whose number has the bits of x, y and z, x the highest.
+template <int kTable>
+I512 ternary(const I512& x, const I512& y, const I512& z) {
+  return each<int32_t>([&](int i) {
+    uint32_t out = 0;
+    for (int bit = 0; bit < 32; ++bit) {
+      const auto at = [&](const I512& v) { return static_cast<uint32_t>(v.lane[i]) >> bit & 1; };
+      out |= static_cast<uint32_t>(kTable) >> (at(x) << 2 | at(y) << 1 | at(z)) << 31 >> 31 << bit;
+    }
+    return out;
+  });
+}
 inline void store(float* p, const F512& x) { std::memcpy(p, &x, 64); }
 inline __m256 half(const F512& x, int which) { return _mm256_loadu_ps(x.lane + 8 * which); }
 inline __m256i half(const I512& x, int which) {
@@ -164,7 +176,7 @@ inline I512 abs_bytes(const I512& x) {
 #define _mm512_sub_epi32(x, y) twin_sub(x, y)
 #define _mm512_mullo_epi32(x, y) twin_mul(x, y)
 #define _mm512_and_si512(x, y) twin_and(x, y)
-#define _mm512_or_si512(...) twin_or(__VA_ARGS__)
+#define _mm512_ternarylogic_epi32(x, y, z, table) twin::ternary<table>(x, y, z)
 #define _mm512_slli_epi32(x, bits) twin_shift(x, bits)
 #define _mm512_slli_epi16(x, bits) twin::shift_words(x, bits)
 #define _mm512_srli_epi16(x, bits) twin::shift_words(x, -(bits))
@@ -216,9 +228,6 @@ inline twin::I512 twin_mul(const twin::I512& x, const twin::I512& y) {
 }
 inline twin::I512 twin_and(const twin::I512& x, const twin::I512& y) {
   return TWIN_INTS(x.lane[i] & y.lane[i]);
-}
-inline twin::I512 twin_or(const twin::I512& x, const twin::I512& y) {
-  return TWIN_INTS(x.lane[i] | y.lane[i]);
 }
 inline twin::I512 twin_shift(const twin::I512& x, int bits) {
   return TWIN_INTS(static_cast<int32_t>(static_cast<uint32_t>(x.lane[i]) << bits));
