@@ -12,36 +12,55 @@ namespace {
 // What a draft must promise over none: estimates err by some per cent, and a step that takes longer for
 // nothing is worse than one that could have been shorter.
 constexpr double kLeastGain = 1.02;
-// Pairs that the prior is worth.
-constexpr size_t kPriorPairs = 5;
-// No machine reads a row for less, and none for more than a forward of its own.
-constexpr double kLeastShare = 0.03, kMostShare = 1.1;
+// How far a pair moves its two widths towards what it says: a half at first, later little.
+constexpr double kFirstPairs = 2, kLeastRate = 0.04;
+// The most that a pair is believed to be off, as a logarithm, at first and later: what takes twice as long as
+// it ever did was disturbed.
+constexpr double kFirstOff = 0.4, kLeastOff = 0.06, kDoubted = 8;
+// No machine reads a row for less than this share of the first.
+constexpr double kLeastShare = 0.02;
 
 }  // namespace
 
-StepCosts::StepCosts(double per_row) : per_row_(per_row) {
-  std::fill(shares_.begin(), shares_.begin() + kPriorPairs, per_row);
-  n_ = next_ = kPriorPairs;
+StepCosts::StepCosts(double per_row) {
+  for (int rows = 1; rows <= kWidths; ++rows)
+    log_costs_[static_cast<size_t>(rows)] = std::log(1 + per_row * (rows - 1));
+}
+
+double StepCosts::cost(int rows) const {
+  const int known = std::min(rows, kWidths);
+  const double cost = std::exp(log_costs_[static_cast<size_t>(known)] - log_costs_[1]);
+  return std::max(cost * rows / known, 1 + kLeastShare * (rows - 1));
 }
 
 void StepCosts::add(int rows, double seconds) {
-  if (rows < 1 || !(seconds > 0) || !std::isfinite(seconds)) return;
-  const int few = std::min(rows, last_rows_), many = std::max(rows, last_rows_);
-  const double ratio = rows > last_rows_ ? seconds / last_seconds_ : last_seconds_ / seconds;
-  const bool pair = last_rows_ > 0 && few != many;
+  if (rows < 1 || rows > kWidths || !(seconds > 0) || !std::isfinite(seconds)) {
+    last_rows_ = 0;
+    return;
+  }
+  const auto now = static_cast<size_t>(rows), before = static_cast<size_t>(last_rows_);
+  const double said = std::log(seconds / last_seconds_);
   last_rows_ = rows;
   last_seconds_ = seconds;
-  if (!pair) return;
-  // ratio = (1 + s (many - 1)) / (1 + s (few - 1)), solved for s.
-  const double under = (many - 1) - ratio * (few - 1);
-  const double share = ratio <= 1 ? kLeastShare : under <= 0 ? kMostShare : (ratio - 1) / under;
-  shares_[next_] = std::clamp(share, kLeastShare, kMostShare);
-  next_ = (next_ + 1) % kKept;
-  n_ = std::min(n_ + 1, kKept);
-  std::array<double, kKept> sorted = shares_;
-  const auto middle = sorted.begin() + static_cast<ptrdiff_t>(n_ / 2);
-  std::nth_element(sorted.begin(), middle, sorted.begin() + static_cast<ptrdiff_t>(n_));
-  per_row_ = *middle;
+  if (before == 0 || before == now) return;
+  const int seen = std::min(seen_[now], seen_[before]);
+  const double most = std::max(kLeastOff, kFirstOff / (1 + seen / kDoubted));
+  const double off = std::clamp(said - (log_costs_[now] - log_costs_[before]), -most, most);
+  move(now, off);
+  move(before, -off);
+}
+
+void StepCosts::move(size_t width, double off) {
+  const int n = seen_[width]++;
+  const double step = off * std::max(kLeastRate, 1 / (kFirstPairs + n));
+  log_costs_[width] += step;
+  if (width == 1) return;
+  // Widths that were seen less follow: a row that is dearer here is dearer there.
+  for (size_t other = 2; other < log_costs_.size(); ++other) {
+    if (other != width && seen_[other] <= n)
+      log_costs_[other] +=
+          step * std::min(1.0, (static_cast<double>(other) - 1) / (static_cast<double>(width) - 1));
+  }
 }
 
 void choose_lengths(const StepCosts& costs, std::span<const DraftLine> lines, int most_rows,

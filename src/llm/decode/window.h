@@ -13,23 +13,26 @@ namespace frugal::llm {
 
 inline constexpr int kLongestDraft = 16;  // tokens of one sequence in one forward, besides the exact one
 
-// What a further row costs as a share of the first, from the times of past forwards. Only forwards that
-// follow each other are compared: a machine that others use too changes its speed by the second, and times of
-// different minutes say more about them than about rows. Not thread-safe.
+// What a forward of so many rows costs, in units of one of one row: a table by width, since kernels work on
+// columns in groups, and the second row may cost next to nothing where the fifth costs a fifth. Learnt from
+// pairs of forwards that follow each other, as ratings are from games: a machine that others use too changes
+// its speed by the second, and times of different minutes say more about them than about rows. Not
+// thread-safe.
 class StepCosts {
  public:
-  // `per_row`: the share until it was measured.
-  explicit StepCosts(double per_row = 0.15);
+  // `per_row`: what a row more costs as a share of the first, until it was measured.
+  explicit StepCosts(double per_row = 0.12);
 
   void add(int rows, double seconds);
-  // A forward of so many rows, in units of one of one row.
-  double cost(int rows) const { return 1 + per_row_ * (rows - 1); }
+  double cost(int rows) const;
 
  private:
-  static constexpr size_t kKept = 31;  // their median forgets outliers, old depths and old machines
-  std::array<double, kKept> shares_{};
-  size_t n_ = 0, next_ = 0;
-  double per_row_;
+  // `off`: by how much, as a logarithm, a pair says that the width costs more than the table has it.
+  void move(size_t width, double off);
+
+  static constexpr int kWidths = 33;             // wider forwards are extrapolated
+  std::array<double, kWidths + 1> log_costs_{};  // [rows]
+  std::array<int, kWidths + 1> seen_{};          // pairs, by each of their widths
   int last_rows_ = 0;
   double last_seconds_ = 0;
 };
