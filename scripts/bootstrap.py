@@ -96,7 +96,8 @@ PEER_FLAGS = [
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_OPENSSL=OFF",
 ]
-PEER_TARGETS = ["llama-bench", "llama-batched-bench", "llama-perplexity", "llama-quantize", "llama-lookahead", "llama-lookup"]
+PEER_TARGETS = ["llama-bench", "llama-batched-bench", "llama-perplexity", "llama-quantize", "llama-lookahead", "llama-lookup",
+                "llama-speculative-simple"]
 
 # model file: (packages whose files, joined in order, are the model; sha256 of the whole)
 # Tables that the meter reads: processors and their TDP, countries and their annual carbon intensity.

@@ -14,6 +14,7 @@
 #include "cli/bench_tools.h"
 #include "cli/commands.h"
 #include "cli/console.h"
+#include "cli/cot_plot.h"
 #include "cli/cot_record.h"
 #include "cli/cot_report.h"
 #include "cli/llm_options.h"
@@ -29,10 +30,10 @@ struct CotFlags {
   CotSetup setup;
   std::shared_ptr<MeterSetup> meter;
   std::vector<std::string> data;
-  int limit = 40, skip = 10, peer_every = 1;
+  int limit = 40, skip = 50, peer_every = 1;
   double seconds = 0;
   bool no_glance = false, no_peer = false, json = false;
-  std::string records, out, svg;
+  std::string records, out, svg, windows_svg;
 };
 
 // Questions by task, each task's first `skip` left out.
@@ -44,8 +45,11 @@ std::vector<std::pair<int, const CotQuestion*>> chosen(const CotData& data, cons
     if (index >= flags.skip && (flags.limit == 0 || index < flags.skip + flags.limit))
       out.emplace_back(index, &question);
   }
-  // Task after task would leave the last ones out when time is short.
-  std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  // A few questions of each task in turn: task after task would leave the last ones out when time is short,
+  // and question after question would compute the worked examples anew each time.
+  constexpr int kInARow = 5;
+  std::stable_sort(out.begin(), out.end(),
+                   [](const auto& a, const auto& b) { return a.first / kInARow < b.first / kInARow; });
   return out;
 }
 
@@ -99,6 +103,7 @@ Status check(const CotFlags& flags) {
   FRUGAL_TRY_STATUS(need("--limit", flags.limit, 0, 1 << 30));
   FRUGAL_TRY_STATUS(need("--skip", flags.skip, 0, 1 << 30));
   FRUGAL_TRY_STATUS(need("--every", flags.setup.every, 1, 1 << 20));
+  FRUGAL_TRY_STATUS(need("--reps", flags.setup.reps, 1, 100));
   FRUGAL_TRY_STATUS(need("--peer-every", flags.peer_every, 1, 1 << 30));
   FRUGAL_TRY_STATUS(need("--window", flags.setup.decode.max_draft, 0, llm::kLongestDraft));
   return {};
@@ -109,10 +114,10 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
   const llm::ModelInfo& info = engine.model().info();
   const std::string head = strf(
       "{\"model\": \"%016llx\", \"shots\": %d, \"max_tokens\": %d, \"fixed_length\": %d, \"every\": %d, "
-      "\"window\": %d, \"fixed_window\": %d}",
+      "\"window\": %d, \"fixed_window\": %d, \"reps\": %d, \"pool\": %d}",
       static_cast<unsigned long long>(info.file_hash), flags.setup.n_shots, flags.setup.max_tokens,
       flags.setup.fixed_length ? 1 : 0, flags.setup.every, flags.setup.decode.max_draft,
-      flags.setup.decode.fixed ? 1 : 0);
+      flags.setup.decode.fixed ? 1 : 0, flags.setup.reps, flags.setup.pool ? 1 : 0);
   FRUGAL_TRY(std::vector<CotRecord> records, read_records(flags.records, head));
   std::unique_ptr<llm::peer::Peer> peer;
   if (!flags.no_peer) {
@@ -123,6 +128,7 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
   }
   CotRunner runner(engine, meter, peer.get(), flags.setup);
   FRUGAL_TRY_STATUS(runner.open());
+  for (const CotRecord& record : records) runner.remember(record);
   const auto questions = chosen(data, flags);
   if (questions.empty()) {
     return Error{
@@ -187,8 +193,9 @@ int run(CotFlags& flags) {
   context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
   context.command = this_command_line();
   context.note =
-      "greedy, exact and llama.cpp in turn for each question; exact outputs compared with greedy; rules "
-      "of the glance fitted on even questions, reported on odd ones; peer: " +
+      "greedy, exact and llama.cpp in turn for each question, the fastest repetition of each of ours and the "
+      "only one of llama.cpp; exact outputs compared with greedy; rules "
+      "of the glance fitted on even questions and reported on odd ones, and the other way round; peer: " +
       llm::peer::description();
   const std::vector<BenchRow> rows = cot_rows(*records);
   if (!flags.out.empty()) {
@@ -198,6 +205,10 @@ int run(CotFlags& flags) {
   if (!flags.svg.empty()) {
     const Status status = write_file_atomically(flags.svg, glance_svg(glance_curve(*records)));
     if (!status.ok()) return fail(status.error());
+  }
+  if (const std::string picture = windows_svg(rows); !flags.windows_svg.empty() && !picture.empty()) {
+    if (const Status status = write_file_atomically(flags.windows_svg, picture); !status.ok())
+      return fail(status.error());
   }
   if (!print(flags.json ? bench_json(context, rows) : bench_table(rows)))
     return fail({ErrorCode::kIo, "the result could not be written to stdout"});
@@ -219,20 +230,29 @@ Action add_cot_eval(CLI::App& app) {
       "time chains of exactly --max-tokens, whatever they say; answers are still read where they end");
   app.add_option("--limit", flags->limit, "questions of each task; 0 = all")->capture_default_str();
   app.add_option("--skip", flags->skip,
-                 "first questions of each task to leave out: priors of the drafts were fitted on 10")
+                 "first questions of each task to leave out: what was fitted was fitted on these")
       ->capture_default_str();
   app.add_option("--window", flags->setup.decode.max_draft, "longest draft, 0 to 16")->capture_default_str();
   app.add_flag("--fixed-window", flags->setup.decode.fixed,
                "always drafts of --window tokens, paying or not");
   app.add_option("--every", flags->setup.every, "tokens between two looks at the answer")
       ->capture_default_str();
+  app.add_option("--reps", flags->setup.reps, "each decoding so often, in turn; the fastest of each counts")
+      ->capture_default_str();
+  app.add_flag("--pool", flags->setup.pool,
+               "also time exact decoding with a pool: the outputs of the task's earlier questions");
+  app.add_flag(
+      "--curves", flags->setup.curves,
+      "where llama.cpp runs, also time windows of 1 to 16, adaptive and fixed, and each drafter alone");
   app.add_flag("--no-glance", flags->no_glance, "exact decoding only");
   app.add_flag("--no-peer", flags->no_peer, "without llama.cpp");
   app.add_option("--peer-every", flags->peer_every, "run llama.cpp on every so manieth question")
       ->capture_default_str();
-  app.add_option("--speculators", flags->setup.speculators,
-                 "also run these on the questions where llama.cpp runs: its llama-lookup and llama-lookahead "
-                 "(scripts/bootstrap.py --peers builds them)")
+  app.add_option(
+         "--speculators", flags->setup.speculators,
+         "also run these on the questions where llama.cpp runs: its llama-lookup, llama-lookahead and "
+         "llama-speculative-simple:TYPE, TYPE being ngram-mod, ngram-simple or the like "
+         "(scripts/bootstrap.py --peers builds them)")
       ->type_name("COMMANDS")
       ->delimiter(',');
   app.add_option("--records", flags->records,
@@ -243,6 +263,9 @@ Action add_cot_eval(CLI::App& app) {
   app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
       ->type_name("FILE");
   app.add_option("--svg", flags->svg, "draw agreement over time saved into this file")->type_name("FILE");
+  app.add_option("--windows-svg", flags->windows_svg,
+                 "draw speed over window sizes into this file, with --curves")
+      ->type_name("FILE");
   add_model_options(app, flags->model);
   add_engine_options(app, flags->engine);
   flags->meter = add_meter_options(app);

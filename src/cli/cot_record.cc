@@ -30,6 +30,19 @@ CotTiming parse_timing(const Json& json) {
           json.at("tokens").get<int>(), json.at("forwards").get<int>()};
 }
 
+Json timings_json(const std::map<std::string, CotTiming>& timings) {
+  Json json = Json::object();
+  for (const auto& [name, timing] : timings) json[name] = timing_json(timing);
+  return json;
+}
+
+std::map<std::string, CotTiming> parse_timings(const Json& json, const char* key) {
+  std::map<std::string, CotTiming> timings;
+  if (!json.contains(key)) return timings;
+  for (const auto& [name, timing] : json.at(key).items()) timings[name] = parse_timing(timing);
+  return timings;
+}
+
 CotRecord from_json(const Json& json) {
   CotRecord record;
   record.key = json.at("key").get<std::string>();
@@ -38,10 +51,10 @@ CotRecord from_json(const Json& json) {
   record.greedy = parse_timing(json.at("greedy"));
   record.exact = parse_timing(json.at("exact"));
   if (json.contains("peer")) record.peer = parse_timing(json.at("peer"));
-  if (json.contains("speculators")) {
-    for (const auto& [name, timing] : json.at("speculators").items())
-      record.speculators[name] = parse_timing(timing);
-  }
+  if (json.contains("pooled")) record.pooled = parse_timing(json.at("pooled"));
+  record.speculators = parse_timings(json, "speculators");
+  record.variants = parse_timings(json, "variants");
+  record.tokens = json.at("output").get<std::vector<Token>>();
   record.same = json.at("same").get<bool>();
   record.chain_tokens = json.at("chain_tokens").get<int>();
   record.drafted = json.at("drafted").get<std::array<int, llm::kDraftSources>>();
@@ -80,9 +93,12 @@ std::string record_json(const CotRecord& record) {
                {"truth", record.truth},
                {"correct", record.correct},
                {"trace_s", record.chain_s},
-               {"looks", looks}};
+               {"looks", looks},
+               {"output", record.tokens}};
   if (record.peer) json["peer"] = timing_json(*record.peer);
-  for (const auto& [name, timing] : record.speculators) json["speculators"][name] = timing_json(timing);
+  if (record.pooled) json["pooled"] = timing_json(*record.pooled);
+  if (!record.speculators.empty()) json["speculators"] = timings_json(record.speculators);
+  if (!record.variants.empty()) json["variants"] = timings_json(record.variants);
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -102,12 +118,17 @@ Status CotRunner::open() {
   return {};
 }
 
+void CotRunner::remember(const CotRecord& record) {
+  std::shared_ptr<llm::OutputPool>& pool = pools_[record.task];
+  if (pool == nullptr) pool = std::make_shared<llm::OutputPool>();
+  pool->add(record.tokens);
+}
+
 Result<llm::Generation> CotRunner::decode(llm::SequenceId sequence, const std::vector<Token>& prompt,
-                                          bool exact, CotTiming* timing) {
+                                          const llm::DecodeOptions& decode, CotTiming* timing) {
   llm::GenerateOptions options;
-  options.decode = setup_.decode;
+  options.decode = decode;
   options.decode.costs = &costs_;
-  if (!exact) options.decode.max_draft = 0;
   options.max_tokens = setup_.max_tokens;
   options.ignore_end = setup_.fixed_length;
   if (!setup_.fixed_length) options.stop = {std::string(kCotStop)};
@@ -168,15 +189,73 @@ Status CotRunner::run_peer(const std::vector<Token>& prompt, int n_tokens, CotTi
 }
 
 // Each as a process of its own, which loads the model; its own figure of the decoding time counts.
-Status CotRunner::run_speculators(const std::string& prompt, CotRecord* record) {
+void CotRunner::run_speculators(const std::string& prompt, CotRecord* record) {
   for (const std::string& command : setup_.speculators) {
-    if (interrupted()) return {ErrorCode::kCancelled, "interrupted"};
-    FRUGAL_TRY(const LlamaSpeculation said,
-               run_llama_speculation(command, engine_.model().info().path, prompt, record->exact.tokens,
-                                     engine_.options().n_threads));
+    if (interrupted()) return;
+    const auto said = run_llama_speculation(command, engine_.model().info().path, prompt,
+                                            record->exact.tokens, engine_.options().n_threads);
     CotTiming& timing = record->speculators[std::filesystem::path(command).filename().string()];
-    timing.seconds = timing.chain_seconds = said.seconds;
-    timing.tokens = said.tokens;
+    if (!said.ok()) continue;
+    timing.seconds = timing.chain_seconds = said->seconds;
+    timing.tokens = said->tokens;
+  }
+}
+
+Status CotRunner::time_ways(const std::vector<Token>& prompt, CotRecord* record, llm::Generation* greedy) {
+  struct Way {
+    llm::DecodeOptions decode;
+    CotTiming* timing;
+  };
+  std::vector<Way> ways = {{setup_.decode, &record->greedy}, {setup_.decode, &record->exact}};
+  ways[0].decode.max_draft = 0;
+  if (setup_.pool) {
+    ways.push_back({setup_.decode, &record->pooled.emplace()});
+    ways[2].decode.drafts.pool = pools_[record->task];
+  }
+  record->same = true;
+  std::optional<llm::Generation> first;
+  // In turn, so that none always runs on a warmer machine.
+  for (int rep = 0; rep < setup_.reps; ++rep) {
+    for (size_t i = 0; i < ways.size(); ++i) {
+      const size_t idx = (i + static_cast<size_t>(rep + record->index)) % ways.size();
+      CotTiming timing;
+      FRUGAL_TRY(llm::Generation out, decode(idx == 0 ? greedy_ : exact_, prompt, ways[idx].decode, &timing));
+      if (rep == 0 || timing.seconds < ways[idx].timing->seconds) *ways[idx].timing = timing;
+      if (idx == 1) {
+        record->drafted = out.drafts.drafted;
+        record->accepted = out.drafts.accepted;
+      }
+      if (first) record->same = record->same && out.tokens == first->tokens && out.text == first->text;
+      if (idx == 0 && rep == 0) *greedy = out;
+      if (!first) first = std::move(out);
+    }
+  }
+  record->tokens = greedy->tokens;
+  return {};
+}
+
+Status CotRunner::time_variants(const std::vector<Token>& prompt, CotRecord* record) {
+  const auto time = [&](const std::string& name, const llm::DecodeOptions& options) -> Status {
+    FRUGAL_TRY(const llm::Generation out, decode(exact_, prompt, options, &record->variants[name]));
+    record->same = record->same && out.tokens == record->tokens;
+    return {};
+  };
+  for (const int window : {1, 2, 3, 4, 6, 8, 12, 16}) {
+    for (const bool fixed : {false, true}) {
+      llm::DecodeOptions options = setup_.decode;
+      options.max_draft = window;
+      options.fixed = fixed;
+      FRUGAL_TRY_STATUS(time(strf("window %2d%s", window, fixed ? ", fixed" : ""), options));
+    }
+  }
+  for (const llm::DraftSource source : {llm::DraftSource::kText, llm::DraftSource::kPool,
+                                        llm::DraftSource::kTrajectory, llm::DraftSource::kRecycled}) {
+    llm::DecodeOptions options = setup_.decode;
+    options.drafts.text = source == llm::DraftSource::kText;
+    options.drafts.trajectory = source == llm::DraftSource::kTrajectory;
+    options.drafts.recycled = source == llm::DraftSource::kRecycled;
+    if (source == llm::DraftSource::kPool) options.drafts.pool = pools_[record->task];
+    FRUGAL_TRY_STATUS(time("only " + std::string(llm::draft_source_name(source)), options));
   }
   return {};
 }
@@ -197,12 +276,22 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
   while (!glancer.done()) {
     if (static_cast<int>(glancer.tokens().size()) >= next) {
       next = static_cast<int>(glancer.tokens().size()) + setup_.every;
-      FRUGAL_TRY(const llm::Look with, glancer.look(llm::kLongestDraft));
       FRUGAL_TRY(const llm::Look without, glancer.look(0));
-      record->looks.push_back({with.exact, with.approximate, record->chain_s,
-                               cot_normal(question.task, with.answer),
+      llm::Look with;
+      const double elapsed = record->chain_s, begin = wall_seconds();
+      // One forward does both, unless the answer is of several tokens.
+      if (glance.answer_tokens == 1) {
+        FRUGAL_TRY_STATUS(glancer.step_and_look(&with));
+      } else {
+        FRUGAL_TRY(with, glancer.look(llm::kLongestDraft));
+        FRUGAL_TRY_STATUS(glancer.step());
+      }
+      record->chain_s += wall_seconds() - begin - with.seconds;
+      if (with.exact == 0) continue;
+      record->looks.push_back({with.exact, with.approximate, elapsed, cot_normal(question.task, with.answer),
                                cot_normal(question.task, without.answer), with.confidence, without.confidence,
                                with.seconds, without.seconds});
+      continue;
     }
     const double begin = wall_seconds();
     FRUGAL_TRY_STATUS(glancer.step());
@@ -224,15 +313,8 @@ Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool wi
   record.key = strf("%s/%d", question.task.c_str(), index);
   record.task = question.task;
   record.index = index;
-  llm::Generation greedy, exact;
-  for (const bool first : {true, false}) {  // in turn, so that neither always runs on a warmer machine
-    const bool run_exact = first == (index % 2 == 0);
-    FRUGAL_TRY((run_exact ? exact : greedy), decode(run_exact ? exact_ : greedy_, prompt, run_exact,
-                                                    run_exact ? &record.exact : &record.greedy));
-  }
-  record.same = exact.tokens == greedy.tokens && exact.text == greedy.text;
-  record.drafted = exact.drafts.drafted;
-  record.accepted = exact.drafts.accepted;
+  llm::Generation greedy;
+  FRUGAL_TRY_STATUS(time_ways(prompt, &record, &greedy));
   FRUGAL_TRY(const std::string chain, chain_of(greedy));
   FRUGAL_TRY(const std::vector<Token> chain_tokens, tokenizer.encode(chain, false, false));
   record.chain_tokens = static_cast<int>(chain_tokens.size());
@@ -240,11 +322,14 @@ Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool wi
   if (with_peer && peer_ != nullptr) {
     record.peer.emplace();
     FRUGAL_TRY_STATUS(run_peer(prompt, record.exact.tokens, &*record.peer));
-    FRUGAL_TRY_STATUS(run_speculators(cot_prompt(question, setup_.n_shots), &record));
+    run_speculators(cot_prompt(question, setup_.n_shots), &record);
   }
-  if (setup_.glance) FRUGAL_TRY_STATUS(trace(question, prompt, &record));
+  if (with_peer && setup_.curves) FRUGAL_TRY_STATUS(time_variants(prompt, &record));
+  if (setup_.glance && !is_repetitive(question.task)) FRUGAL_TRY_STATUS(trace(question, prompt, &record));
   record.truth = cot_normal(question.task, question.answer);
   record.correct = !record.answer.empty() && record.answer == record.truth;
+  remember(record);
+  if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
   return record;
 }
 

@@ -37,9 +37,12 @@ struct CotRecord {
   std::string key, task;
   int index = 0;  // among the questions of its task
   CotTiming greedy, exact;
+  std::optional<CotTiming> pooled;  // exact, with the outputs of the task's earlier questions
   std::optional<CotTiming> peer;
-  std::map<std::string, CotTiming> speculators;  // by name of the tool: llama.cpp's own ways to draft
-  bool same = false;                             // exact gave the tokens of greedy
+  std::map<std::string, CotTiming> speculators;  // llama.cpp's own ways to draft; 0 tokens: did not finish
+  std::map<std::string, CotTiming> variants;     // other windows, policies and drafters
+  bool same = false;                             // all of ours gave the tokens of greedy
+  std::vector<llm::Token> tokens;                // of greedy
   int chain_tokens = 0;
   std::array<int, llm::kDraftSources> drafted{}, accepted{};
   std::string answer;  // of the whole chain
@@ -59,8 +62,11 @@ struct CotSetup {
   bool fixed_length = false;  // decode max_tokens whatever the chain does
   bool glance = true;
   int every = 8;
+  int reps = 2;       // each decoding so often, in turn; the fastest counts
+  bool pool = false;  // also with a pool
+  bool curves = false;
   llm::DecodeOptions decode;
-  std::vector<std::string> speculators;  // paths of llama.cpp's llama-lookup, llama-lookahead
+  std::vector<std::string> speculators;  // paths of llama.cpp's tools, with ":type" where one has several
 };
 
 // Runs questions on one engine (two sequences) and, if given, on the peer.
@@ -69,17 +75,23 @@ class CotRunner {
   CotRunner(llm::Engine& engine, meter::PowerMeter& meter, llm::peer::Peer* peer, const CotSetup& setup)
       : engine_(engine), meter_(meter), peer_(peer), setup_(setup) {}
   Status open();
+  // A question of an earlier run: its output goes to the pool.
+  void remember(const CotRecord& record);
   // Errors of the engine; kCancelled at Ctrl-C.
   Result<CotRecord> run(const CotQuestion& question, int index, bool with_peer);
 
  private:
-  Result<llm::Generation> decode(llm::SequenceId sequence, const std::vector<llm::Token>& prompt, bool exact,
-                                 CotTiming* timing);
+  Result<llm::Generation> decode(llm::SequenceId sequence, const std::vector<llm::Token>& prompt,
+                                 const llm::DecodeOptions& decode, CotTiming* timing);
+  // Decodes in each way, in turn; keeps the fastest of each and whether all gave the same.
+  Status time_ways(const std::vector<llm::Token>& prompt, CotRecord* record, llm::Generation* greedy);
+  // Windows from 1 to 16, adaptive and fixed, and each drafter alone.
+  Status time_variants(const std::vector<llm::Token>& prompt, CotRecord* record);
   // The text until the next question or the model's own end.
   Result<std::string> chain_of(const llm::Generation& out) const;
   Status trace(const CotQuestion& question, const std::vector<llm::Token>& prompt, CotRecord* record);
   Status run_peer(const std::vector<llm::Token>& prompt, int n_tokens, CotTiming* timing);
-  Status run_speculators(const std::string& prompt, CotRecord* record);
+  void run_speculators(const std::string& prompt, CotRecord* record);
 
   llm::Engine& engine_;
   meter::PowerMeter& meter_;
@@ -87,6 +99,7 @@ class CotRunner {
   const CotSetup& setup_;
   llm::SequenceId greedy_ = 0, exact_ = 0;
   llm::StepCosts costs_;
+  std::map<std::string, std::shared_ptr<llm::OutputPool>> pools_;  // by task
   std::vector<llm::Token> peer_tokens_;
 };
 

@@ -20,12 +20,22 @@ Records of_task(const std::vector<CotRecord>& records, const std::string& task) 
   return out;
 }
 
+std::vector<std::string> tasks_of(const std::vector<CotRecord>& records) {
+  std::vector<std::string> tasks = cot_tasks();
+  tasks.insert(tasks.end(), repetitive_tasks().begin(), repetitive_tasks().end());
+  std::erase_if(tasks, [&](const std::string& task) { return of_task(records, task).empty(); });
+  return tasks;
+}
+
+bool taken(const CotRule& rule, size_t look) { return (look + 1) % static_cast<size_t>(rule.every) == 0; }
+
 // Where a rule stops in one record: the index of a look; -1 = never.
 int stop_of(const CotRecord& record, const CotRule& rule, bool trunc) {
   if (rule.stable == 0) return -1;
   int same = 0;
   std::string last;
   for (size_t i = 0; i < record.looks.size(); ++i) {
+    if (!taken(rule, i)) continue;
     const CotLook& look = record.looks[i];
     const std::string& answer = trunc ? look.trunc : look.glance;
     const float confidence = trunc ? look.trunc_confidence : look.glance_confidence;
@@ -40,7 +50,7 @@ double seconds_of(const CotRecord& record, const CotRule& rule, bool trunc, int 
   if (rule.stable == 0) return record.chain_s;
   double looks = 0;
   for (size_t i = 0; i < record.looks.size() && (stop < 0 || static_cast<int>(i) <= stop); ++i)
-    looks += trunc ? record.looks[i].trunc_s : record.looks[i].glance_s;
+    if (taken(rule, i)) looks += trunc ? record.looks[i].trunc_s : record.looks[i].glance_s;
   return looks + (stop < 0 ? record.chain_s : record.looks[static_cast<size_t>(stop)].elapsed_s);
 }
 
@@ -80,21 +90,24 @@ struct Sums {
   }
 };
 
-// The rule that saves the most on the even questions of a task with at least `target` agreement there; never
-// to look is one of them.
-CotRule fit_rule(const Records& records, bool trunc, double target) {
+// The rule that saves the most on the even (odd) questions of a task with at least `target` agreement there;
+// never to look is one of them.
+CotRule fit_rule(const Records& records, bool trunc, double target, bool odd) {
   CotRule best;
   double most = 0;
-  for (const int stable : {1, 2, 3, 4}) {
-    for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f}) {
-      Sums sums;
-      for (const CotRecord* record : records) {
-        if (record->index % 2 == 0) sums.add(*record, {stable, confidence}, trunc);
+  for (const int every : {1, 2, 3, 4}) {
+    for (const int stable : {1, 2, 3, 4}) {
+      for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f}) {
+        const CotRule rule{stable, confidence, every};
+        Sums sums;
+        for (const CotRecord* record : records) {
+          if ((record->index % 2 != 0) == odd) sums.add(*record, rule, trunc);
+        }
+        const CotOutcome outcome = sums.outcome();
+        if (outcome.n == 0 || outcome.agreement < target || outcome.saved <= most) continue;
+        most = outcome.saved;
+        best = rule;
       }
-      const CotOutcome outcome = sums.outcome();
-      if (outcome.n == 0 || outcome.agreement < target || outcome.saved <= most) continue;
-      most = outcome.saved;
-      best = {stable, confidence};
     }
   }
   return best;
@@ -116,14 +129,14 @@ BenchRow plain_row(std::string name, std::string unit, double value, int n) {
 }
 
 // Rows of a speed-up: `ours` and `theirs` give seconds a token of a record; those without are left out.
+using Figure = std::function<double(const CotRecord&)>;
 void speed_rows(const std::vector<CotRecord>& records, const std::string& name, const std::string& peer_name,
-                const std::function<double(const CotRecord&)>& ours,
-                const std::function<double(const CotRecord&)>& theirs, std::vector<BenchRow>* rows) {
+                const Figure& ours, const Figure& theirs, std::vector<BenchRow>* rows) {
   std::vector<double> task_ratios, spreads;
   std::vector<BenchRow> task_rows;
   double worst = 1e9;
   int n = 0;
-  for (const std::string& task : cot_tasks()) {
+  for (const std::string& task : tasks_of(records)) {
     std::vector<double> our_rates, their_rates;
     for (const CotRecord* record : of_task(records, task)) {
       const double a = ours(*record), b = theirs(*record);
@@ -159,10 +172,9 @@ void rows_by_task(const std::vector<CotRecord>& records, const std::string& name
   Records all;
   for (const CotRecord& record : records) all.push_back(&record);
   rows->push_back(plain_row(name, unit, value(all), static_cast<int>(all.size())));
-  for (const std::string& task : cot_tasks()) {
+  for (const std::string& task : tasks_of(records)) {
     const Records some = of_task(records, task);
-    if (!some.empty())
-      rows->push_back(plain_row(name + "/" + task, unit, value(some), static_cast<int>(some.size())));
+    rows->push_back(plain_row(name + "/" + task, unit, value(some), static_cast<int>(some.size())));
   }
 }
 
@@ -172,7 +184,82 @@ double share(const Records& records, const std::function<bool(const CotRecord&)>
   return records.empty() ? 0 : static_cast<double>(n) / static_cast<double>(records.size());
 }
 
-double per_token(double seconds, int tokens) { return tokens > 1 ? seconds / (tokens - 1) : 0; }
+double per_token(const CotTiming& timing) {
+  return timing.tokens > 1 ? timing.seconds / (timing.tokens - 1) : 0;
+}
+double per_token(const std::optional<CotTiming>& timing) { return timing ? per_token(*timing) : 0; }
+
+double tokens_per_forward(const Records& records,
+                          const std::function<const CotTiming*(const CotRecord&)>& of) {
+  double tokens = 0, forwards = 0;
+  for (const CotRecord* record : records) {
+    const CotTiming* timing = of(*record);
+    if (timing == nullptr || timing->forwards == 0) continue;
+    tokens += timing->tokens - 1;
+    forwards += timing->forwards;
+  }
+  return forwards > 0 ? tokens / forwards : 0;
+}
+
+// Speeds of ours against greedy decoding and every peer that ran.
+void peer_rows(const std::vector<CotRecord>& records, const std::string& name, std::vector<BenchRow>* rows) {
+  const auto exact = [](const CotRecord& r) { return per_token(r.exact); };
+  speed_rows(
+      records, name + "_speedup", "our greedy decoding", exact,
+      [](const CotRecord& r) { return per_token(r.greedy); }, rows);
+  speed_rows(
+      records, name + "_pool_speedup", "our greedy decoding; drafts also from the task's earlier outputs",
+      [](const CotRecord& r) { return per_token(r.pooled); },
+      [](const CotRecord& r) { return per_token(r.greedy); }, rows);
+  speed_rows(
+      records, name + "_vs_llamacpp", "llama.cpp, greedy", exact,
+      [](const CotRecord& r) { return per_token(r.peer); }, rows);
+  std::set<std::string> speculators;
+  for (const CotRecord& record : records) {
+    for (const auto& [tool, timing] : record.speculators) speculators.insert(tool);
+  }
+  for (const std::string& tool : speculators) {
+    const std::string kind = tool.substr(tool.find(':') + 1);
+    speed_rows(
+        records, name + "_vs_" + kind, "llama.cpp's " + tool, exact,
+        [&](const CotRecord& r) {
+          const auto found = r.speculators.find(tool);
+          return found == r.speculators.end() ? 0 : per_token(found->second);
+        },
+        rows);
+    int failed = 0, n = 0;
+    for (const CotRecord& record : records) {
+      const auto found = record.speculators.find(tool);
+      n += found != record.speculators.end() ? 1 : 0;
+      failed += found != record.speculators.end() && found->second.tokens == 0 ? 1 : 0;
+    }
+    if (failed > 0) rows->push_back(plain_row("not finished by " + kind, "questions", failed, n));
+  }
+}
+
+// Windows, policies and single drafters.
+void variant_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* rows) {
+  std::set<std::string> names;
+  for (const CotRecord& record : records) {
+    for (const auto& [name, timing] : record.variants) names.insert(name);
+  }
+  for (const std::string& name : names) {
+    const auto of = [&](const CotRecord& r) {
+      const auto found = r.variants.find(name);
+      return found == r.variants.end() ? nullptr : &found->second;
+    };
+    std::vector<BenchRow> speeds;
+    speed_rows(
+        records, name, "our greedy decoding",
+        [&](const CotRecord& r) { return of(r) == nullptr ? 0 : per_token(*of(r)); },
+        [](const CotRecord& r) { return per_token(r.greedy); }, &speeds);
+    if (speeds.empty()) continue;
+    Records all;
+    for (const CotRecord& record : records) all.push_back(&record);
+    speeds[0].more.emplace_back("tokens a forward", tokens_per_forward(all, of));
+    rows->push_back(std::move(speeds[0]));
+  }
+}
 
 void glance_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* rows) {
   const std::vector<CotPoint> curve = glance_curve(records);
@@ -222,16 +309,19 @@ std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records) {
     for (const std::string& task : cot_tasks()) {
       const Records some = of_task(records, task);
       if (some.empty()) continue;
-      const CotRule rule = fit_rule(some, false, target), trunc_rule = fit_rule(some, true, target);
       Sums of_one;
-      for (const CotRecord* record : some) {
-        if (record->index % 2 == 0) {
-          fitted.add(*record, rule, false);
-          continue;
+      for (const bool odd : {false, true}) {
+        const CotRule rule = fit_rule(some, false, target, odd),
+                      trunc_rule = fit_rule(some, true, target, odd);
+        for (const CotRecord* record : some) {
+          if ((record->index % 2 != 0) == odd) {
+            fitted.add(*record, rule, false);
+            continue;
+          }
+          glance.add(*record, rule, false);
+          of_one.add(*record, rule, false);
+          trunc.add(*record, trunc_rule, true);
         }
-        glance.add(*record, rule, false);
-        of_one.add(*record, rule, false);
-        trunc.add(*record, trunc_rule, true);
       }
       point.tasks.emplace_back(task, of_one.outcome());
     }
@@ -243,52 +333,35 @@ std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records) {
   return curve;
 }
 
-std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& records) {
+std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& all) {
   std::vector<BenchRow> rows;
-  const auto exact = [](const CotRecord& r) { return per_token(r.exact.seconds, r.exact.tokens); };
-  speed_rows(
-      records, "exact_speedup", "our greedy decoding", exact,
-      [](const CotRecord& r) { return per_token(r.greedy.seconds, r.greedy.tokens); }, &rows);
+  std::vector<CotRecord> records, repetitive;
+  for (const CotRecord& record : all) (is_repetitive(record.task) ? repetitive : records).push_back(record);
+  peer_rows(records, "exact", &rows);
+  peer_rows(repetitive, "repetitive", &rows);
+  std::vector<BenchRow> chains;
   speed_rows(
       records, "exact_speedup_chain", "our greedy decoding, until the chain's end",
       [](const CotRecord& r) { return r.exact.chain_seconds; },
-      [](const CotRecord& r) { return r.greedy.chain_seconds; }, &rows);
-  for (BenchRow& row : rows) {
-    if (row.name.starts_with("exact_speedup_chain/")) row.unit = "chains/s";
+      [](const CotRecord& r) { return r.greedy.chain_seconds; }, &chains);
+  for (BenchRow& row : chains) {
+    if (row.name.find('/') != std::string::npos) row.unit = "chains/s";
+    rows.push_back(std::move(row));
   }
-  speed_rows(
-      records, "exact_vs_llamacpp", "llama.cpp, greedy", exact,
-      [](const CotRecord& r) { return r.peer ? per_token(r.peer->seconds, r.peer->tokens) : 0; }, &rows);
-  std::set<std::string> speculators;
-  for (const CotRecord& record : records) {
-    for (const auto& [name, timing] : record.speculators) speculators.insert(name);
-  }
-  for (const std::string& name : speculators) {
-    speed_rows(
-        records, "exact_vs_" + name, "llama.cpp's " + name, exact,
-        [&](const CotRecord& r) {
-          const auto found = r.speculators.find(name);
-          return found == r.speculators.end() ? 0 : per_token(found->second.seconds, found->second.tokens);
-        },
-        &rows);
-  }
+  variant_rows(all, &rows);
   rows_by_task(
-      records, "exact_differences", "outputs",
+      all, "exact_differences", "outputs",
       [](const Records& some) {
         return share(some, [](const CotRecord& r) { return !r.same; }) * static_cast<double>(some.size());
       },
       &rows);
   rows_by_task(
-      records, "tokens_per_forward", "tokens",
+      all, "tokens_per_forward", "tokens",
       [](const Records& some) {
-        double tokens = 0, forwards = 0;
-        for (const CotRecord* r : some) {
-          tokens += r->exact.tokens - 1;
-          forwards += r->exact.forwards;
-        }
-        return forwards > 0 ? tokens / forwards : 0;
+        return tokens_per_forward(some, [](const CotRecord& r) { return &r.exact; });
       },
       &rows);
+  if (records.empty()) return rows;
   rows_by_task(
       records, "chain_tokens", "tokens, mean",
       [](const Records& some) {
@@ -326,41 +399,6 @@ std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& records) {
   }
   glance_rows(records, &rows);
   return rows;
-}
-
-std::string glance_svg(const std::vector<CotPoint>& curve) {
-  constexpr double kWidth = 560, kHeight = 360, kLeft = 60, kTop = 30, kPlotWidth = 460, kPlotHeight = 270;
-  const auto x = [](double saved) { return kLeft + kPlotWidth * std::clamp(saved, 0.0, 1.0); };
-  const auto y = [](double agreement) { return kTop + kPlotHeight * (1 - std::clamp(agreement, 0.0, 1.0)); };
-  std::string out = strf(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" font-family=\"sans-serif\" "
-      "font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
-      kWidth, kHeight);
-  for (int i = 0; i <= 5; ++i) {
-    out += strf(
-        "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>"
-        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%d %%</text>"
-        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%d %%</text>\n",
-        kLeft, y(0.2 * i), kLeft + kPlotWidth, y(0.2 * i), kLeft - 6, y(0.2 * i) + 4, 20 * i, x(0.2 * i),
-        kTop + kPlotHeight + 18, 20 * i);
-  }
-  const auto line = [&](const char* colour, bool trunc) {
-    std::string points;
-    for (const CotPoint& point : curve) {
-      const CotOutcome& at = trunc ? point.trunc : point.glance;
-      points += strf("%.1f,%.1f ", x(at.saved), y(at.agreement));
-      out +=
-          strf("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>", x(at.saved), y(at.agreement), colour);
-    }
-    out += strf("<polyline points=\"%s\" fill=\"none\" stroke=\"%s\"/>\n", points.c_str(), colour);
-  };
-  line("#1f77b4", false);
-  line("#d62728", true);
-  out += strf(
-      "<text x=\"%.1f\" y=\"18\">agreement with the whole chain over time saved: "
-      "<tspan fill=\"#1f77b4\">FastCoT</tspan>, <tspan fill=\"#d62728\">Trunc-CoT</tspan></text>\n",
-      kLeft);
-  return out + "</svg>\n";
 }
 
 }  // namespace frugal::cli

@@ -9,10 +9,12 @@
 
 namespace frugal::cli {
 
-// When to stop looking: `stable` looks agree, each with at least `confidence`; stable 0: never look.
+// When to stop looking: `stable` looks agree, each with at least `confidence`; stable 0: never look. `every`
+// so manieth of the recorded looks is taken.
 struct CotRule {
   int stable = 0;
   float confidence = 0;
+  int every = 1;
 };
 
 // What a rule gives over questions: everything is measured at the places where the rule stops.
@@ -25,10 +27,10 @@ struct CotOutcome {
   int n = 0;
 };
 // A point of the curve: rules fitted per task on the even questions to save the most time with at least
-// `target` agreement there, and their outcome on the odd ones.
+// `target` agreement there, and their outcome on the odd ones; and the other way round.
 struct CotPoint {
   double target = 0;
-  double fitted_saved = 0;                                // on the even questions
+  double fitted_saved = 0;                                // on the questions of the fit
   CotOutcome glance, trunc;                               // Trunc-CoT with its own fitted rules
   std::vector<std::pair<std::string, CotOutcome>> tasks;  // of the glance
 };
@@ -37,8 +39,5 @@ std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records);
 // exact_speedup, exact_differences, exact_vs_llamacpp, glance_saved, glance_agreement, trunc_agreement and
 // more, each over all tasks and, as "NAME/TASK", for each.
 std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& records);
-
-// The curve as an SVG picture: agreement over time saved.
-std::string glance_svg(const std::vector<CotPoint>& curve);
 
 }  // namespace frugal::cli

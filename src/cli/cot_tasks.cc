@@ -143,8 +143,8 @@ Result<CotQuestion> parse_line(std::string_view line) {
       return bad(strf("\"%s\" is missing, empty or no text", key));
     *to = json[key].get<std::string>();
   }
-  if (find_task(question.task) == nullptr)
-    return bad("the task \"" + question.task + "\" is none of gsm8k, aqua, csqa, strategyqa");
+  if (find_task(question.task) == nullptr && !is_repetitive(question.task))
+    return bad("the task \"" + question.task + "\" is none of gsm8k, aqua, csqa, strategyqa, quote, edit");
   if (json.contains("id") && json["id"].is_string()) question.id = json["id"].get<std::string>();
   if (json.contains("choices") && json["choices"].is_object()) {
     for (const auto& [letter, text] : json["choices"].items()) {
@@ -162,6 +162,13 @@ const std::vector<std::string>& cot_tasks() {
   static const std::vector<std::string> names = {"gsm8k", "aqua", "csqa", "strategyqa"};
   return names;
 }
+
+const std::vector<std::string>& repetitive_tasks() {
+  static const std::vector<std::string> names = {"quote", "edit"};
+  return names;
+}
+
+bool is_repetitive(std::string_view task) { return task == "quote" || task == "edit"; }
 
 Result<CotData> read_cot_data(const std::vector<std::string>& paths) {
   CotData data;
@@ -193,6 +200,7 @@ int cot_answer_tokens(std::string_view task) { return task == "gsm8k" ? 8 : 1; }
 
 std::string cot_prompt(const CotQuestion& question, int n_shots) {
   std::string out;
+  if (is_repetitive(question.task)) return question.text;
   const Task& task = *find_task(question.task);
   for (int i = 0; i < std::min(n_shots, 4); ++i) {
     const Example& example = task.examples[i];

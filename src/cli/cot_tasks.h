@@ -14,6 +14,10 @@ namespace frugal::cli {
 // "gsm8k", "aqua", "csqa", "strategyqa"
 const std::vector<std::string>& cot_tasks();
 
+// "quote", "edit": input that the answer repeats; the question is the prompt, and there is no chain.
+const std::vector<std::string>& repetitive_tasks();
+bool is_repetitive(std::string_view task);
+
 struct CotQuestion {
   std::string id, task, text;
   std::vector<std::pair<std::string, std::string>> choices;  // letter and text; none: a free answer
@@ -30,7 +34,7 @@ struct CotData {
 // read.
 Result<CotData> read_cot_data(const std::vector<std::string>& paths);
 
-// The question after `n_shots` (0 to 4) worked examples of its task.
+// The question after `n_shots` (0 to 4) worked examples of its task; of a repetitive one, its text.
 std::string cot_prompt(const CotQuestion& question, int n_shots);
 // What a chain ends with before the next question: the stop string.
 inline constexpr std::string_view kCotStop = "\nQ:";

@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "cli/cot_plot.h"
 #include "cli/cot_record.h"
 #include "cli/cot_report.h"
 #include "cli/cot_tasks.h"
@@ -92,7 +93,7 @@ TEST(CotReport, RulesPayForTheirLooksAndAreJudgedOnOtherQuestions) {
   const std::vector<CotPoint> curve = glance_curve(records);
   ASSERT_FALSE(curve.empty());
   for (const CotPoint& point : curve) {
-    EXPECT_EQ(point.glance.n, 5);
+    EXPECT_EQ(point.glance.n, 10);  // each by a rule that was fitted without it
     // At full agreement two looks have to agree: stopped at the third, after 3 s and 3 looks of 0.1 s.
     if (point.target == 1.0) {
       EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
@@ -117,9 +118,57 @@ TEST(CotReport, NamesTheRowsThatAreAskedFor) {
   EXPECT_FALSE(rows.contains("exact_vs_llamacpp"));  // was not run
 }
 
+TEST(CotReport, KeepsPoolsPeersAndVariantsApart) {
+  std::vector<CotRecord> records;
+  for (int i = 0; i < 4; ++i) {
+    CotRecord record = record_of(i, "B", {});
+    record.pooled = CotTiming{0.25, 0.25, 1, 11, 3};
+    record.speculators["llama-speculative-simple:ngram-mod"] = CotTiming{2, 2, 0, 11, 0};
+    record.speculators["llama-lookahead"] = i == 0 ? CotTiming{4, 4, 0, 11, 0} : CotTiming{};
+    record.variants["window  4"] = CotTiming{0.8, 0.8, 1, 11, 4};
+    record.variants["window  4, fixed"] = CotTiming{1.6, 1.6, 1, 11, 5};
+    records.push_back(record);
+    record.task = "quote";
+    record.exact = {0.25, 0.25, 1, 11, 2};
+    records.push_back(record);
+  }
+  std::map<std::string, BenchRow> rows;
+  for (const BenchRow& row : cot_rows(records)) rows[row.name] = row;
+  EXPECT_DOUBLE_EQ(rows.at("exact_speedup").ours, 2);  // quotes are no chains
+  EXPECT_DOUBLE_EQ(rows.at("repetitive_speedup/quote").ratio, 4);
+  EXPECT_DOUBLE_EQ(rows.at("exact_pool_speedup").ours, 4);
+  EXPECT_DOUBLE_EQ(rows.at("exact_vs_ngram-mod").ours, 4);
+  EXPECT_EQ(rows.at("exact_vs_llama-lookahead").n, 1);
+  EXPECT_DOUBLE_EQ(rows.at("not finished by llama-lookahead").ours, 3);
+  EXPECT_FALSE(rows.contains("not finished by ngram-mod"));
+  EXPECT_DOUBLE_EQ(rows.at("window  4").ratio, 1.25);
+  EXPECT_DOUBLE_EQ(rows.at("window  4, fixed").ratio, 0.625);
+  EXPECT_EQ(rows.at("exact_differences").n, 8);
+  EXPECT_EQ(rows.at("accuracy").n, 4);
+  std::vector<BenchRow> list;
+  for (const auto& [name, row] : rows) list.push_back(row);
+  EXPECT_NE(windows_svg(list).find("adaptive"), std::string::npos);
+  EXPECT_EQ(windows_svg({}), "");
+}
+
+TEST(CotReport, ARuleMaySkipLooks) {
+  // The first two looks agree by chance; every second look does not see that.
+  std::vector<CotRecord> records;
+  for (int i = 0; i < 10; ++i) records.push_back(record_of(i, "B", {"A", "A", "C", "B", "C", "B", "C", "B"}));
+  for (const CotPoint& point : glance_curve(records)) {
+    if (point.target < 1) continue;
+    EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
+    EXPECT_NEAR(point.glance.saved, 1 - 4.1 / 10, 1e-9);  // the fourth look alone
+  }
+}
+
 TEST(CotRecord, SurvivesItsFile) {
   CotRecord record = record_of(3, "B", {"A", "B"});
   record.peer = CotTiming{4, 4, 0, 11, 10};
+  record.pooled = CotTiming{1, 1, 0, 11, 3};
+  record.speculators["a"] = CotTiming{4, 4, 0, 11, 10};
+  record.variants["b"] = CotTiming{4, 4, 0, 11, 10};
+  record.tokens = {7, 8, 9};
   record.drafted = {1, 2, 3, 4};
   const auto back = parse_record(record_json(record));
   ASSERT_TRUE(back.ok()) << back.error().message;

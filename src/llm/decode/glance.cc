@@ -19,6 +19,9 @@ float probability(std::span<const float> logits, Token token) {
   return static_cast<float>(std::exp(static_cast<double>(logits[static_cast<size_t>(token)] - most)) / sum);
 }
 
+// Guesses less likely than this to be the chain's own words are no approximation of it.
+constexpr float kLeastChance = 0.2f;
+
 }  // namespace
 
 Glancer::Glancer(Engine& engine, const Tokenizer& tokenizer, const GenerateOptions& options,
@@ -47,17 +50,60 @@ Result<Glancer> Glancer::create(Engine& engine, SequenceId sequence, const Token
   return Glancer(engine, tokenizer, options, glance, std::move(decoding), std::move(trigger));
 }
 
-Status Glancer::step() {
+Status Glancer::step(std::span<const Token> trigger, Look* look) {
   const DraftLine line = decoding_.propose();
   int length = static_cast<int>(line.size());
   if (!options_->decode.fixed) choose_lengths(*costs_, {&line, 1}, length + 1, {&length, 1});
-  const BatchItem window = decoding_.window(length);
+  if (look != nullptr) *look = {};
+  // An approximate end of the chain is no place to ask from: guesses from there on wait for another window.
+  for (int i = 0; !trigger.empty() && i < length; ++i) {
+    if (tokenizer_->is_end_of_generation(line[static_cast<size_t>(i)].token)) length = i;
+  }
+  BatchItem window = decoding_.window(length);
+  const int n_rows = length + 1 + static_cast<int>(trigger.size());
+  const EngineOptions& limits = engine_->options();
+  const bool asks = !trigger.empty() && n_rows <= std::min(limits.max_rows, limits.max_logit_rows) &&
+                    engine_->n_past(decoding_.sequence()) + n_rows < limits.n_ctx;
+  std::vector<Token> asking;
+  if (asks) {
+    look->exact = static_cast<int>(decoding_.tokens().size());
+    look->approximate = length;
+    asking.assign(window.tokens.begin(), window.tokens.end());
+    asking.insert(asking.end(), trigger.begin(), trigger.end());
+    window.tokens = asking;
+  }
   const double begin = wall_seconds();
   FRUGAL_TRY_STATUS(engine_->forward({&window, 1}));
-  costs_->add(length + 1, wall_seconds() - begin);
+  const double took = wall_seconds() - begin;
+  costs_->add(asks ? n_rows : length + 1, took);
+  if (asks) {
+    look->confidence = 1;
+    std::vector<Token> answer;
+    FRUGAL_TRY([[maybe_unused]] const bool ended, read_answer(engine_->logits(n_rows - 1), &answer, look));
+    look->seconds = took * (1 - costs_->cost(length + 1) / costs_->cost(n_rows));
+    FRUGAL_TRY_STATUS(engine_->truncate(
+        decoding_.sequence(), engine_->n_past(decoding_.sequence()) - static_cast<int>(trigger.size())));
+  }
   FRUGAL_TRY_STATUS(decoding_.consume(0));
   decoding_.show();
   return {};
+}
+
+Result<bool> Glancer::read_answer(std::span<const float> logits, std::vector<Token>* answer,
+                                  Look* look) const {
+  const Token token = likeliest_token(logits);
+  if (token < 0) return Error{ErrorCode::kCorrupt, "the model computed NaN after the answer trigger"};
+  if (tokenizer_->is_end_of_generation(token)) return true;
+  answer->push_back(token);
+  FRUGAL_TRY(const std::string text, tokenizer_->decode(*answer));
+  const size_t end = text.find_first_of(".\n)", 1);
+  if (end != std::string::npos && !(end + 1 < text.size() && text[end] == '.')) {
+    look->answer = std::string(trim(std::string_view(text).substr(0, end)));
+    return true;
+  }
+  look->confidence *= probability(logits, token);
+  look->answer = std::string(trim(text));
+  return false;
 }
 
 Result<Look> Glancer::look(int approximate) {
@@ -73,8 +119,11 @@ Result<Look> Glancer::look(int approximate) {
       engine_->options().n_ctx - held - static_cast<int>(trigger_.size()) - glance_->answer_tokens - 1;
   if (room < 0) return {ErrorCode::kOutOfRange, "the context has no room left for the answer trigger"};
   if (!decoding_.done() && approximate > 0) {
+    float chance = 1;
     for (const DraftToken& guess : decoding_.propose()) {
-      if (look.approximate >= std::min(approximate, room) || tokenizer_->is_end_of_generation(guess.token))
+      chance *= guess.confidence;
+      if (chance < kLeastChance || look.approximate >= std::min(approximate, room) ||
+          tokenizer_->is_end_of_generation(guess.token))
         break;
       tokens.push_back(guess.token);
       ++look.approximate;
@@ -88,27 +137,10 @@ Result<Look> Glancer::look(int approximate) {
     const BatchItem item{sequence, tokens, LogitRows::kLast};
     status = engine_->forward({&item, 1});
     if (!status.ok()) break;
-    const Token token = likeliest_token(engine_->logits(0));
-    if (token < 0) {
-      status = {ErrorCode::kCorrupt, "the model computed NaN after the answer trigger"};
-      break;
-    }
-    if (tokenizer_->is_end_of_generation(token)) break;
-    answer.push_back(token);
-    auto text = tokenizer_->decode(answer);
-    if (!text.ok()) {
-      status = text.error();
-      break;
-    }
-    const float chance = probability(engine_->logits(0), token);
-    const size_t end = text->find_first_of(".\n)", 1);
-    if (end != std::string::npos && !(end + 1 < text->size() && (*text)[end] == '.')) {
-      look.answer = std::string(trim(text->substr(0, end)));
-      break;
-    }
-    look.confidence *= chance;
-    look.answer = std::string(trim(*text));
-    tokens.assign(1, token);
+    const auto ended = read_answer(engine_->logits(0), &answer, &look);
+    if (!ended.ok()) status = ended.error();
+    if (!ended.ok() || *ended) break;
+    tokens.assign(1, answer.back());
   }
   FRUGAL_TRY_STATUS(engine_->truncate(sequence, held));
   FRUGAL_TRY_STATUS(status);
@@ -142,18 +174,29 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
     out.out_of_budget = (rule.most_tokens > 0 && n >= rule.most_tokens) ||
                         (rule.most_seconds > 0 && wall_seconds() - begin >= rule.most_seconds) ||
                         (rule.spent && rule.spent());
-    if (n >= next || out.out_of_budget) {
-      next = n + rule.every;
-      auto look = glancer.look(rule.approximate);
-      // Near the context's end there is no room for the trigger: the chain goes on to its own end.
-      if (!look.ok() && look.error().code != ErrorCode::kOutOfRange) return look.error();
-      if (look.ok()) out.looks.push_back(std::move(look).value());
-      if (out.out_of_budget || agreed(out.looks, rule)) {
-        out.glanced = true;
-        break;
-      }
+    if (n < next && !out.out_of_budget) {
+      FRUGAL_TRY_STATUS(glancer.step());
+      continue;
     }
-    FRUGAL_TRY_STATUS(glancer.step());
+    next = n + rule.every;
+    Look look;
+    const bool shared = rule.approximate > 0 && !out.out_of_budget;
+    if (shared) FRUGAL_TRY_STATUS(glancer.step_and_look(&look));
+    // The first token said enough where it is the whole answer, or is not sure enough for one.
+    const bool whole =
+        shared && (look.exact == 0 || rule.answer_tokens == 1 || look.confidence < rule.confidence);
+    if (!whole && !glancer.done()) {
+      auto full = glancer.look(rule.approximate);
+      // Near the context's end there is no room for the trigger: the chain goes on to its own end.
+      if (!full.ok() && full.error().code != ErrorCode::kOutOfRange) return full.error();
+      if (full.ok()) look = std::move(full).value();
+    }
+    if (look.exact > 0) out.looks.push_back(std::move(look));
+    if (!glancer.done() && (out.out_of_budget || (look.exact > 0 && agreed(out.looks, rule)))) {
+      out.glanced = true;
+      break;
+    }
+    if (!shared && !glancer.done()) FRUGAL_TRY_STATUS(glancer.step());
   }
   if (!out.glanced) {
     // The whole chain: its answer is drawn at its end, and is exact.

@@ -1,11 +1,12 @@
 // Glance: an early answer from a chain of thought that is not finished (FastCoT, Zhang et al. 2023).
 //
-// While the rationale is decoded exactly, the answer is asked for now and then: the exact tokens, the
-// approximate ones that follow them (the draft of the next window), and the answer trigger go through one
-// forward, the answer is read, and the cache goes back to where it was. When the answer has stayed the same
-// for several such looks and is sure enough, decoding stops there. The rationale is exact as far as it goes;
-// the answer is a glance: it may differ from the one that the whole chain would have given. Dropping the
-// approximate tokens gives the control, Trunc-CoT.
+// While the rationale is decoded exactly, the answer is asked for now and then. The window's forward does
+// both: behind the last exact token and the approximate ones (the draft) it carries the answer trigger, whose
+// last row says the answer's first token and how sure the model is of it. Only where that is sure enough, and
+// the answer may be longer than a token, is it drawn in forwards of its own, and the cache goes back to where
+// it was. When the answer has stayed the same for several such looks and is sure enough, decoding stops
+// there. The rationale is exact as far as it goes; the answer is a glance: it may differ from the one that
+// the whole chain would have given. Dropping the approximate tokens gives the control, Trunc-CoT.
 #pragma once
 
 #include <functional>
@@ -62,7 +63,10 @@ class Glancer {
   bool done() const { return decoding_.done(); }
   void cancel_if_asked() { decoding_.cancel_if_asked(); }
   // One window.
-  Status step();
+  Status step() { return step({}, nullptr); }
+  // One window with the trigger behind it: a look that costs the trigger's rows. `look` gets the answer's
+  // first token, or nothing (exact = 0) where the context has no room for the trigger.
+  Status step_and_look(Look* look) { return step(trigger_, look); }
   // The answer now, with at most `approximate` guessed tokens before the trigger. Leaves the cache as it was.
   Result<Look> look(int approximate);
   // Ends the rationale where it is.
@@ -75,6 +79,10 @@ class Glancer {
  private:
   Glancer(Engine& engine, const Tokenizer& tokenizer, const GenerateOptions& options,
           const GlanceOptions& glance, Decoding decoding, std::vector<Token> trigger);
+
+  Status step(std::span<const Token> trigger, Look* look);
+  // Adds the likeliest token of a row to the answer; true when it ends there.
+  Result<bool> read_answer(std::span<const float> logits, std::vector<Token>* answer, Look* look) const;
 
   Engine* engine_;
   const Tokenizer* tokenizer_;

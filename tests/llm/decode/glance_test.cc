@@ -53,6 +53,24 @@ TEST_F(Glance, LooksLeaveTheRationaleAndTheCacheAsTheyWere) {
   EXPECT_EQ(engine->n_past(sequence), static_cast<int>(prompt.size() + plain.tokens.size()) - 1);
 }
 
+TEST_F(Glance, TheWindowsForwardSaysWhatALookOfItsOwnSays) {
+  rationale.decode.max_draft = 0;
+  auto glancer =
+      std::move(Glancer::create(*engine, sequence, model->tokenizer(), prompt, rationale, never)).value();
+  ASSERT_TRUE(glancer.prefill().ok());
+  while (!glancer.done()) {
+    const auto alone = glancer.look(0);
+    ASSERT_TRUE(alone.ok());
+    Look shared;
+    ASSERT_TRUE(glancer.step_and_look(&shared).ok());
+    EXPECT_EQ(shared.exact, alone->exact);
+    EXPECT_EQ(shared.approximate, 0);
+    EXPECT_EQ(shared.answer, alone->answer);
+    EXPECT_EQ(shared.confidence, alone->confidence);
+  }
+  EXPECT_EQ(glancer.finish().tokens, plain.tokens);
+}
+
 TEST_F(Glance, StopsWhenTheAnswerIsStable) {
   GlanceOptions rule;
   rule.confidence = 0;
@@ -67,7 +85,9 @@ TEST_F(Glance, StopsWhenTheAnswerIsStable) {
   ASSERT_LT(result.rationale.tokens.size(), plain.tokens.size());
   EXPECT_TRUE(
       std::equal(result.rationale.tokens.begin(), result.rationale.tokens.end(), plain.tokens.begin()));
-  EXPECT_EQ(result.looks.back().exact, static_cast<int>(result.rationale.tokens.size()));
+  // The window that carried the last look added its own tokens.
+  EXPECT_LT(result.looks.back().exact, static_cast<int>(result.rationale.tokens.size()));
+  EXPECT_EQ(engine->n_past(sequence), static_cast<int>(prompt.size() + result.rationale.tokens.size()) - 1);
 }
 
 TEST_F(Glance, ABudgetEndsTheRationale) {
