@@ -47,7 +47,7 @@ std::vector<std::pair<int, const CotQuestion*>> chosen(const CotData& data, cons
   }
   // A few questions of each task in turn: task after task would leave the last ones out when time is short,
   // and question after question would compute the worked examples anew each time.
-  constexpr int kInARow = 5;
+  static constexpr int kInARow = 5;
   std::stable_sort(out.begin(), out.end(),
                    [](const auto& a, const auto& b) { return a.first / kInARow < b.first / kInARow; });
   return out;
