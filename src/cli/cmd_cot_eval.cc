@@ -47,9 +47,9 @@ std::vector<std::pair<int, const CotQuestion*>> chosen(const CotData& data, cons
   }
   // A few questions of each task in turn: task after task would leave the last ones out when time is short,
   // and question after question would compute the worked examples anew each time.
-  static constexpr int kInARow = 5;
+  const int in_a_row = 5;
   std::stable_sort(out.begin(), out.end(),
-                   [](const auto& a, const auto& b) { return a.first / kInARow < b.first / kInARow; });
+                   [=](const auto& a, const auto& b) { return a.first / in_a_row < b.first / in_a_row; });
   return out;
 }
 
