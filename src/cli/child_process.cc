@@ -108,9 +108,23 @@ Result<double> run_llama_bench(const LlamaBenchCase& bench) {
 Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const std::string& model,
                                                const std::string& prompt, int n_tokens, int n_threads) {
   const size_t colon = command.find(':');
-  std::vector<std::string> words = {"timeout", "60", command.substr(0, colon), "-m", model, "-p", prompt,
-                                    "--no-escape", "-n", strf("%d", n_tokens), "-t", strf("%d", n_threads),
-                                    "-c", "0", "--temp", "0", "--ignore-eos"};
+  std::vector<std::string> words = {"timeout",
+                                    "60",
+                                    command.substr(0, colon),
+                                    "-m",
+                                    model,
+                                    "-p",
+                                    prompt,
+                                    "--no-escape",
+                                    "-n",
+                                    strf("%d", n_tokens),
+                                    "-t",
+                                    strf("%d", n_threads),
+                                    "-c",
+                                    "0",
+                                    "--temp",
+                                    "0",
+                                    "--ignore-eos"};
   if (colon != std::string::npos) words.insert(words.end(), {"--spec-type", command.substr(colon + 1)});
   FRUGAL_TRY(const ChildOutput out, run_command(std::move(words), /*with_stderr=*/true));
   // "decoded  256 tokens in    1.234 seconds"
