@@ -94,10 +94,10 @@ TEST(CotReport, RulesPayForTheirLooksAndAreJudgedOnOtherQuestions) {
   ASSERT_FALSE(curve.empty());
   for (const CotPoint& point : curve) {
     EXPECT_EQ(point.glance.n, 10);  // each by a rule that was fitted without it
-    // At full agreement every third look, and there the first, is the one that pays: after 3 s, for 0.1 s.
+    // At full agreement every second look, and the first of those: after 2 s, for 0.1 s.
     if (point.target == 1.0) {
       EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
-      EXPECT_NEAR(point.glance.saved, 1 - 3.1 / 10, 1e-9);
+      EXPECT_NEAR(point.glance.saved, 1 - 2.1 / 10, 1e-9);
       EXPECT_DOUBLE_EQ(point.glance.trunc_agreement, 0);
       EXPECT_DOUBLE_EQ(point.trunc.saved, 0);  // X is never right: its rule does not look
     }
