@@ -135,9 +135,16 @@ Result<double> time_case(Runner& runner, const Case& bench, std::span<const Toke
   return decode_tokens / (wall_seconds() - begin);
 }
 
-// Mean KL divergence (nats) of our next-token distribution from the peer's. Int8 activations keep two right
-// engines about 0.01 apart (docs/design/panels-and-exactness.md), random tokens a little more; a wrong engine
-// is several nats off.
+// Mean KL divergence (nats) of our next-token distribution from the peer's, on a text. Int8 activations keep
+// two right engines about 0.01 apart (docs/design/panels-and-exactness.md); a wrong engine is several nats
+// off. On the bench's random tokens right ones may be a tenth of a nat apart, which would leave no room to
+// tell.
+constexpr char kCheckText[] =
+    "A river that carries more water than its bed can hold leaves it, and finds a new one. People who live "
+    "beside "
+    "it learn to read the signs: the colour of the water, the sound of stones that roll along the ground, "
+    "birds "
+    "that do not come back in the evening. Then they take what they need and go up the hill.";
 Result<double> mean_distance(Runner& ours, Runner& peer, std::span<const Token> tokens) {
   FRUGAL_TRY_STATUS(ours.rewind(0));
   FRUGAL_TRY_STATUS(peer.rewind(0));
@@ -198,8 +205,10 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
   OurRunner ours(engine, sequence);
   FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, peer_cache(flags)));
   const std::vector<Token> tokens = bench_tokens(*loaded.model, static_cast<size_t>(session.n_ctx));
+  FRUGAL_TRY(std::vector<Token> text, loaded.model->tokenizer().encode(kCheckText, true, false));
+  text.resize(std::min(text.size(), static_cast<size_t>(session.n_ctx)));
   for (const auto& peer : peers) {
-    FRUGAL_TRY(const double distance, mean_distance(ours, *peer, tokens));
+    FRUGAL_TRY(const double distance, mean_distance(ours, *peer, text));
     if (!(distance < kLargestDistance)) {
       return {ErrorCode::kCorrupt, strf("our answers are %.3g nats from those of %s: nothing is timed",
                                         distance, peer->name.c_str())};
