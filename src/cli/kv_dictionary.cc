@@ -94,7 +94,7 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
                       "this model's is %d",
                       llm::kMaxCodedDim, info.head_dim)};
   }
-  llm::DictionaryTrainer trainer(std::move(empty), n_tokens);
+  llm::DictionaryTrainer trainer(std::move(empty), n_tokens, info.n_ctx_train);
   llm::EngineOptions options;
   options.n_threads = training.threads;
   options.n_ctx = training.window;
@@ -179,7 +179,7 @@ std::vector<std::string> default_evaluation_texts() {
 std::string default_dictionary_path(const llm::ModelInfo& info) {
   const std::filesystem::path cache = std::filesystem::path(models_folder()).parent_path();
   return (cache / "dictionaries" /
-          strf("%016llx.v%u.weighed.dict", static_cast<unsigned long long>(info.file_hash),
+          strf("%016llx.v%u.spread.dict", static_cast<unsigned long long>(info.file_hash),
                llm::kDictionaryVersion))
       .string();
 }

@@ -34,7 +34,7 @@ std::vector<std::string> default_evaluation_texts();
 // Texts that machines have: licences, Python's library, C and C++ headers, documents of Debian packages.
 std::vector<std::string> default_training_texts();
 
-// <cache folder>/dictionaries/<model hash>.v<version>.weighed.dict
+// <cache folder>/dictionaries/<model hash>.v<version>.spread.dict
 std::string default_dictionary_path(const llm::ModelInfo& info);
 // The dictionary at `path`, checked against the model; an empty path is the default one, trained when
 // missing.

@@ -22,23 +22,32 @@ float dot(const float* a, const float* b, size_t n) {
 
 }  // namespace
 
+// Whose query stands at a place of queries_.
+size_t DictionaryTrainer::token_of(size_t place, int group) {
+  return place * kQueryStride / static_cast<size_t>(std::max(1, group));
+}
+
 std::vector<double> DictionaryTrainer::query_moment(int layer, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim);
-  const auto& queries = queries_[static_cast<size_t>(layer * empty_.n_kv_heads + head)];
+  const auto idx = static_cast<size_t>(layer * empty_.n_kv_heads + head);
+  const auto& queries = queries_[idx];
   std::vector<double> moment(dim * dim, 0.0);
-  std::vector<float> q(dim);
-  size_t n = 0;
-  for (size_t at = 0; at < queries.size(); at += dim) {
-    if (queries[at] == kNoQuery) continue;
-    for (size_t i = 0; i < dim; ++i) q[i] = f16_to_f32(queries[at + i]);
-    ++n;
+  std::vector<float> q(dim), turned(dim);
+  double n = 0;  // each query counts where it stands and, as keys do, at a position anywhere
+  for (size_t place = 0; place < queries.size() / dim; ++place) {
+    const size_t token = token_of(place, groups_[idx]);
+    if (queries[place * dim] == kNoQuery || token >= static_cast<size_t>(end_)) continue;
+    for (size_t i = 0; i < dim; ++i) q[i] = f16_to_f32(queries[place * dim + i]);
+    turn_to(empty_, layer, spread_position(place) - positions_[token], q.data(), turned.data());
+    n += 2;
     for (size_t i = 0; i < dim; ++i) {
       for (size_t j = 0; j < dim; ++j)
-        moment[i * dim + j] += static_cast<double>(q[i]) * static_cast<double>(q[j]);
+        moment[i * dim + j] += static_cast<double>(q[i]) * static_cast<double>(q[j]) +
+                               static_cast<double>(turned[i]) * static_cast<double>(turned[j]);
     }
   }
   if (n == 0) return {};
-  for (double& m : moment) m /= static_cast<double>(n);
+  for (double& m : moment) m /= n;
   return moment;
 }
 
@@ -53,7 +62,7 @@ std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
   std::vector<float> q(dim), p, out(dim);
   for (size_t place = 0; place < queries_[idx].size() / dim; ++place) {
     const uint16_t* from = &queries_[idx][place * dim];
-    const size_t token = place * kQueryStride / static_cast<size_t>(std::max(1, groups_[idx]));
+    const size_t token = token_of(place, groups_[idx]);
     if (from[0] == kNoQuery || token >= static_cast<size_t>(end_)) continue;
     const int position = positions_[token];
     if (position < 2 * kSeenWhole) continue;

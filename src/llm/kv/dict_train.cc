@@ -67,9 +67,10 @@ class TapSource final : public KvSource {
   DictionaryTrainer* trainer_;
 };
 
-DictionaryTrainer::DictionaryTrainer(Dictionary empty, int n_tokens)
+DictionaryTrainer::DictionaryTrainer(Dictionary empty, int n_tokens, int n_positions)
     : empty_(std::move(empty)),
       capacity_(n_tokens),
+      n_positions_(n_positions),
       guards_(static_cast<size_t>(empty_.n_layers) * static_cast<size_t>(empty_.n_kv_heads)) {
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const size_t n = static_cast<size_t>(empty_.n_layers) * static_cast<size_t>(n_tokens) *
@@ -155,7 +156,22 @@ DictionaryTrainer::Rows DictionaryTrainer::rows(int layer, KvSide side, int head
     for (size_t j = 0; j < dim; ++j) out.x.push_back(all[i * dim + j] - turned[j]);
     out.shares.push_back(static_cast<float>(shares[i]));
   }
+  // Texts of training are short beside a context. A key's position is known, so what is left of each key
+  // counts once more, as it would be at a position anywhere in the context.
+  for (size_t i = 0, row = 0; keys && i < static_cast<size_t>(end_); ++i) {
+    if (positions_[i] < kSkipped) continue;
+    turn_to(empty_, layer, spread_position(i) - positions_[i], &out.x[row * dim], turned.data());
+    out.x.insert(out.x.end(), turned.begin(), turned.end());
+    out.shares.push_back(static_cast<float>(shares[i]));
+    ++row;
+  }
   return out;
+}
+
+// By the golden ratio: evenly spread however many there are.
+int DictionaryTrainer::spread_position(size_t idx) const {
+  const double place = static_cast<double>(idx) * 0.6180339887498949;
+  return static_cast<int>((place - std::floor(place)) * n_positions_);
 }
 
 namespace {

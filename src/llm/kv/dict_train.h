@@ -16,7 +16,8 @@ namespace frugal::llm {
 class DictionaryTrainer {
  public:
   // `turns` [n_layers, n_rot / 2] as in Dictionary. Room for n_tokens tokens in all: about 4 bytes a channel.
-  DictionaryTrainer(Dictionary empty, int n_tokens);
+  // Caches that use the dictionary hold positions below n_positions, whatever the texts' lengths.
+  DictionaryTrainer(Dictionary empty, int n_tokens, int n_positions);
 
   std::shared_ptr<const KvSource> source();
   // The next tokens come from a new sequence that starts at position 0 and has n tokens.
@@ -37,20 +38,25 @@ class DictionaryTrainer {
   void fit_head(int layer, KvSide side, int head, HeadBasis& basis, std::vector<float>& coefficients) const;
 
   struct Rows {
-    std::vector<float> x;       // [n, dim], less the mean; the first tokens of a text are left out
+    // [n, dim], less the mean; the first tokens of a text are left out. Keys: where they stand in the text,
+    // then the same keys turned to positions anywhere in the context.
+    std::vector<float> x;
     std::vector<float> shares;  // [n], what a row counts in the covariance
     std::vector<float> mean;    // [dim]
   };
   Rows rows(int layer, KvSide side, int head) const;
+  // A position below n_positions for the idx-th vector.
+  int spread_position(size_t idx) const;
   // The vectors of a head as they were tapped, [n, dim].
   std::vector<float> sample(int layer, KvSide side, int head) const;
   // What attention makes of a head's keys (dict_attention.cc): what each token counts, mean about 1; the
   // second moment of the queries, [dim, dim], empty when there was none.
   std::vector<double> shares_of(int layer, int head) const;
   std::vector<double> query_moment(int layer, int head) const;
+  static size_t token_of(size_t place, int group);
 
   Dictionary empty_;
-  int capacity_, begin_ = 0, end_ = 0;
+  int capacity_, n_positions_, begin_ = 0, end_ = 0;
   std::vector<uint16_t> samples_[2];  // keys, values: [n_layers, capacity, heads * dim], f16
   std::vector<int> positions_;        // [capacity]
   static constexpr int kSkipped = 4;  // the first tokens of a text stay whole: they are no example

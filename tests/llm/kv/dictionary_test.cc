@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "base/file.h"
+#include "base/rng.h"
+#include "llm/kv/dict_train.h"
 #include "support/temp_file.h"
 #include "support/tiny_dictionary.h"
 
@@ -77,6 +79,55 @@ TEST(Dictionary, BitsGoWhereTheyBringMost) {
       for (size_t g = 1; g < 8; ++g) EXPECT_LE(allotted[base * 8 + g], allotted[base * 8 + g - 1]);
     }
   }
+}
+
+// Keys along one channel of a pair that hardly turns within the text of training, and by 1.6 radians in the
+// context. Quantisers expect coefficients of variance 1: trained where the text stands alone, those of the
+// pair's other channel have hundreds.
+TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
+  constexpr int kText = 1100, kContext = 16000, kDim = 32;
+  Dictionary empty;
+  empty.n_layers = empty.n_kv_heads = 1;
+  empty.head_dim = empty.n_rot = kDim;
+  empty.turns.assign(kDim / 2, 0.0f);
+  empty.turns[0] = 1e-4f;
+  const auto largest = [&](int n_positions) {
+    Rng rng(3);
+    const auto key = [&](int position, float* k) {
+      float x[kDim];
+      for (float& channel : x) channel = 0.01f * static_cast<float>(2 * rng.uniform() - 1);
+      x[0] = static_cast<float>(2 * rng.uniform() - 1);
+      turn_to(empty, 0, position, x, k);
+    };
+    DictionaryTrainer trainer(empty, kText, n_positions);
+    const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();
+    trainer.begin_text(kText);
+    float k[kDim], v[kDim];
+    for (int t = 0; t < kText; ++t) {
+      key(t, k);
+      for (float& channel : v) channel = static_cast<float>(rng.uniform());
+      cache->store(0, t, k, v);
+    }
+    const Dictionary d = trainer.fit(1, {}).value();
+    const HeadBasis& basis = d.basis(0, KvSide::kKeys, 0);
+    double sums[kDim] = {};
+    for (int t = 0; t < 1000; ++t) {
+      const int position = kContext - 1000 + t;
+      float mean[kDim];
+      key(position, k);
+      turn_to(d, 0, position, basis.mean.data(), mean);
+      for (int i = 0; i < kDim; ++i) {
+        double y = 0;
+        for (int j = 0; j < kDim; ++j)
+          y += static_cast<double>(basis.analysis[static_cast<size_t>(i * kDim + j)]) *
+               static_cast<double>(k[j] - mean[j]);
+        sums[i] += y * y / 1000;
+      }
+    }
+    return *std::max_element(sums, sums + kDim);
+  };
+  EXPECT_LT(largest(kContext), 6);
+  EXPECT_GT(largest(kText), 100);
 }
 
 }  // namespace

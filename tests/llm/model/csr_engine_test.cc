@@ -51,7 +51,7 @@ class CsrEngine : public testing::Test {
       const auto turns = rope_turns(model_->impl().config, model_->impl().weights, layer);
       empty.turns.insert(empty.turns.end(), turns.begin(), turns.end());
     }
-    DictionaryTrainer trainer(std::move(empty), kContext);
+    DictionaryTrainer trainer(std::move(empty), kContext, kContext);
     EngineOptions options;
     options.n_threads = n_threads;
     options.n_ctx = kContext;
