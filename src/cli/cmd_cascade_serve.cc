@@ -109,11 +109,6 @@ Status read_budgets(Options& options, const cascade::CascadeSpec& spec) {
             "a carbon budget follows the grid's intensity: give it with --carbon-file"};
   FRUGAL_TRY(const std::string path, carbon_path(options.meter->carbon_file, options.meter->region));
   FRUGAL_TRY(budgets.intensity, meter::read_intensity(path, options.meter->region));
-  const double end = budgets.intensity->points.back().unix_s + budgets.intensity->step_s;
-  if (end < clock_seconds(CLOCK_REALTIME)) {
-    std::fprintf(stderr, "frugal: warning: %s ends at %s; its last week stands for every week since\n",
-                 path.c_str(), meter::format_time(end).c_str());
-  }
   return {};
 }
 

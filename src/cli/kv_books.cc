@@ -9,6 +9,7 @@
 #include "base/team.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kv/kv_cache.h"
+#include "llm/kv/pass_cache.h"
 
 namespace frugal::cli {
 namespace {
@@ -183,36 +184,19 @@ struct Books {
 };
 
 // Keeps what is stored: [layer][side][token][heads * dim].
-class RecordCache final : public KvCache {
+class RecordCache final : public llm::PassCache {
  public:
   RecordCache(const KvShape& shape, std::unique_ptr<KvCache> inner, std::vector<std::vector<float>>* into)
-      : KvCache(shape, llm::KvFormat::kF32), inner_(std::move(inner)), into_(into) {}
+      : PassCache(shape, std::move(inner)), into_(into) {}
   void store(int layer, int position, const float* k, const float* v) override {
     const auto width = static_cast<size_t>(shape_.n_kv_heads * shape_.head_dim);
     for (size_t side = 0; side < 2; ++side)
       std::copy_n(side == 0 ? k : v, width,
                   &(*into_)[static_cast<size_t>(layer) * 2 + side][static_cast<size_t>(position) * width]);
-    inner_->store(layer, position, k, v);
+    PassCache::store(layer, position, k, v);
   }
-  size_t query_scratch_bytes(int n) const override { return inner_->query_scratch_bytes(n); }
-  void prepare(int layer, int head, const KvQueries& queries) const override {
-    inner_->prepare(layer, head, queries);
-  }
-  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
-                   float* scores) const override {
-    inner_->score_block(layer, head, block, n, queries, scores);
-  }
-  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  float* out, float* scratch) const override {
-    inner_->add_values(layer, head, block, n, queries, weights, out, scratch);
-  }
-  uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
-  uint64_t save_bytes(int) const override { return 0; }
-  void save(int, std::byte*) const override {}
-  void load(int, const std::byte*) override {}
 
  private:
-  std::unique_ptr<KvCache> inner_;
   std::vector<std::vector<float>>* into_;
 };
 

@@ -9,47 +9,34 @@
 #include "base/text.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kv/linear.h"
+#include "llm/kv/pass_cache.h"
 #include "llm/kv/quantisers.h"
 
 namespace frugal::llm {
 
 namespace {
 
-// Queries are summed as integers, so that the order of threads does not show.
 // What a relative error of values costs beside a score's, both squared: by KL on text that no reported figure
 // uses.
 constexpr double kValueWeight = 3;
 
 }  // namespace
 
-class TapCache final : public KvCache {
+class TapCache final : public PassCache {
  public:
   TapCache(const KvShape& shape, std::unique_ptr<KvCache> inner, DictionaryTrainer* trainer)
-      : KvCache(shape, KvFormat::kF32), inner_(std::move(inner)), trainer_(trainer) {}
+      : PassCache(shape, std::move(inner)), trainer_(trainer) {}
   void store(int layer, int position, const float* k, const float* v) override {
     trainer_->tap(layer, position, k, v);
-    inner_->store(layer, position, k, v);
-  }
-  size_t query_scratch_bytes(int n) const override { return inner_->query_scratch_bytes(n); }
-  void prepare(int layer, int head, const KvQueries& queries) const override {
-    inner_->prepare(layer, head, queries);
+    PassCache::store(layer, position, k, v);
   }
   void score_block(int layer, int head, int block, int n, const KvQueries& queries,
                    float* scores) const override {
     if (block == 0) trainer_->tap_queries(layer, head, queries);
-    inner_->score_block(layer, head, block, n, queries, scores);
+    PassCache::score_block(layer, head, block, n, queries, scores);
   }
-  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  float* out, float* scratch) const override {
-    inner_->add_values(layer, head, block, n, queries, weights, out, scratch);
-  }
-  uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
-  uint64_t save_bytes(int n) const override { return inner_->save_bytes(n); }
-  void save(int n, std::byte* image) const override { inner_->save(n, image); }
-  void load(int n, const std::byte* image) override { inner_->load(n, image); }
 
  private:
-  std::unique_ptr<KvCache> inner_;
   DictionaryTrainer* trainer_;
 };
 

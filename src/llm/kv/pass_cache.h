@@ -1,0 +1,39 @@
+// A cache that hands everything on to another one: what a cache that only watches starts from.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "llm/kv/kv_cache.h"
+
+namespace frugal::llm {
+
+class PassCache : public KvCache {
+ public:
+  PassCache(const KvShape& shape, std::unique_ptr<KvCache> inner)
+      : KvCache(shape, KvFormat::kF32), inner_(std::move(inner)) {}
+  void store(int layer, int position, const float* k, const float* v) override {
+    inner_->store(layer, position, k, v);
+  }
+  size_t query_scratch_bytes(int n) const override { return inner_->query_scratch_bytes(n); }
+  void prepare(int layer, int head, const KvQueries& queries) const override {
+    inner_->prepare(layer, head, queries);
+  }
+  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
+                   float* scores) const override {
+    inner_->score_block(layer, head, block, n, queries, scores);
+  }
+  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
+                  float* out, float* scratch) const override {
+    inner_->add_values(layer, head, block, n, queries, weights, out, scratch);
+  }
+  uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
+  uint64_t save_bytes(int n) const override { return inner_->save_bytes(n); }
+  void save(int n, std::byte* image) const override { inner_->save(n, image); }
+  void load(int n, const std::byte* image) override { inner_->load(n, image); }
+
+ private:
+  std::unique_ptr<KvCache> inner_;
+};
+
+}  // namespace frugal::llm
