@@ -31,6 +31,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Rng rng(1);
     return random_graph(rng, 6);
   }();
+  if (const auto job = job_from_content(graph, *content); job.ok())
+    FRUGAL_CHECK(job->pieces.size() == content->tensors.size());
   const auto division = division_from_json(graph, content->meta, 3);
   if (!division.ok()) return 0;
   FRUGAL_CHECK(division->tier.size() == graph.vertices.size());

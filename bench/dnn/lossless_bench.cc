@@ -71,12 +71,19 @@ std::vector<TiledRun> random_runs(Rng& rng, const Graph& graph, const std::vecto
       if (segment.ok()) {
         const Tensor& output = graph.tensors[static_cast<size_t>(segment->output)];
         std::vector<double> weights;
-        for (uint32_t i = 0, n = 2 + rng.below(3); i < n; ++i) weights.push_back(0.5 + rng.uniform());
+        const bool may_go_on = !runs.empty() && runs.back().tier == k && rng.below(3) > 0;
+        const uint32_t n_parts =
+            may_go_on ? static_cast<uint32_t>(runs.back().tiles.size()) : 2 + rng.below(3);
+        for (uint32_t i = 0; i < n_parts; ++i) weights.push_back(0.5 + rng.uniform());
         bool sound = true;
         for (const Region& region :
              rng.below(3) == 0 ? grid_tiles(output, 2, 2) : row_tiles(output, weights)) {
           sound = sound && make_tile(graph, *segment, region).ok();
           run.tiles.push_back(bounds_of(region));
+        }
+        if (sound && may_go_on) {
+          const auto before = make_segment(graph, runs.back().vertices);
+          runs.back().stays = before.ok() && goes_on(graph, *before, runs.back().tiles, *segment, run.tiles);
         }
         if (sound) runs.push_back(std::move(run));
       }
@@ -97,7 +104,7 @@ int main(int argc, char** argv) {
   mallopt(M_TRIM_THRESHOLD, 512 << 20);
   const int n_plans = argc > 2 ? std::atoi(argv[2]) : 40;
   Rng rng(argc > 3 ? static_cast<uint64_t>(std::atoll(argv[3])) : 1);
-  int n_all = 0, n_different = 0, n_tiled = 0, n_tiles = 0;
+  int n_all = 0, n_different = 0, n_tiled = 0, n_tiles = 0, n_stay = 0;
   std::vector<double> overheads;
   for (const char* name : {"alexnet", "vgg16", "resnet18", "darknet53", "inception_v4"}) {
     const auto loaded = Network::load(std::string(argv[1]) + "/" + name + ".onnx");
@@ -124,7 +131,12 @@ int main(int argc, char** argv) {
     for (int i = 0; i < n_plans; ++i) {
       // Fresh runners: compiled parts of big networks would pile up.
       std::vector<std::unique_ptr<TierRunner>> tiers;
-      for (int k = 0; k < 3; ++k) tiers.push_back(std::make_unique<TierRunner>(network, k, 1));
+      for (int k = 0; k < 3; ++k) {
+        tiers.push_back(std::make_unique<TierRunner>(network, k, 1));
+        std::vector<std::shared_ptr<TierRunner>> others;
+        for (int other = 0; other < 3; ++other) others.push_back(std::make_shared<TierRunner>(network, k, 1));
+        tiers.back()->set_peers(std::make_shared<LocalPeers>(std::move(others), 0, 1e12));
+      }
       Division division{random_tiers(rng, graph), {}};
       for (size_t t = 0; t < graph.tensors.size(); ++t) division.packed.push_back(rng.below(4));
       if (i % 2 == 1) division.runs = random_runs(rng, graph, segments, division.tier);
@@ -135,7 +147,10 @@ int main(int argc, char** argv) {
       }
       ++n_all;
       n_tiled += !division.runs.empty();
-      for (const TiledRun& run : division.runs) n_tiles += static_cast<int>(run.tiles.size());
+      for (const TiledRun& run : division.runs) {
+        n_tiles += static_cast<int>(run.tiles.size());
+        n_stay += run.stays;
+      }
       n_different += values->at(whole->outputs()[0]).bytes != expected[0].bytes;
     }
     // Two cuts against none, in turn; processor time of this thread, which computes.
@@ -166,8 +181,9 @@ int main(int argc, char** argv) {
                  n_different, 100 * overheads.back());
   }
   std::printf(
-      "{\"plans\": %d, \"tiled_plans\": %d, \"tiles\": %d, \"different\": %d, \"overhead_percent\": [", n_all,
-      n_tiled, n_tiles, n_different);
+      "{\"plans\": %d, \"tiled_plans\": %d, \"tiles\": %d, \"runs_that_stay\": %d, \"different\": %d, "
+      "\"overhead_percent\": [",
+      n_all, n_tiled, n_tiles, n_stay, n_different);
   for (size_t i = 0; i < overheads.size(); ++i) std::printf("%s%.2f", i ? ", " : "", 100 * overheads[i]);
   std::printf("]}\n");
   return n_different == 0 ? 0 : 1;

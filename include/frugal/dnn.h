@@ -51,6 +51,9 @@ struct Vertex {
   // For each input, when any rows and columns of the one output can be computed alone; empty when they cannot
   // (global pooling, dense layers).
   std::vector<Window> windows;
+  // Any columns of the one output [1, columns] can be computed alone, each from the whole of the one input: a
+  // dense layer.
+  bool is_dense = false;
 };
 
 // Vertices in topological order; the model's inputs are vertices of kind "Input" with one output each.
@@ -146,6 +149,9 @@ struct TiledRun {
   std::vector<TileBounds> tiles;  // of the output; together all of it
   double seconds = 0;             // predicted, from the first tile sent to the last one back
   double work_seconds = 0;        // predicted, of all workers together: halos are computed more than once
+  // The tiles stay with their workers, and the next run goes on from them: it reads this output, tile i of
+  // both is worker i's, and of full rows. Only rows that another worker's tile reaches into travel.
+  bool stays = false;
 };
 
 // Shares of one tier in a plan.

@@ -22,6 +22,7 @@
 #include "cli/testbed_chaos.h"
 #include "cli/testbed_state.h"
 #include "dnn/plan/synthetic.h"
+#include "dnn/plan/vsm.h"
 
 namespace frugal::cli {
 namespace {
@@ -38,7 +39,7 @@ struct Options {
 
 bool same_plan(const dnn::Plan& a, const dnn::Plan& b) {
   const auto same_run = [](const auto& x, const auto& y) {
-    return x.vertices == y.vertices && x.tiles == y.tiles;
+    return x.vertices == y.vertices && x.tiles == y.tiles && x.stays == y.stays;
   };
   return a.tier == b.tier && a.packed == b.packed &&
          std::equal(a.tiled_runs.begin(), a.tiled_runs.end(), b.tiled_runs.begin(), b.tiled_runs.end(),
@@ -81,6 +82,10 @@ Status measure_cell(const Options& options, Bench& bench, TestbedHosts& hosts, c
     FRUGAL_TRY(dnn::Plan plan, dnn::make_plan(graph, single, {}, algorithm));
     wanted.emplace_back(std::string(dnn::algorithm_name(algorithm)) + kPacked, std::move(plan));
   }
+  FRUGAL_TRY(dnn::Plan on_edge, dnn::make_plan(graph, cluster, {}, dnn::Algorithm::kEdgeOnly));
+  FRUGAL_TRY(on_edge, dnn::price_plan(graph, cluster, {}, on_edge.tier,
+                                      dnn::TilePlanner(graph, cluster.tiers[1], 1).tile(on_edge.tier)));
+  wanted.emplace_back(kEdgeTiled, std::move(on_edge));
   std::vector<dnn::Plan> fresh;
   const auto in = [](const auto& plans, const dnn::Plan& plan, const auto& plan_of) {
     return std::find_if(plans.begin(), plans.end(),

@@ -33,17 +33,16 @@ double baseline_bytes(const CellResult& cell) {
   return least;
 }
 
-// The edge's own time, of one worker against all of them, where a plan leaves everything to the edge.
+// The edge's own time for all of a network, of one worker against all of them.
 void add_vsm_rows(const TestbedResult& result, std::vector<BenchRow>& rows) {
   std::map<std::string, std::vector<double>> ratios;
   for (const CellResult& cell : result.cells) {
-    const PlanResult& ours = cell.ours();
-    if (ours.n_tiles == 0 || ours.predicted_tiers.size() != 3 ||
-        ours.predicted_tiers[0] + ours.predicted_tiers[2] > 0)
-      continue;
+    double one = 0, all = 0;
     for (const PlanResult& plan : cell.plans) {
-      if (plan.algorithm == "edge-only") ratios[cell.model].push_back(plan.tiers[1] / ours.tiers[1]);
+      if (plan.algorithm == "edge-only") one = plan.tiers[1];
+      if (plan.algorithm == kEdgeTiled) all = plan.tiers[1];
     }
+    if (one > 0 && all > 0) ratios[cell.model].push_back(one / all);
   }
   for (const auto& [model, of_model] : ratios)
     rows.push_back(figure("vsm_speedup of the edge, " + model, "x", median(of_model),

@@ -11,7 +11,8 @@
 namespace frugal::cli {
 
 inline constexpr char kOurs[] = "frugal";
-inline constexpr char kPacked[] = ", packed";  // a baseline's plan made and run with our packing
+inline constexpr char kEdgeTiled[] = "edge-only, tiles";  // all of it over all edge workers
+inline constexpr char kPacked[] = ", packed";             // a baseline's plan made and run with our packing
 
 struct PlanResult {
   std::string algorithm;

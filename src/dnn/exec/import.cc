@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <openvino/op/concat.hpp>
+#include <openvino/op/matmul.hpp>
 #include <openvino/op/util/avg_pool_base.hpp>
 #include <openvino/op/util/convolution_base.hpp>
 #include <openvino/op/util/max_pool_base.hpp>
@@ -182,6 +183,36 @@ void find_windows(const std::vector<Node>& nodes, const Imported& imported, Vert
     windows.push_back(*here);
   }
   vertex.windows = std::move(windows);
+}
+
+// Whether the vertex is one dense layer: reshaping, a product with constant weights that makes one row, then
+// operators on single elements with constants.
+bool is_dense_layer(const std::vector<Node>& nodes, const Vertex& vertex) {
+  if (vertex.inputs.size() != 1 || vertex.outputs.size() != 1) return false;
+  std::map<const ov::Node*, bool> known;
+  const ov::Node* product = nullptr;
+  const auto constant = [&](const ov::Output<ov::Node>& source) {
+    return is_constant(*source.get_node(), known) && source.get_partial_shape().is_static();
+  };
+  for (const Node& node : nodes) {
+    if (node->get_output_size() != 1 || !node->get_output_partial_shape(0).is_static()) return false;
+    if (product == nullptr && is_kind(*node, {"Reshape", "Squeeze"})) continue;
+    const ov::Shape& out = node->get_output_shape(0);
+    if (out.size() != 2 || out[0] != 1) return false;
+    if (const auto* matmul = dynamic_cast<const ov::op::v0::MatMul*>(node.get())) {
+      if (product != nullptr || matmul->get_transpose_a() || !constant(node->input_value(1)) ||
+          node->get_input_shape(1).size() != 2)
+        return false;
+      product = node.get();
+      continue;
+    }
+    if (product == nullptr || !element_wise(*node)) return false;
+    for (size_t i = 1; i < node->get_input_size(); ++i) {
+      if (!constant(node->input_value(i)) || node->get_input_shape(i).size() > 2) return false;
+    }
+    if (constant(node->input_value(0))) return false;
+  }
+  return product != nullptr;
 }
 
 // Merges groups that lie on a cycle of groups: a vertex must be able to run at once.
@@ -406,7 +437,9 @@ Result<Imported> import_model(const std::shared_ptr<ov::Model>& model, int n_thr
   }
   for (size_t v = 0; v < imported.nodes.size(); ++v) {
     Vertex& vertex = imported.graph.vertices[v];
-    if (vertex.kind != "Input") find_windows(imported.nodes[v], imported, vertex);
+    if (vertex.kind == "Input") continue;
+    find_windows(imported.nodes[v], imported, vertex);
+    vertex.is_dense = is_dense_layer(imported.nodes[v], vertex);
   }
   FRUGAL_TRY_STATUS(validate(imported.graph));
   return imported;

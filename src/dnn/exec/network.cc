@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <openvino/op/matmul.hpp>
 #include <openvino/op/util/avg_pool_base.hpp>
 #include <openvino/op/util/convolution_base.hpp>
 #include <openvino/op/util/max_pool_base.hpp>
@@ -29,6 +30,8 @@ Error executor_error(const std::exception& error) {
   }
   return {ErrorCode::kCorrupt, text};
 }
+
+int64_t planes_in(const std::vector<int64_t>& shape) { return shape.size() == 4 ? shape[0] * shape[1] : 1; }
 
 ov::Shape to_ov(const std::vector<int64_t>& shape) { return ov::Shape(shape.begin(), shape.end()); }
 
@@ -108,8 +111,11 @@ class Builder {
       for (size_t i = 0; i < node->get_input_size(); ++i) {
         const ov::Output<ov::Node> source = node->input_value(i);
         ov::Output<ov::Node> mapped = value(source);
-        if (tile_ != nullptr && !inside.count(source.get_node()) &&
-            !is_constant(*source.get_node(), known_)) {
+        if (tile_ != nullptr && vertex.is_dense) {
+          const int64_t axis = is_constant(*source.get_node(), known_) ? column_axis(*node, i) : -1;
+          if (axis >= 0) mapped = cut_columns(mapped, axis, tile_->output.axes[1]);
+        } else if (tile_ != nullptr && !inside.count(source.get_node()) &&
+                   !is_constant(*source.get_node(), known_)) {
           const size_t input = input_of(vertex, source);
           mapped = cut_out(mapped, tile_->held.at(vertex.inputs[input]), tile_->reads[row][input].region);
           if (i == 0) windowed_input = input;
@@ -159,7 +165,8 @@ class Builder {
     if (tile_ != nullptr) {
       for (const auto& [t, region] : tile_->held) {
         if (imported_.values[static_cast<size_t>(t)] != old) continue;
-        for (size_t a = 0; a < 2; ++a) shape[2 + a] = static_cast<size_t>(region.axes[a].size());
+        for (size_t a = 0; a < 2; ++a)
+          shape[shape.size() - 2 + a] = static_cast<size_t>(region.axes[a].size());
       }
     }
     made = std::make_shared<ov::op::v0::Parameter>(old.get_element_type(), shape);
@@ -188,6 +195,25 @@ class Builder {
     };
     return std::make_shared<ov::op::v8::Slice>(held_value, constant(begin), constant(end), constant({1, 1}),
                                                constant({2, 3}))
+        ->output(0);
+  }
+
+  // Of a dense layer's operator: the axis of its constant input that goes with the columns of its output, -1
+  // if none does.
+  static int64_t column_axis(const ov::Node& node, size_t input) {
+    if (const auto* product = dynamic_cast<const ov::op::v0::MatMul*>(&node))
+      return product->get_transpose_b() ? 0 : 1;
+    const ov::Shape& shape = node.get_input_shape(input);
+    const bool along = node.get_input_element_type(input).is_real() && !shape.empty() &&
+                       shape.back() == node.get_output_shape(0).back() && shape.back() > 1;
+    return along ? static_cast<int64_t>(shape.size()) - 1 : -1;
+  }
+
+  static ov::Output<ov::Node> cut_columns(const ov::Output<ov::Node>& whole, int64_t axis, Range columns) {
+    const auto one = [](int64_t value) {
+      return ov::op::v0::Constant::create(ov::element::i64, {1}, {value});
+    };
+    return std::make_shared<ov::op::v8::Slice>(whole, one(columns.begin), one(columns.end), one(1), one(axis))
         ->output(0);
   }
 
@@ -524,13 +550,16 @@ Result<std::shared_ptr<const Network>> Network::load_memory(std::string_view onn
   }
 }
 
+std::vector<int64_t> part_shape(std::vector<int64_t> whole, const Region& part) {
+  for (size_t a = 0; a < 2; ++a) whole[whole.size() - 2 + a] = part.axes[a].size();
+  return whole;
+}
+
 HostTensor slice(const HostTensor& tensor, const Region& held, const Region& part) {
-  HostTensor out;
-  out.type = tensor.type;
+  HostTensor out{tensor.type, part_shape(tensor.shape, part), {}};
   const int64_t rows = part.axes[0].size(), columns = part.axes[1].size(), stride = held.axes[1].size();
-  out.shape = {tensor.shape[0], tensor.shape[1], rows, columns};
   const size_t element = element_bytes(tensor.type), row_bytes = static_cast<size_t>(columns) * element;
-  const int64_t n_planes = tensor.shape[0] * tensor.shape[1];
+  const int64_t n_planes = planes_in(tensor.shape);
   out.bytes.resize(static_cast<size_t>(n_planes * rows) * row_bytes);
   std::byte* to = out.bytes.data();
   for (int64_t plane = 0; plane < n_planes; ++plane) {
@@ -546,12 +575,12 @@ HostTensor slice(const HostTensor& tensor, const Region& held, const Region& par
 
 void paste(const HostTensor& tile, const Region& at, HostTensor& whole) {
   const int64_t rows = at.axes[0].size(), columns = at.axes[1].size();
+  const int64_t all_rows = whole.shape[whole.shape.size() - 2], all_columns = whole.shape.back();
   const size_t element = element_bytes(whole.type), row_bytes = static_cast<size_t>(columns) * element;
-  const int64_t n_planes = whole.shape[0] * whole.shape[1];
   const std::byte* from = tile.bytes.data();
-  for (int64_t plane = 0; plane < n_planes; ++plane) {
+  for (int64_t plane = 0; plane < planes_in(whole.shape); ++plane) {
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t to = (plane * whole.shape[2] + at.axes[0].begin + r) * whole.shape[3] + at.axes[1].begin;
+      const int64_t to = (plane * all_rows + at.axes[0].begin + r) * all_columns + at.axes[1].begin;
       std::memcpy(whole.bytes.data() + static_cast<size_t>(to) * element, from, row_bytes);
       from += row_bytes;
     }

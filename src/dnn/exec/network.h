@@ -91,6 +91,8 @@ class Network {
                                                      int n_threads) const = 0;
 };
 
+// The shape of a part of a feature map [n, channels, rows, columns], or of [1, columns].
+std::vector<int64_t> part_shape(std::vector<int64_t> whole, const Region& part);
 // The region `part` of a feature map held for `held`, copied out; and put into a whole one.
 HostTensor slice(const HostTensor& tensor, const Region& held, const Region& part);
 void paste(const HostTensor& tile, const Region& at, HostTensor& whole);

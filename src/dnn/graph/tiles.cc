@@ -14,8 +14,9 @@ Range hull(Range a, Range b) { return {std::min(a.begin, b.begin), std::max(a.en
 }  // namespace
 
 Region whole_region(const Tensor& tensor) {
-  if (tensor.shape.size() != 4) return {};
-  return {{Range{0, tensor.shape[2]}, Range{0, tensor.shape[3]}}};
+  const size_t rank = tensor.shape.size();
+  if (rank != 4 && !(rank == 2 && tensor.shape[0] == 1)) return {};
+  return {{Range{0, tensor.shape[rank - 2]}, Range{0, tensor.shape[rank - 1]}}};
 }
 
 AxisRead axis_read(const Window& window, int axis, Range out, int64_t input_size) {
@@ -40,7 +41,8 @@ Result<Segment> make_segment(const Graph& graph, std::span<const int> vertices) 
       return Error{ErrorCode::kInvalidArgument, strf("there is no vertex %d", v)};
     }
     const Vertex& vertex = graph.vertices[static_cast<size_t>(v)];
-    if (vertex.windows.empty() || vertex.windows.size() != vertex.inputs.size() ||
+    const bool is_dense_alone = vertex.is_dense && vertices.size() == 1 && vertex.inputs.size() == 1;
+    if ((!is_dense_alone && (vertex.windows.empty() || vertex.windows.size() != vertex.inputs.size())) ||
         vertex.outputs.size() != 1) {
       return Error{ErrorCode::kInvalidArgument,
                    strf("vertex %d ('%s', %s) cannot be tiled", v, vertex.name.c_str(), vertex.kind.c_str())};
@@ -98,7 +100,8 @@ Result<Tile> make_tile(const Graph& graph, const Segment& segment, const Region&
       const int t = vertex.inputs[input];
       const Region plane = whole_region(graph.tensors[static_cast<size_t>(t)]);
       TileRead read;
-      for (size_t a = 0; a < 2; ++a) {
+      if (vertex.is_dense) read.region = plane;
+      for (size_t a = 0; a < 2 && !vertex.is_dense; ++a) {
         const AxisRead axis =
             axis_read(vertex.windows[input], static_cast<int>(a), needed.axes[a], plane.axes[a].end);
         // A tile of nothing but padding has nothing to run on.
@@ -118,6 +121,25 @@ Result<Tile> make_tile(const Graph& graph, const Segment& segment, const Region&
     }
   }
   return tile;
+}
+
+std::vector<Range> missing_rows(Range needed, Range owned) {
+  std::vector<Range> missing = {{needed.begin, std::min(needed.end, owned.begin)},
+                                {std::max(needed.begin, owned.end), needed.end}};
+  std::erase_if(missing, [](const Range& range) { return range.size() <= 0; });
+  return missing;
+}
+
+std::vector<Range> shared_rows(std::span<const Range> owned, std::span<const Range> needed, size_t i) {
+  Range head{owned[i].begin, owned[i].begin}, tail{owned[i].end, owned[i].end};
+  for (size_t j = 0; j < needed.size(); ++j) {
+    if (j < i) head.end = std::clamp(needed[j].end, head.end, owned[i].end);
+    if (j > i) tail.begin = std::clamp(needed[j].begin, owned[i].begin, tail.begin);
+  }
+  if (head.end >= tail.begin) return {owned[i]};
+  std::vector<Range> shared = {head, tail};
+  std::erase_if(shared, [](const Range& range) { return range.size() == 0; });
+  return shared;
 }
 
 std::vector<Range> split_range(int64_t size, std::span<const double> weights) {
@@ -140,6 +162,14 @@ std::vector<Range> split_range(int64_t size, std::span<const double> weights) {
 std::vector<Region> row_tiles(const Tensor& tensor, std::span<const double> weights) {
   const Region whole = whole_region(tensor);
   std::vector<Region> tiles;
+  if (tensor.shape.size() == 2) {
+    // In whole blocks, so that a tile's last columns are taken by the same kernels as the whole's.
+    constexpr int64_t kBlock = 64;
+    const int64_t n = whole.axes[1].end;
+    for (const Range blocks : split_range((n + kBlock - 1) / kBlock, weights))
+      tiles.push_back({{whole.axes[0], {blocks.begin * kBlock, std::min(n, blocks.end * kBlock)}}});
+    return tiles;
+  }
   for (const Range rows : split_range(whole.axes[0].end, weights)) tiles.push_back({{rows, whole.axes[1]}});
   return tiles;
 }
@@ -167,6 +197,10 @@ std::vector<Segment> smallest_segments(const Graph& graph, std::span<const int> 
     if (vertex.windows.empty()) {
       run.clear();
       furthest = -1;
+      if (!vertex.is_dense || graph.tensors[static_cast<size_t>(vertex.inputs[0])].consumers.size() != 1)
+        continue;
+      if (Result<Segment> alone = make_segment(graph, std::span(&v, 1)); alone.ok())
+        segments.push_back(*std::move(alone));
       continue;
     }
     if (!run.empty()) {

@@ -25,7 +25,7 @@ struct Region {
   bool operator==(const Region&) const = default;
 };
 
-// The whole plane of a tensor [n, channels, rows, columns].
+// The whole plane of a tensor [n, channels, rows, columns], or of [1, columns].
 Region whole_region(const Tensor& tensor);
 
 // What computing outputs `out` along one axis reads: inputs clipped to [0, input_size), and the zeros that
@@ -51,7 +51,7 @@ struct Tile {
   double flops = 0;                          // by area, halos counted
 };
 
-// A run of vertices that can be tiled: all have windows, and one tensor leaves it.
+// A run of vertices that can be tiled: all have windows, and one tensor leaves it. Or one dense layer.
 struct Segment {
   std::vector<int> vertices;  // ascending
   std::vector<int> inputs;    // tensors that come from outside
@@ -65,11 +65,17 @@ Result<Segment> make_segment(const Graph& graph, std::span<const int> vertices);
 // the union of what they need.
 Result<Tile> make_tile(const Graph& graph, const Segment& segment, const Region& output);
 
+// Rows of `needed` that are not in `owned`: at most two ranges.
+std::vector<Range> missing_rows(Range needed, Range owned);
+// Rows of owned[i] that others need: at most two ranges. Parts lie one after the other, [n_parts] both.
+std::vector<Range> shared_rows(std::span<const Range> owned, std::span<const Range> needed, size_t i);
+
 // Splits [0, size) into parts proportional to `weights` (> 0), each at least one long while there are enough;
 // parts that would be empty are left out at the end.
 std::vector<Range> split_range(int64_t size, std::span<const double> weights);
 
-// Row tiles, unequal for unequal workers; grid tiles, n_rows x n_columns of about equal size.
+// Row tiles, unequal for unequal workers; grid tiles, n_rows x n_columns of about equal size. Of what a dense
+// layer makes: ranges of columns.
 std::vector<Region> row_tiles(const Tensor& tensor, std::span<const double> weights);
 std::vector<Region> grid_tiles(const Tensor& tensor, int n_rows, int n_columns);
 

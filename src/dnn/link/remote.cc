@@ -316,27 +316,28 @@ std::vector<Session> RemotePeers::peers() {
   return peers_;
 }
 
-Result<HostTensor> RemotePeers::run_tile(size_t worker, const TiledRun& run, size_t tile,
-                                         const HostTensor& input) {
+Result<std::vector<HostTensor>> RemotePeers::run_tile(size_t worker, const TileJob& job) {
   const std::vector<Session> known = peers();
   if (worker == 0 || worker > known.size()) {
     return Error{ErrorCode::kUnavailable, strf("tier '%s' has no worker %zu", tier_.c_str(), worker)};
   }
-  const TileBounds& b = run.tiles[tile];
   Content request;
-  request.meta = {{"op", "tile"},
-                  {"key", session_key(model_, k_, {tier_})},
-                  {"vertices", run.vertices},
-                  {"tile", {b.row_begin, b.row_end, b.column_begin, b.column_end}}};
-  request.tensors[0] = input;
+  request.meta = job_to_json(job);
+  request.meta["op"] = "tile";
+  request.meta["key"] = session_key(model_, k_, {tier_});
+  for (size_t i = 0; i < job.pieces.size(); ++i) request.tensors[static_cast<int>(i)] = job.pieces[i].tensor;
   auto answer = mailbox_.request(known[worker - 1].address, request);
   if (!answer.ok()) {
     const std::lock_guard lock(mutex_);
-    std::erase_if(peers_, [&](const Session& s) { return s.address == known[worker - 1].address; });
+    if (answer.error().code != ErrorCode::kNotFound)
+      std::erase_if(peers_, [&](const Session& s) { return s.address == known[worker - 1].address; });
     return answer.error();
   }
-  if (answer->tensors.size() != 1) return Error{ErrorCode::kCorrupt, "a tile's answer without its tensor"};
-  return std::move(answer->tensors.begin()->second);
+  std::vector<HostTensor> tensors;
+  for (auto& [i, tensor] : answer->tensors) tensors.push_back(std::move(tensor));
+  if (tensors.size() != (job.stays ? job.gives.size() : 1))
+    return Error{ErrorCode::kCorrupt, "a tile's answer without its tensor"};
+  return tensors;
 }
 
 std::vector<double> RemotePeers::speeds(double own_slowdown) {

@@ -80,8 +80,7 @@ class RemoteHop final : public Hop {
 class RemotePeers final : public TilePeers {
  public:
   RemotePeers(Mailbox& mailbox, ModelSource model, int k, std::string tier);
-  Result<HostTensor> run_tile(size_t worker, const TiledRun& run, size_t tile,
-                              const HostTensor& input) override;
+  Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) override;
   // Speeds against this host, which is `own_slowdown` times slower than it could be; the first is this one.
   std::vector<double> speeds(double own_slowdown);
   Result<LinkProbe> probe();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <random>
 #include <thread>
 
 #include "base/clock.h"
@@ -14,7 +15,8 @@ namespace frugal::dnn {
 namespace {
 
 constexpr size_t kMaxParts = 8;   // compiled parts kept: each holds a copy of its weights
-constexpr size_t kMaxTiles = 40;  // compiled tiles, likewise
+constexpr size_t kMaxTiles = 60;  // compiled tiles, likewise
+constexpr size_t kMaxKept = 16;   // tiles of frames under way
 
 void sleep_seconds(double seconds) {
   if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
@@ -37,6 +39,50 @@ auto* find_recent(List& list, const Key& key) {
     return &list.front().second;
   }
   return static_cast<decltype(&list.front().second)>(nullptr);
+}
+
+// Whether a tensor is rows of one of the graph, over these columns.
+bool is_rows_of(const Tensor& tensor, Range rows, Range columns, const HostTensor& value) {
+  const std::vector<int64_t> shape = part_shape(tensor.shape, {{rows, columns}});
+  size_t n_bytes = element_bytes(tensor.type);
+  for (const int64_t n : shape) n_bytes *= static_cast<size_t>(n);
+  return rows.size() > 0 && value.type == tensor.type && value.shape == shape &&
+         value.bytes.size() == n_bytes;
+}
+
+// The rows `region` of a run's input, from those kept and the pieces that came; together they have to be all.
+Result<HostTensor> join_rows(const Tensor& tensor, const Region& region, const TileJob& job,
+                             const HostTensor* kept, const Region& kept_region) {
+  const auto bad = [] {
+    return Error{ErrorCode::kInvalidArgument, "the pieces of a tile's input do not make up what it reads"};
+  };
+  const Range need = region.axes[0];
+  const int64_t columns = region.axes[1].size();
+  HostTensor whole{tensor.type, part_shape(tensor.shape, region), {}};
+  size_t n_bytes = element_bytes(tensor.type);
+  for (const int64_t n : whole.shape) n_bytes *= static_cast<size_t>(n);
+  whole.bytes.resize(n_bytes);
+  std::vector<char> filled(static_cast<size_t>(need.size()), 0);
+  const auto put = [&](Range rows, const HostTensor& from) {
+    if (rows.begin < need.begin || rows.end > need.end || !is_rows_of(tensor, rows, region.axes[1], from))
+      return false;
+    paste(from, {{Range{rows.begin - need.begin, rows.end - need.begin}, Range{0, columns}}}, whole);
+    std::fill_n(filled.begin() + (rows.begin - need.begin), rows.size(), 1);
+    return true;
+  };
+  if (kept != nullptr) {
+    const Range rows{std::max(need.begin, kept_region.axes[0].begin),
+                     std::min(need.end, kept_region.axes[0].end)};
+    if (kept_region.axes[1] != region.axes[1]) return bad();
+    if (rows.size() > 0 &&
+        !put(rows, rows == kept_region.axes[0] ? *kept : slice(*kept, kept_region, {{rows, region.axes[1]}})))
+      return bad();
+  }
+  for (const TileJob::Piece& piece : job.pieces) {
+    if (!put(piece.rows, piece.tensor)) return bad();
+  }
+  if (std::find(filled.begin(), filled.end(), 0) != filled.end()) return bad();
+  return whole;
 }
 
 }  // namespace
@@ -65,9 +111,12 @@ FrameCost& FrameCost::operator+=(const FrameCost& other) {
 }
 
 TierRunner::TierRunner(std::shared_ptr<const Network> network, int k, int n_threads, double slowdown)
-    : network_(std::move(network)), k_(k), n_threads_(n_threads), slowdown_(std::max(1.0, slowdown)) {}
+    : network_(std::move(network)), k_(k), n_threads_(n_threads), slowdown_(std::max(1.0, slowdown)) {
+  std::random_device random;
+  chain_salt_ = static_cast<uint64_t>(random()) << 32 | random();
+}
 
-// In topological order: a tiled run is a stage of its own, what lies between two runs is one.
+// In topological order: a chain of tiled runs is a stage of its own, what lies between two is one.
 std::vector<TierRunner::Stage> TierRunner::stages_of(const Division& division) const {
   const Graph& graph = network_->graph();
   std::vector<const TiledRun*> run_of(graph.vertices.size(), nullptr);
@@ -78,7 +127,14 @@ std::vector<TierRunner::Stage> TierRunner::stages_of(const Division& division) c
   std::vector<Stage> stages;
   for (size_t v = 0; v < graph.vertices.size(); ++v) {
     if (division.tier[v] != k_ || graph.vertices[v].kind == "Input") continue;
-    if (stages.empty() || stages.back().run != run_of[v]) stages.push_back({{}, run_of[v]});
+    const TiledRun* run = run_of[v];
+    const TiledRun* last =
+        stages.empty() || stages.back().chain.empty() ? nullptr : stages.back().chain.back();
+    if (stages.empty() || last != run) {
+      const bool goes_on = run != nullptr && last != nullptr && last->stays;
+      if (!goes_on) stages.emplace_back();
+      if (run != nullptr) stages.back().chain.push_back(run);
+    }
     stages.back().vertices.push_back(static_cast<int>(v));
   }
   return stages;
@@ -93,18 +149,18 @@ Result<std::shared_ptr<Part>> TierRunner::part_for(const std::vector<int>& verti
   return parts_.front().second;
 }
 
-Result<TierRunner::TilePart> TierRunner::tile_for(const TiledRun& run, size_t i) {
-  if (i >= run.tiles.size()) return Error{ErrorCode::kInvalidArgument, strf("there is no tile %zu", i)};
-  const TileBounds& b = run.tiles[i];
-  std::vector<int64_t> key(run.vertices.begin(), run.vertices.end());
+Result<TierRunner::TilePart> TierRunner::tile_for(const std::vector<int>& vertices, const TileBounds& b) {
+  std::vector<int64_t> key(vertices.begin(), vertices.end());
   key.insert(key.end(), {b.row_begin, b.row_end, b.column_begin, b.column_end});
   const std::lock_guard lock(cache_mutex_);
   if (const auto* tile = find_recent(tiles_, key)) return *tile;
-  FRUGAL_TRY(const Segment segment, make_segment(network_->graph(), run.vertices));
+  FRUGAL_TRY(const Segment segment, make_segment(network_->graph(), vertices));
   if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
   FRUGAL_TRY(const Tile tile, make_tile(network_->graph(), segment, region_of(b)));
   FRUGAL_TRY(std::unique_ptr<Part> compiled, network_->compile_tile(segment, tile, n_threads_));
-  tiles_.emplace_front(std::move(key), TilePart{tile.held.at(segment.inputs[0]), std::move(compiled)});
+  const int input = segment.inputs[0];
+  tiles_.emplace_front(std::move(key),
+                       TilePart{input, tile.held.at(input), region_of(b), std::move(compiled)});
   if (tiles_.size() > kMaxTiles) tiles_.pop_back();
   return tiles_.front().second;
 }
@@ -114,10 +170,13 @@ Status TierRunner::prepare(const Division& division) {
     return {ErrorCode::kInvalidArgument, "the plan does not fit this model"};
   }
   for (const Stage& stage : stages_of(division)) {
-    if (stage.run == nullptr) {
+    if (stage.chain.empty()) {
       if (const auto part = part_for(stage.vertices); !part.ok()) return part.error();
-    } else {
-      if (const auto tile = tile_for(*stage.run, 0); !tile.ok()) return tile.error();
+      continue;
+    }
+    if (const auto shape = shape_for(stage.chain); !shape.ok()) return shape.error();
+    for (const TiledRun* run : stage.chain) {
+      if (const auto tile = tile_for(run->vertices, run->tiles[0]); !tile.ok()) return tile.error();
     }
   }
   return {};
@@ -203,87 +262,187 @@ Status TierRunner::run_plain(const std::vector<int>& vertices, Values& values) {
   return {};
 }
 
-Result<HostTensor> TierRunner::run_tile(const TiledRun& run, size_t i, const HostTensor& input) {
-  FRUGAL_TRY(const TilePart tile, tile_for(run, i));
+Result<std::vector<HostTensor>> TierRunner::run_tile(const TileJob& job) {
+  FRUGAL_TRY(const TilePart tile, tile_for(job.vertices, job.tile));
+  Kept before;
+  if (job.goes_on) {
+    const std::lock_guard lock(cache_mutex_);
+    const auto at =
+        std::find_if(kept_.begin(), kept_.end(), [&](const Kept& kept) { return kept.chain == job.chain; });
+    if (at == kept_.end()) return Error{ErrorCode::kNotFound, "nothing of this chain of runs is kept here"};
+    before = std::move(*at);
+    kept_.erase(at);
+  }
+  HostTensor put_together;
+  const HostTensor* input = job.pieces.size() == 1 && !job.goes_on ? &job.pieces[0].tensor : &put_together;
+  if (input == &put_together) {
+    FRUGAL_TRY(put_together,
+               join_rows(network_->graph().tensors[static_cast<size_t>(tile.input_tensor)], tile.input, job,
+                         job.goes_on ? &before.tensor : nullptr, before.region));
+  }
   std::vector<HostTensor> outputs;
-  FRUGAL_TRY_STATUS(run_part(*tile.part, {&input}, outputs));
-  return std::move(outputs[0]);
+  FRUGAL_TRY_STATUS(run_part(*tile.part, {input}, outputs));
+  if (!job.stays) return outputs;
+  std::vector<HostTensor> given;
+  for (const Range& rows : job.gives) {
+    if (rows.size() <= 0 || rows.begin < tile.output.axes[0].begin || rows.end > tile.output.axes[0].end)
+      return Error{ErrorCode::kInvalidArgument, "rows are asked for that are not in the tile"};
+    given.push_back(slice(outputs[0], tile.output, {{rows, tile.output.axes[1]}}));
+  }
+  const std::lock_guard lock(cache_mutex_);
+  kept_.push_front({job.chain, tile.output, std::move(outputs[0])});
+  if (kept_.size() > kMaxKept) kept_.pop_back();
+  return given;
 }
 
-Result<std::shared_ptr<const TierRunner::RunShape>> TierRunner::shape_for(const TiledRun& run) {
-  std::vector<int64_t> key(run.vertices.begin(), run.vertices.end());
-  for (const TileBounds& b : run.tiles)
-    key.insert(key.end(), {-1, b.row_begin, b.row_end, b.column_begin, b.column_end});
+Result<std::shared_ptr<const TierRunner::ChainShape>> TierRunner::shape_for(
+    const std::vector<const TiledRun*>& chain) {
+  std::vector<int64_t> key;
+  for (const TiledRun* run : chain) {
+    key.insert(key.end(), run->vertices.begin(), run->vertices.end());
+    for (const TileBounds& b : run->tiles)
+      key.insert(key.end(), {-1, b.row_begin, b.row_end, b.column_begin, b.column_end});
+    key.push_back(run->stays ? -2 : -3);
+  }
   const std::lock_guard lock(cache_mutex_);
   if (const auto* shape = find_recent(shapes_, key)) return *shape;
   const Graph& graph = network_->graph();
-  FRUGAL_TRY(const Segment segment, make_segment(graph, run.vertices));
-  if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
-  auto shape = std::make_shared<RunShape>();
-  shape->input = segment.inputs[0];
-  shape->output = segment.output;
-  shape->whole = whole_region(graph.tensors[static_cast<size_t>(shape->input)]);
-  for (const TileBounds& bounds : run.tiles) {
-    FRUGAL_TRY(const Tile tile, make_tile(graph, segment, region_of(bounds)));
-    shape->reads.push_back(tile.held.at(shape->input));
-    shape->writes.push_back(region_of(bounds));
+  auto shape = std::make_shared<ChainShape>();
+  std::vector<Segment> segments;
+  for (size_t j = 0; j < chain.size(); ++j) {
+    const TiledRun& run = *chain[j];
+    FRUGAL_TRY(Segment segment, make_segment(graph, run.vertices));
+    if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
+    if (run.tiles.empty()) return Error{ErrorCode::kInvalidArgument, "a tiled run has no tiles"};
+    RunShape one;
+    one.input = segment.inputs[0];
+    one.output = segment.output;
+    one.whole = whole_region(graph.tensors[static_cast<size_t>(one.input)]);
+    for (const TileBounds& bounds : run.tiles) {
+      FRUGAL_TRY(const Tile tile, make_tile(graph, segment, region_of(bounds)));
+      one.reads.push_back(tile.held.at(one.input));
+      one.writes.push_back(region_of(bounds));
+    }
+    if (j > 0) {
+      if (!goes_on(graph, segments.back(), chain[j - 1]->tiles, segment, run.tiles))
+        return Error{ErrorCode::kInvalidArgument, "a tiled run does not go on from the one before it"};
+      std::vector<Range> owned, needed;
+      for (const Region& region : shape->back().writes) owned.push_back(region.axes[0]);
+      for (const Region& region : one.reads) needed.push_back(region.axes[0]);
+      for (size_t i = 0; i < owned.size(); ++i) shape->back().gives.push_back(shared_rows(owned, needed, i));
+    }
+    segments.push_back(std::move(segment));
+    shape->push_back(std::move(one));
   }
+  if (chain.back()->stays)
+    return Error{ErrorCode::kInvalidArgument, "tiles stay with workers that have nothing more to do"};
   shapes_.emplace_front(std::move(key), std::move(shape));
   if (shapes_.size() > kMaxTiles) shapes_.pop_back();
   return shapes_.front().second;
 }
 
-// Tiles of other workers go out first, each on a thread of the crew; then this one computes its own, and any
-// that did not come back.
-Status TierRunner::run_tiled(const TiledRun& run, Values& values) {
-  FRUGAL_TRY(const std::shared_ptr<const RunShape> shape, shape_for(run));
-  const auto at = values.find(shape->input);
-  if (at == values.end()) return {ErrorCode::kInvalidArgument, "the input of a tiled run has not arrived"};
-  const HostTensor& input = at->second;
-  const size_t n = run.tiles.size(), n_away = peers_ && n > 0 ? n - 1 : 0;
-  const Tensor& output = network_->graph().tensors[static_cast<size_t>(shape->output)];
-  HostTensor assembled{output.type, output.shape, std::vector<std::byte>(output.bytes)};
-  std::vector<char> missing(n, 1);
-  const auto take = [&](size_t i, const Result<HostTensor>& tile) {
-    if (!tile.ok()) return;
-    paste(*tile, shape->writes[i], assembled);  // tiles do not overlap
-    missing[i] = 0;
-  };
+// Tiles of other workers go out first, each on a thread of the crew; then this one computes its own.
+std::vector<Result<std::vector<HostTensor>>> TierRunner::run_tiles(const std::vector<TileJob>& jobs) {
+  const size_t n = jobs.size(), n_away = peers_ && n > 0 ? n - 1 : 0;
+  std::vector<Result<std::vector<HostTensor>>> tiles(
+      n, Error{ErrorCode::kUnavailable, "there are no other workers"});
   std::mutex mutex;
   std::condition_variable changed;
   size_t n_back = 0;
   for (size_t i = 1; i <= n_away; ++i) {
     crew_.begin([&, i] {
-      take(i, peers_->run_tile(i, run, i, slice(input, shape->whole, shape->reads[i])));
+      tiles[i] = peers_->run_tile(i, jobs[i]);
       const std::lock_guard lock(mutex);
       ++n_back;
       changed.notify_one();
     });
   }
-  const auto own = [&](size_t i) -> Status {
-    const auto tile = run_tile(run, i, slice(input, shape->whole, shape->reads[i]));
-    take(i, tile);
-    return tile.ok() ? Status() : Status(tile.error());
-  };
-  Status fault = n > 0 ? own(0) : Status();
-  {
-    std::unique_lock lock(mutex);
-    changed.wait(lock, [&] { return n_back == n_away; });
+  if (n > 0) tiles[0] = run_tile(jobs[0]);
+  std::unique_lock lock(mutex);
+  changed.wait(lock, [&] { return n_back == n_away; });
+  return tiles;
+}
+
+// Run by run: between two, the rows that tiles of other workers reach into come here and go on from here.
+// What a lost worker kept is lost, so a chain begins anew then, and needs no other worker at all: the same
+// bits, later.
+Status TierRunner::run_tiled(const std::vector<const TiledRun*>& chain, Values& values) {
+  FRUGAL_TRY(const std::shared_ptr<const ChainShape> shape, shape_for(chain));
+  const auto at = values.find(shape->front().input);
+  if (at == values.end()) return {ErrorCode::kInvalidArgument, "the input of a tiled run has not arrived"};
+  const HostTensor& input = at->second;
+  const uint64_t name = next_chain_.fetch_add(1) ^ chain_salt_;
+  const size_t n = chain.front()->tiles.size();
+  std::vector<std::vector<TileJob::Piece>> shared(n);  // of the run before, by who computed them
+  for (size_t j = 0; j < chain.size(); ++j) {
+    const RunShape& here = (*shape)[j];
+    std::vector<TileJob> jobs(n);
+    for (size_t i = 0; i < n; ++i) {
+      TileJob& job = jobs[i];
+      job.vertices = chain[j]->vertices;
+      job.tile = chain[j]->tiles[i];
+      job.chain = name;
+      job.goes_on = j > 0;
+      job.stays = chain[j]->stays;
+      if (job.stays) job.gives = here.gives[i];
+      if (j == 0) {
+        job.pieces.push_back({here.reads[i].axes[0], slice(input, here.whole, here.reads[i])});
+        continue;
+      }
+      for (const Range& missing : missing_rows(here.reads[i].axes[0], (*shape)[j - 1].writes[i].axes[0])) {
+        for (const auto& pieces : shared) {
+          for (const TileJob::Piece& piece : pieces) {
+            const Range rows{std::max(missing.begin, piece.rows.begin),
+                             std::min(missing.end, piece.rows.end)};
+            if (rows.size() <= 0) continue;
+            const Range columns = here.whole.axes[1];
+            job.pieces.push_back({rows, slice(piece.tensor, {{piece.rows, columns}}, {{rows, columns}})});
+          }
+        }
+      }
+    }
+    std::vector<Result<std::vector<HostTensor>>> tiles = run_tiles(jobs);
+    for (size_t i = 0; i < n && chain.size() == 1; ++i) {
+      if (!tiles[i].ok() && i > 0) tiles[i] = run_tile(jobs[i]);
+      if (!tiles[i].ok()) return tiles[i].error();
+    }
+    const Tensor& output = network_->graph().tensors[static_cast<size_t>(here.output)];
+    const auto is_sound = [&](size_t i) {
+      const std::vector<Range> rows =
+          jobs[i].stays ? jobs[i].gives : std::vector<Range>{here.writes[i].axes[0]};
+      if (!tiles[i].ok() || tiles[i]->size() != rows.size()) return false;
+      for (size_t r = 0; r < rows.size(); ++r) {
+        if (!is_rows_of(output, rows[r], here.writes[i].axes[1], (*tiles[i])[r])) return false;
+      }
+      return true;
+    };
+    for (size_t i = 0; i < n; ++i) {
+      if (is_sound(i)) continue;
+      std::vector<int> vertices;
+      for (const TiledRun* run : chain)
+        vertices.insert(vertices.end(), run->vertices.begin(), run->vertices.end());
+      return run_plain(vertices, values);
+    }
+    if (chain[j]->stays) {
+      for (size_t i = 0; i < n; ++i) {
+        shared[i].clear();
+        for (size_t g = 0; g < jobs[i].gives.size(); ++g)
+          shared[i].push_back({jobs[i].gives[g], std::move((*tiles[i])[g])});
+      }
+      continue;
+    }
+    HostTensor assembled{output.type, output.shape, std::vector<std::byte>(output.bytes)};
+    for (size_t i = 0; i < n; ++i) paste((*tiles[i])[0], here.writes[i], assembled);  // tiles do not overlap
+    values[here.output] = std::move(assembled);
   }
-  // The same bits, only later: computing it here needs no other worker at all.
-  for (size_t i = 1; i < n && fault.ok(); ++i) {
-    if (missing[i]) fault = own(i);
-  }
-  FRUGAL_TRY_STATUS(fault);
-  values[shape->output] = std::move(assembled);
   return {};
 }
 
 Status TierRunner::run(const Division& division, Values& values, FrameCost& cost) {
   const double start = wall_seconds();
   for (const Stage& stage : stages_of(division)) {
-    FRUGAL_TRY_STATUS(stage.run == nullptr ? run_plain(stage.vertices, values)
-                                           : run_tiled(*stage.run, values));
+    FRUGAL_TRY_STATUS(stage.chain.empty() ? run_plain(stage.vertices, values)
+                                          : run_tiled(stage.chain, values));
   }
   if (static_cast<size_t>(k_) < cost.tier_seconds.size())
     cost.tier_seconds[static_cast<size_t>(k_)] += wall_seconds() - start;
@@ -383,8 +542,7 @@ LocalPeers::LocalPeers(std::vector<std::shared_ptr<TierRunner>> peers, double la
                        double bytes_per_second)
     : peers_(std::move(peers)), latency_seconds_(latency_seconds), bytes_per_second_(bytes_per_second) {}
 
-Result<HostTensor> LocalPeers::run_tile(size_t worker, const TiledRun& run, size_t tile,
-                                        const HostTensor& input) {
+Result<std::vector<HostTensor>> LocalPeers::run_tile(size_t worker, const TileJob& job) {
   if (worker == 0 || worker > peers_.size()) {
     return Error{ErrorCode::kUnavailable, strf("there is no worker %zu", worker)};
   }
@@ -392,12 +550,15 @@ Result<HostTensor> LocalPeers::run_tile(size_t worker, const TiledRun& run, size
     const std::lock_guard lock(wire);
     sleep_seconds(static_cast<double>(bytes) / bytes_per_second_);
   };
-  carry(out_mutex_, input.bytes.size());
+  size_t n_in = 0, n_out = 0;
+  for (const TileJob::Piece& piece : job.pieces) n_in += piece.tensor.bytes.size();
+  carry(out_mutex_, n_in);
   sleep_seconds(latency_seconds_);
-  FRUGAL_TRY(HostTensor output, peers_[worker - 1]->run_tile(run, tile, input));
+  FRUGAL_TRY(std::vector<HostTensor> outputs, peers_[worker - 1]->run_tile(job));
+  for (const HostTensor& output : outputs) n_out += output.bytes.size();
   sleep_seconds(latency_seconds_);
-  carry(in_mutex_, output.bytes.size());
-  return output;
+  carry(in_mutex_, n_out);
+  return outputs;
 }
 
 }  // namespace frugal::dnn

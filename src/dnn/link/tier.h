@@ -61,13 +61,29 @@ class Hop {
   virtual Status prepare(const Division& division) = 0;
 };
 
+// One tile to compute. What it reads comes with it, or is partly there: the tile that its worker kept of the
+// run before in the same chain.
+struct TileJob {
+  std::vector<int> vertices;
+  TileBounds tile;
+  struct Piece {
+    Range rows;  // of the run's input; a piece alone may be narrower than that
+    HostTensor tensor;
+  };
+  std::vector<Piece> pieces;
+  uint64_t chain = 0;    // runs of one frame whose tiles stay; as good as unique
+  bool goes_on = false;  // what it kept is a piece, too
+  bool stays = false;    // to be kept; only `gives` go back
+  std::vector<Range> gives;
+};
+
 // Other workers of a tier, who compute tiles for the one that a frame came to.
 class TilePeers {
  public:
   virtual ~TilePeers() = default;
-  // Worker i, from 1. kUnavailable: there is none, or it does not answer; the tile is then computed here.
-  virtual Result<HostTensor> run_tile(size_t worker, const TiledRun& run, size_t tile,
-                                      const HostTensor& input) = 0;
+  // Worker i, from 1: the tile, or the rows of it that the job gives. kUnavailable: there is none, or it does
+  // not answer. kNotFound: it kept nothing of this chain.
+  virtual Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) = 0;
 };
 
 // Computes one tier's vertices. Compiled parts are kept for the divisions used last. Thread-safe: computing
@@ -82,8 +98,8 @@ class TierRunner {
 
   // Runs the vertices with tier[v] == k on `values` and adds what they make.
   Status run(const Division& division, Values& values, FrameCost& cost);
-  // One tile of a run, from the piece of the input that it needs.
-  Result<HostTensor> run_tile(const TiledRun& run, size_t tile, const HostTensor& input);
+  // One tile. kNotFound: it goes on from a tile that is not (or no longer) here.
+  Result<std::vector<HostTensor>> run_tile(const TileJob& job);
   // Packs what is to cross the next link packed; unpacks what came packed, but for what only passes through.
   Status pack(const Division& division, Values& values, FrameCost& cost);
   Status unpack(const Division& division, Values& values, FrameCost& cost);
@@ -96,40 +112,55 @@ class TierRunner {
   double slowdown() const { return slowdown_; }
 
  private:
-  // Vertices that run at once: a plain part, or a tiled run.
+  // Vertices that run at once: a plain part, or a chain of tiled runs, each going on from tiles of the one
+  // before.
   struct Stage {
     std::vector<int> vertices;
-    const TiledRun* run = nullptr;
+    std::vector<const TiledRun*> chain;
   };
   struct TilePart {
-    Region input;
+    int input_tensor = -1;
+    Region input, output;
     std::shared_ptr<Part> part;
   };
   // What running a tiled run takes to know, worked out once.
   struct RunShape {
-    int input = -1, output = -1;        // tensors
-    Region whole;                       // of the input
-    std::vector<Region> reads, writes;  // [n_tiles]
+    int input = -1, output = -1;            // tensors
+    Region whole;                           // of the input
+    std::vector<Region> reads, writes;      // [n_tiles]
+    std::vector<std::vector<Range>> gives;  // [n_tiles], of its tile, when it stays
+  };
+  using ChainShape = std::vector<RunShape>;
+  // A tile that stayed.
+  struct Kept {
+    uint64_t chain = 0;
+    Region region;
+    HostTensor tensor;
   };
   std::vector<Stage> stages_of(const Division& division) const;
   Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
-  Result<TilePart> tile_for(const TiledRun& run, size_t tile);
-  Result<std::shared_ptr<const RunShape>> shape_for(const TiledRun& run);
+  Result<TilePart> tile_for(const std::vector<int>& vertices, const TileBounds& bounds);
+  Result<std::shared_ptr<const ChainShape>> shape_for(const std::vector<const TiledRun*>& chain);
   // Computes in its turn, and makes it last as long as a host `slowdown` times slower would take.
   Status at_pace(const std::function<Status()>& work);
   Status run_part(Part& part, const std::vector<const HostTensor*>& inputs, std::vector<HostTensor>& outputs);
   Status run_plain(const std::vector<int>& vertices, Values& values);
-  Status run_tiled(const TiledRun& run, Values& values);
+  Status run_tiled(const std::vector<const TiledRun*>& chain, Values& values);
+  // Every tile of one run, each by its worker. [n_tiles], a fault where it did not come back.
+  std::vector<Result<std::vector<HostTensor>>> run_tiles(const std::vector<TileJob>& jobs);
 
   std::shared_ptr<const Network> network_;
   int k_, n_threads_;
   double slowdown_;
   std::shared_ptr<TilePeers> peers_;
   std::shared_ptr<Turns> turns_;
+  uint64_t chain_salt_ = 0;  // so that chains of two hosts have different names
+  std::atomic<uint64_t> next_chain_{0};
   std::mutex cache_mutex_, compute_mutex_;
   std::list<std::pair<std::vector<int>, std::shared_ptr<Part>>> parts_;  // by vertices, last used first
   std::list<std::pair<std::vector<int64_t>, TilePart>> tiles_;           // by vertices and bounds, likewise
-  std::list<std::pair<std::vector<int64_t>, std::shared_ptr<const RunShape>>> shapes_;  // likewise
+  std::list<std::pair<std::vector<int64_t>, std::shared_ptr<const ChainShape>>> shapes_;  // likewise
+  std::list<Kept> kept_;                                                                  // last first
   Crew crew_;  // last: its threads use the rest
 };
 
@@ -165,8 +196,7 @@ class LocalHop final : public Hop {
 class LocalPeers final : public TilePeers {
  public:
   LocalPeers(std::vector<std::shared_ptr<TierRunner>> peers, double latency_seconds, double bytes_per_second);
-  Result<HostTensor> run_tile(size_t worker, const TiledRun& run, size_t tile,
-                              const HostTensor& input) override;
+  Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) override;
 
  private:
   std::vector<std::shared_ptr<TierRunner>> peers_;

@@ -190,7 +190,7 @@ json division_to_json(const Division& division) {
     json tiles = json::array();
     for (const TileBounds& tile : run.tiles)
       tiles.push_back({tile.row_begin, tile.row_end, tile.column_begin, tile.column_end});
-    runs.push_back({{"tier", run.tier}, {"vertices", run.vertices}, {"tiles", tiles}});
+    runs.push_back({{"tier", run.tier}, {"vertices", run.vertices}, {"tiles", tiles}, {"stays", run.stays}});
   }
   json packed = json::array();
   for (size_t t = 0; t < division.packed.size(); ++t) {
@@ -232,6 +232,7 @@ Result<Division> division_from_json(const Graph& graph, const json& root, size_t
         const auto b = tile.get<std::array<int64_t, 4>>();
         run.tiles.push_back({b[0], b[1], b[2], b[3]});
       }
+      run.stays = row.at("stays").get<bool>();
       if (run.vertices.empty() || run.tiles.empty() || run.tiles.size() > 4096)
         return corrupt("a plan has a tiled run without vertices or tiles");
       division.runs.push_back(std::move(run));
@@ -245,6 +246,61 @@ Result<Division> division_from_json(const Graph& graph, const json& root, size_t
     return division;
   } catch (const json::exception&) {
     return corrupt("a plan lacks a field, or has one of the wrong type");
+  }
+}
+
+json job_to_json(const TileJob& job) {
+  const auto ranges = [](const auto& all, const auto& rows_of) {
+    json rows = json::array();
+    for (const auto& one : all) rows.push_back({rows_of(one).begin, rows_of(one).end});
+    return rows;
+  };
+  const TileBounds& b = job.tile;
+  return {{"vertices", job.vertices},
+          {"tile", {b.row_begin, b.row_end, b.column_begin, b.column_end}},
+          {"pieces", ranges(job.pieces, [](const TileJob::Piece& piece) { return piece.rows; })},
+          {"gives", ranges(job.gives, [](const Range& rows) { return rows; })},
+          {"chain", job.chain},
+          {"goes_on", job.goes_on},
+          {"stays", job.stays}};
+}
+
+Result<TileJob> job_from_content(const Graph& graph, const Content& content) {
+  try {
+    const json& root = content.meta;
+    for (const char* field : {"vertices", "tile", "pieces", "gives", "chain"}) {
+      if (has_fraction(root.at(field))) return corrupt("a tile's job has a number that is not whole");
+    }
+    TileJob job;
+    job.vertices = root.at("vertices").get<std::vector<int>>();
+    for (const int v : job.vertices) {
+      if (v < 0 || static_cast<size_t>(v) >= graph.vertices.size())
+        return corrupt("a tile's job names a vertex that is not there");
+    }
+    const auto b = root.at("tile").get<std::array<int64_t, 4>>();
+    job.tile = {b[0], b[1], b[2], b[3]};
+    constexpr int64_t kMaxRow = int64_t{1} << 31;
+    if (std::any_of(b.begin(), b.end(), [](int64_t at) { return at < 0 || at > kMaxRow; }))
+      return corrupt("a tile's job names a place that cannot be");
+    bool is_sound = true;
+    const auto range = [&](const json& row) {
+      const auto ends = row.get<std::array<int64_t, 2>>();
+      is_sound = is_sound && ends[0] >= 0 && ends[0] <= ends[1] && ends[1] <= kMaxRow;
+      return Range{ends[0], ends[1]};
+    };
+    const json& pieces = root.at("pieces");
+    if (pieces.size() != content.tensors.size() || pieces.size() > 4096 || root.at("gives").size() > 4096)
+      return corrupt("a tile's job does not say what its pieces are");
+    auto tensor = content.tensors.begin();
+    for (const json& piece : pieces) job.pieces.push_back({range(piece), (tensor++)->second});
+    for (const json& rows : root.at("gives")) job.gives.push_back(range(rows));
+    if (!is_sound) return corrupt("a tile's job names rows that cannot be");
+    job.chain = root.at("chain").get<uint64_t>();
+    job.goes_on = root.at("goes_on").get<bool>();
+    job.stays = root.at("stays").get<bool>();
+    return job;
+  } catch (const json::exception&) {
+    return corrupt("a tile's job lacks a field, or has one of the wrong type");
   }
 }
 

@@ -16,7 +16,7 @@
 
 namespace frugal::dnn {
 
-inline constexpr uint16_t kWireVersion = 2;
+inline constexpr uint16_t kWireVersion = 3;
 inline constexpr size_t kChunkBytes = size_t{128} << 10;  // a slow link carries one in a tenth of a second
 inline constexpr uint64_t kMaxLetterBytes = uint64_t{1} << 30;
 
@@ -80,6 +80,11 @@ Result<Content> decode_content(std::span<const std::byte> bytes, bool may_be_pac
 nlohmann::json division_to_json(const Division& division);
 // kCorrupt when it cannot be a division of this graph among `n_tiers`.
 Result<Division> division_from_json(const Graph& graph, const nlohmann::json& json, size_t n_tiers);
+
+// A tile's job but for the pieces' tensors, which stand in the letter in their order.
+nlohmann::json job_to_json(const TileJob& job);
+// kCorrupt: what of it cannot be, whatever the network.
+Result<TileJob> job_from_content(const Graph& graph, const Content& content);
 
 nlohmann::json error_to_json(const Error& error);
 // The error that an answer carries under "error", if it does.

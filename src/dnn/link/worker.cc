@@ -366,13 +366,10 @@ Result<Content> Worker::run_frame(const Content& request) {
 
 Result<Content> Worker::run_tile(const Content& request) {
   FRUGAL_TRY(const std::shared_ptr<Model> model, find(request.meta));
-  TiledRun run;
-  run.vertices = request.meta.at("vertices").get<std::vector<int>>();
-  const auto b = request.meta.at("tile").get<std::array<int64_t, 4>>();
-  run.tiles = {{b[0], b[1], b[2], b[3]}};
-  if (request.tensors.size() != 1) return bad("a tile reads one tensor");
+  FRUGAL_TRY(const TileJob job, job_from_content(model->runner->network().graph(), request));
+  FRUGAL_TRY(std::vector<HostTensor> outputs, model->runner->run_tile(job));
   Content answer;
-  FRUGAL_TRY(answer.tensors[0], model->runner->run_tile(run, 0, request.tensors.begin()->second));
+  for (size_t i = 0; i < outputs.size(); ++i) answer.tensors[static_cast<int>(i)] = std::move(outputs[i]);
   ++n_tiles_;
   return answer;
 }

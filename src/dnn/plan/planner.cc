@@ -196,11 +196,15 @@ Result<Plan> price_plan(const Graph& graph, const Cluster& cluster, const PlanRe
     return Error{ErrorCode::kInvalidArgument, "the plan puts more weights on a tier than its memory limit"};
   }
   std::vector<char> tiled(tier.size(), 0);
-  for (TiledRun& run : tiled_runs) {
+  for (size_t r = 0; r < tiled_runs.size(); ++r) {
+    TiledRun& run = tiled_runs[r];
+    const TiledRun* before = r > 0 && tiled_runs[r - 1].stays ? &tiled_runs[r - 1] : nullptr;
+    if (run.stays && (r + 1 == tiled_runs.size() || tiled_runs[r + 1].tier != run.tier))
+      return Error{ErrorCode::kInvalidArgument, "tiles stay with workers that have nothing more to do"};
     if (run.tier < 0 || static_cast<size_t>(run.tier) >= cluster.tiers.size()) {
       return Error{ErrorCode::kInvalidArgument, strf("there is no tier %d to tile on", run.tier)};
     }
-    FRUGAL_TRY_STATUS(price_run(graph, cluster.tiers[static_cast<size_t>(run.tier)], run));
+    FRUGAL_TRY_STATUS(price_run(graph, cluster.tiers[static_cast<size_t>(run.tier)], before, run));
     for (const int v : run.vertices) {
       if (tier[static_cast<size_t>(v)] != run.tier || tiled[static_cast<size_t>(v)]++) {
         return Error{ErrorCode::kInvalidArgument, "a tiled run has a vertex of another tier or run"};
@@ -249,10 +253,10 @@ std::string explain_plan(const Graph& graph, const Cluster& cluster, const PlanR
                  human_bytes(static_cast<double>(share.weight_bytes)).c_str(), share.joules);
     for (const TiledRun& run : plan.tiled_runs) {
       if (static_cast<size_t>(run.tier) != k) continue;
-      text += strf("    tiled   '%s' to '%s' in %zu tiles, %s instead of one worker's\n",
+      text += strf("    tiled   '%s' to '%s' in %zu tiles%s, %s instead of one worker's\n",
                    graph.vertices[static_cast<size_t>(run.vertices.front())].name.c_str(),
                    graph.vertices[static_cast<size_t>(run.vertices.back())].name.c_str(), run.tiles.size(),
-                   human_seconds(run.seconds).c_str());
+                   run.stays ? " that stay with their workers" : "", human_seconds(run.seconds).c_str());
     }
     if (k >= cluster.links.size() || (plan.links[k].n_tensors == 0 && plan.links[k].down_bytes == 0))
       continue;

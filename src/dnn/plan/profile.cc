@@ -44,9 +44,9 @@ Result<double> time_tile(const Network& network, const Segment& segment, const T
   for (const int t : segment.inputs) {
     const Tensor& tensor = network.graph().tensors[static_cast<size_t>(t)];
     const Region& held = tile.held.at(t);
-    HostTensor input{
-        tensor.type, {tensor.shape[0], tensor.shape[1], held.axes[0].size(), held.axes[1].size()}, {}};
-    const auto n = static_cast<size_t>(tensor.shape[0] * tensor.shape[1] * held.area());
+    HostTensor input{tensor.type, part_shape(tensor.shape, held), {}};
+    size_t n = 1;
+    for (const int64_t size : input.shape) n *= static_cast<size_t>(size);
     input.bytes.resize(n * element_bytes(tensor.type));
     for (size_t i = 0; i < n && tensor.type == "f32"; ++i) {
       const float x = static_cast<float>(static_cast<int>(i % 17) - 8) / 8.0f;
@@ -88,8 +88,12 @@ Status measure_tiles(const Network& network, int repetitions, Profile& profile) 
   measured.tile_fixed_seconds.assign(graph.vertices.size(), 0);
   for (size_t first = 0, end = 0; first < segments.size(); first = end) {
     std::vector<int> vertices;
+    const auto is_dense = [&](size_t s) {
+      return graph.vertices[static_cast<size_t>(segments[s].vertices[0])].is_dense;
+    };
     while (end < segments.size() && end - first < kStretch &&
-           (end == first || segments[end].inputs[0] == segments[end - 1].output)) {
+           (end == first ||
+            (segments[end].inputs[0] == segments[end - 1].output && !is_dense(first) && !is_dense(end)))) {
       vertices.insert(vertices.end(), segments[end].vertices.begin(), segments[end].vertices.end());
       ++end;
     }

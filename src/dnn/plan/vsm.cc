@@ -1,6 +1,7 @@
 #include "dnn/plan/vsm.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -16,6 +17,7 @@ constexpr double kFlopsPerByte = 8;  // of a core's arithmetic and memory: some 
 // What tile i of a run costs: computing on a worker of speed 1, and bytes in and out.
 struct TileCost {
   double seconds = 0, in_bytes = 0, out_bytes = 0;
+  Range reads;  // rows of the run's input
 };
 
 double bytes_of(const Tensor& tensor, const Region& region) {
@@ -40,22 +42,28 @@ Result<TileCost> cost_of(const Graph& graph, const Tier& tier, const Segment& se
     const double whole = tier.vertex_seconds[static_cast<size_t>(v)];
     // However small a tile, all weights are read for it: unless it was measured, as long as kFlopsPerByte
     // operations take, for each byte.
-    double fixed = flops > 0 ? kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds / flops : 0;
+    // A dense layer's tile reads its share of them.
+    double fixed = flops > 0 && !vertex.is_dense
+                       ? kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds / flops
+                       : 0;
     if (!tier.tile_fixed_seconds.empty()) fixed = tier.tile_fixed_seconds[static_cast<size_t>(v)];
     cost.seconds += share * whole + (1 - share) * std::min(whole, fixed);
   }
-  for (const int t : segment.inputs)
+  for (const int t : segment.inputs) {
     cost.in_bytes += bytes_of(graph.tensors[static_cast<size_t>(t)], tile.held.at(t));
+    cost.reads = tile.held.at(t).axes[0];
+  }
   cost.out_bytes = bytes_of(graph.tensors[static_cast<size_t>(segment.output)], region);
   return cost;
 }
 
 // From the first byte sent to the last tile back. Worker 0 sends one tile after the other over its one link
-// and then computes its own; tiles come back over that link, too.
-void price(const Tier& tier, std::span<const TileCost> costs, TiledRun& run) {
+// and then computes its own; tiles come back over that link, too. `shared_bytes`: rows of the tiles that
+// stayed before, which come from other workers first.
+void price(const Tier& tier, std::span<const TileCost> costs, double shared_bytes, TiledRun& run) {
   const size_t n_workers = std::max<size_t>(1, tier.worker_speeds.size());
-  std::vector<double> free(n_workers, 0);
-  double sent = 0, last = 0, back = 0, first_back = std::numeric_limits<double>::infinity();
+  std::vector<double> free(n_workers, shared_bytes / tier.peer_bytes_per_second);
+  double sent = free[0], last = 0, back = 0, first_back = std::numeric_limits<double>::infinity();
   run.work_seconds = 0;
   for (size_t i = 0; i < costs.size(); ++i) {
     const size_t w = i % n_workers;
@@ -76,14 +84,45 @@ void price(const Tier& tier, std::span<const TileCost> costs, TiledRun& run) {
   run.seconds = std::max({free[0], last, back > 0 ? first_back + back : 0.0});
 }
 
-Status price_with(const Graph& graph, const Tier& tier, const Segment& segment, TiledRun& run) {
+Result<std::vector<TileCost>> costs_of(const Graph& graph, const Tier& tier, const Segment& segment,
+                                       std::span<const TileBounds> tiles) {
   std::vector<TileCost> costs;
-  for (const TileBounds& bounds : run.tiles) {
+  for (const TileBounds& bounds : tiles) {
     FRUGAL_TRY(const TileCost cost, cost_of(graph, tier, segment, region_of(bounds)));
     costs.push_back(cost);
   }
-  price(tier, costs, run);
-  return {};
+  return costs;
+}
+
+std::vector<Range> rows_of(std::span<const TileBounds> tiles) {
+  std::vector<Range> rows;
+  for (const TileBounds& tile : tiles) rows.push_back({tile.row_begin, tile.row_end});
+  return rows;
+}
+
+// Prices a run; `before`: rows of its input that its workers have already, none when it comes to worker 0
+// whole.
+void price_with(const Graph& graph, const Tier& tier, const Segment& segment, std::vector<TileCost> costs,
+                std::span<const Range> before, TiledRun& run) {
+  double shared_bytes = 0;
+  if (!before.empty()) {
+    const Tensor& input = graph.tensors[static_cast<size_t>(segment.inputs[0])];
+    const double row_bytes = static_cast<double>(input.bytes) / static_cast<double>(input.shape[2]);
+    std::vector<Range> reads;
+    for (const TileCost& cost : costs) reads.push_back(cost.reads);
+    for (size_t i = 0; i < costs.size(); ++i) {
+      costs[i].in_bytes = 0;
+      for (const Range& rows : missing_rows(reads[i], before[i]))
+        costs[i].in_bytes += row_bytes * static_cast<double>(rows.size());
+      if (i == 0) continue;
+      for (const Range& rows : shared_rows(before, reads, i))
+        shared_bytes += row_bytes * static_cast<double>(rows.size());
+    }
+  }
+  if (run.stays) {
+    for (TileCost& cost : costs) cost.out_bytes = 0;  // what others need of it is paid for by the next run
+  }
+  price(tier, costs, shared_bytes, run);
 }
 
 std::vector<TileBounds> bounds_of_all(const std::vector<Region>& regions) {
@@ -102,10 +141,36 @@ TileBounds bounds_of(const Region& region) {
   return {region.axes[0].begin, region.axes[0].end, region.axes[1].begin, region.axes[1].end};
 }
 
-Status price_run(const Graph& graph, const Tier& tier, TiledRun& run) {
+bool goes_on(const Graph& graph, const Segment& run, std::span<const TileBounds> tiles, const Segment& next,
+             std::span<const TileBounds> next_tiles) {
+  const Tensor& between = graph.tensors[static_cast<size_t>(run.output)];
+  if (next.inputs.size() != 1 || next.inputs[0] != run.output || between.is_output ||
+      tiles.size() != next_tiles.size() || between.shape.size() != 4)
+    return false;
+  int64_t row = 0;  // full rows, one tile below the other
+  for (const TileBounds& tile : tiles) {
+    if (tile.row_begin != row || tile.row_end <= row || tile.column_begin != 0 ||
+        tile.column_end != between.shape[3])
+      return false;
+    row = tile.row_end;
+  }
+  return row == between.shape[2] &&
+         std::all_of(between.consumers.begin(), between.consumers.end(), [&](int v) {
+           return std::binary_search(next.vertices.begin(), next.vertices.end(), v);
+         });
+}
+
+Status price_run(const Graph& graph, const Tier& tier, const TiledRun* before, TiledRun& run) {
   FRUGAL_TRY(const Segment segment, make_segment(graph, run.vertices));
   if (segment.inputs.size() != 1) {
     return {ErrorCode::kInvalidArgument, "a tiled run reads one tensor; this one reads more"};
+  }
+  std::vector<Range> owned;
+  if (before != nullptr) {
+    FRUGAL_TRY(const Segment segment_before, make_segment(graph, before->vertices));
+    if (!goes_on(graph, segment_before, before->tiles, segment, run.tiles))
+      return {ErrorCode::kInvalidArgument, "a tiled run does not go on from the tiles that stayed before it"};
+    owned = rows_of(before->tiles);
   }
   const Region whole = whole_region(graph.tensors[static_cast<size_t>(segment.output)]);
   int64_t area = 0;
@@ -120,7 +185,8 @@ Status price_run(const Graph& graph, const Tier& tier, TiledRun& run) {
       }
     }
   }
-  FRUGAL_TRY_STATUS(price_with(graph, tier, segment, run));
+  FRUGAL_TRY(std::vector<TileCost> costs, costs_of(graph, tier, segment, run.tiles));
+  price_with(graph, tier, segment, std::move(costs), owned, run);
   if (area != whole.area()) return {ErrorCode::kInvalidArgument, "the tiles do not make up the whole output"};
   return {};
 }
@@ -131,23 +197,29 @@ TilePlanner::TilePlanner(const Graph& graph, const Tier& tier, int k) : graph_(g
     if (graph.vertices[v].kind != "Input") all.push_back(static_cast<int>(v));
   }
   segments_ = smallest_segments(graph, all);
-  for (const Segment& segment : segments_) {
+  for (size_t s = 0; s < segments_.size(); ++s) {
     double seconds = 0;
-    for (const int v : segment.vertices) seconds += tier.vertex_seconds[static_cast<size_t>(v)];
+    for (const int v : segments_[s].vertices) seconds += tier.vertex_seconds[static_cast<size_t>(v)];
     plain_.push_back(seconds);
+    follows_.push_back(s > 0 && segments_[s].inputs[0] == segments_[s - 1].output);
   }
-  runs_.resize(segments_.size());
+  stretches_.resize(segments_.size());
   if (tier.worker_speeds.size() < 2) return;
   for (size_t first = 0; first < segments_.size(); ++first) {
     for (size_t last = first; last < segments_.size() && last - first < kMaxSegments; ++last) {
-      if (last > first && segments_[last].inputs[0] != segments_[last - 1].output) break;
-      runs_[first].push_back(best_run(first, last));
+      if (last > first && !follows_[last]) break;
+      stretches_[first].push_back(stretch(first, last));
     }
   }
 }
 
-TiledRun TilePlanner::best_run(size_t first, size_t last) const {
-  TiledRun best;
+std::vector<TileBounds> TilePlanner::rows_of(const Segment& segment) const {
+  return bounds_of_all(row_tiles(graph_.tensors[static_cast<size_t>(segment.output)], tier_.worker_speeds));
+}
+
+TilePlanner::Stretch TilePlanner::stretch(size_t first, size_t last) const {
+  Stretch found;
+  TiledRun& best = found.best;
   best.tier = k_;
   double plain = 0;
   for (size_t i = first; i <= last; ++i) {
@@ -155,22 +227,40 @@ TiledRun TilePlanner::best_run(size_t first, size_t last) const {
     plain += plain_[i];
   }
   best.seconds = plain;
+  for (auto& row : found.rows) row[0] = row[1] = best;
   const auto segment = make_segment(graph_, best.vertices);
-  if (!segment.ok()) return best;
+  if (!segment.ok()) return found;
   const Tensor& output = graph_.tensors[static_cast<size_t>(segment->output)];
   const int n = static_cast<int>(tier_.worker_speeds.size());
   std::vector<std::vector<Region>> tilings;
   for (int used = n; used >= 2; used /= 2)
     tilings.push_back(row_tiles(output, std::span(tier_.worker_speeds).first(static_cast<size_t>(used))));
   const int side = static_cast<int>(std::sqrt(static_cast<double>(n)));
-  if (side > 1 && n % side == 0) tilings.push_back(grid_tiles(output, side, n / side));
-  for (const std::vector<Region>& regions : tilings) {
+  if (side > 1 && n % side == 0 && output.shape.size() == 4)
+    tilings.push_back(grid_tiles(output, side, n / side));
+  for (size_t i = 0; i < tilings.size(); ++i) {
     TiledRun run = best;
-    run.tiles = bounds_of_all(regions);
-    if (run.tiles.size() < 2 || !price_with(graph_, tier_, *segment, run).ok()) continue;
+    run.tiles = bounds_of_all(tilings[i]);
+    if (run.tiles.size() < 2) continue;
+    auto costs = costs_of(graph_, tier_, *segment, run.tiles);
+    if (!costs.ok()) continue;
+    price_with(graph_, tier_, *segment, *costs, {}, run);
+    if (i == 0 && run.tiles.size() == static_cast<size_t>(n)) {
+      std::vector<Range> before;
+      if (first > 0 && follows_[first]) before = frugal::dnn::rows_of(rows_of(segments_[first - 1]));
+      for (const bool comes : {false, true}) {
+        if (comes && before.size() != run.tiles.size()) continue;
+        for (const bool stays : {false, true}) {
+          TiledRun& rows = found.rows[comes][stays];
+          rows = run;
+          rows.stays = stays;
+          price_with(graph_, tier_, *segment, *costs, comes ? before : std::vector<Range>(), rows);
+        }
+      }
+    }
     if (run.seconds < best.seconds) best = std::move(run);
   }
-  return best;
+  return found;
 }
 
 // Rows from slow tiles to fast ones, while the run gets faster.
@@ -194,8 +284,10 @@ void TilePlanner::balance(const Segment& segment, TiledRun& run) const {
           trial.tiles[i] = {at, at + rows[i], 0, output.shape[3]};
           at += rows[i];
         }
-        if (!price_with(graph_, tier_, segment, trial).ok() || trial.seconds >= run.seconds * (1 - 1e-9))
-          continue;
+        auto costs = costs_of(graph_, tier_, segment, trial.tiles);
+        if (!costs.ok()) continue;
+        price_with(graph_, tier_, segment, *std::move(costs), {}, trial);
+        if (trial.seconds >= run.seconds * (1 - 1e-9)) continue;
         run = std::move(trial);
         better = true;
       }
@@ -206,40 +298,53 @@ void TilePlanner::balance(const Segment& segment, TiledRun& run) const {
 std::vector<TiledRun> TilePlanner::tile(std::span<const int> labels) const {
   const size_t n = segments_.size();
   if (tier_.worker_speeds.size() < 2) return {};
-  std::vector<char> here(n, 1);
+  std::vector<char> here(n + 1, 1);
+  here[n] = 0;
   for (size_t s = 0; s < n; ++s) {
     for (const int v : segments_[s].vertices) here[s] = here[s] && labels[static_cast<size_t>(v)] == k_;
   }
-  std::vector<double> best(n + 1, 0);  // seconds of segments before s
-  std::vector<size_t> from(n + 1, 0);
+  // What the segments before s take at least: when what they make is whole on worker 0, and when its tiles
+  // are with the workers. The run that ended there, and which of the two it began from.
+  struct Way {
+    double seconds = std::numeric_limits<double>::infinity();
+    const TiledRun* run = nullptr;
+    size_t first = 0;
+    bool came = false;
+  };
+  std::vector<std::array<Way, 2>> ways(n + 1);
+  ways[0][0].seconds = 0;
+  const auto consider = [&](size_t first, size_t end, bool comes, bool stays, const TiledRun& run) {
+    if (run.tiles.empty()) return;
+    const double seconds = ways[first][comes].seconds + run.seconds;
+    if (seconds < ways[end][stays].seconds) ways[end][stays] = {seconds, &run, first, comes};
+  };
   for (size_t s = 0; s < n; ++s) {
-    best[s + 1] = best[s] + plain_[s];
-    from[s + 1] = s;
+    ways[s + 1][0] = {ways[s][0].seconds + plain_[s], nullptr, s, false};
+    const Tensor& made = graph_.tensors[static_cast<size_t>(segments_[s].output)];
+    const bool may_stay = here[s + 1] && follows_[s + 1] && made.shape.size() == 4 && !made.is_output;
     for (size_t first = s + 1; first-- > 0 && s - first < kMaxSegments && here[first];) {
-      if (s - first >= runs_[first].size()) break;
-      const TiledRun& run = runs_[first][s - first];
-      if (run.tiles.empty() || best[first] + run.seconds >= best[s + 1]) continue;
-      best[s + 1] = best[first] + run.seconds;
-      from[s + 1] = first;
+      if (s - first >= stretches_[first].size()) break;
+      const Stretch& stretch = stretches_[first][s - first];
+      consider(first, s + 1, false, false, stretch.best);
+      consider(first, s + 1, true, false, stretch.rows[1][0]);
+      if (!may_stay) continue;
+      consider(first, s + 1, false, true, stretch.rows[0][1]);
+      consider(first, s + 1, true, true, stretch.rows[1][1]);
     }
   }
   std::vector<TiledRun> chosen;
-  for (size_t end = n; end > 0; end = from[end]) {
-    const size_t first = from[end];
-    if (!here[end - 1] || end - 1 - first >= runs_[first].size()) continue;
-    const TiledRun& run = runs_[first][end - 1 - first];
-    const double plain = [&] {
-      double sum = 0;
-      for (size_t s = first; s < end; ++s) sum += plain_[s];
-      return sum;
-    }();
-    if (!run.tiles.empty() && run.seconds < plain) chosen.push_back(run);
+  bool stays = false;
+  for (size_t end = n; end > 0;) {
+    const Way& way = ways[end][stays];
+    if (way.run != nullptr) {
+      chosen.push_back(*way.run);
+      const auto segment = make_segment(graph_, way.run->vertices);
+      if (segment.ok() && !way.came && !stays) balance(*segment, chosen.back());
+    }
+    end = way.first;
+    stays = way.came;
   }
   std::reverse(chosen.begin(), chosen.end());
-  for (TiledRun& run : chosen) {
-    const auto segment = make_segment(graph_, run.vertices);
-    if (segment.ok()) balance(*segment, run);
-  }
   return chosen;
 }
 

@@ -150,8 +150,13 @@ TEST_P(LosslessTest, RowAndGridTilesAreBitwiseEqualToTheWhole) {
   ASSERT_GT(segments.size(), 4u);
   const int input = graph.vertices[0].outputs[0];
   // The whole run, with every segment's ends kept.
-  std::vector<int> kept;
-  for (const Segment& segment : segments) kept.push_back(segment.output);
+  std::set<int> ends;
+  for (const Segment& segment : segments) {
+    ends.insert(segment.output);
+    ends.insert(segment.inputs.begin(), segment.inputs.end());
+  }
+  ends.erase(input);
+  const std::vector<int> kept(ends.begin(), ends.end());
   Values values;
   values[input] = random_input(graph.tensors[static_cast<size_t>(input)], 3);
   auto traced = network->compile(all, 1, kept);
@@ -159,14 +164,26 @@ TEST_P(LosslessTest, RowAndGridTilesAreBitwiseEqualToTheWhole) {
   run_part(**traced, values);
   Rng rng(4);
   int n_tiles = 0, n_different = 0, n_slipped = 0, n_slips_seen = 0;
-  for (int trial = 0; trial < 3; ++trial) {
+  // Some stretches at random, and every dense layer, which stands alone.
+  const auto is_dense = [&](size_t s) {
+    return graph.vertices[static_cast<size_t>(segments[s].vertices[0])].is_dense;
+  };
+  std::vector<std::pair<size_t, size_t>> stretches;
+  while (stretches.size() < 3) {
     const size_t first = rng.below(static_cast<uint32_t>(segments.size()));
     size_t last = first;
-    while (last + 1 < segments.size() && last - first < 4 && rng.below(3) > 0 &&
+    while (last + 1 < segments.size() && last - first < 4 && rng.below(3) > 0 && !is_dense(last + 1) &&
            segments[last + 1].inputs[0] == segments[last].output) {
       ++last;
     }
-    const Segment segment = join(graph, segments, first, last);
+    if (!is_dense(first)) stretches.emplace_back(first, last);
+  }
+  for (size_t s = 0; s < segments.size(); ++s) {
+    if (is_dense(s)) stretches.emplace_back(s, s);
+  }
+  EXPECT_GT(stretches.size(), 3u) << "all five end in a dense layer";
+  for (size_t trial = 0; trial < stretches.size(); ++trial) {
+    const Segment segment = join(graph, segments, stretches[trial].first, stretches[trial].second);
     const Tensor& output = graph.tensors[static_cast<size_t>(segment.output)];
     const double unequal[] = {1, 2};
     const std::vector<Region> tiles = trial % 2 == 0 ? row_tiles(output, unequal) : grid_tiles(output, 2, 2);

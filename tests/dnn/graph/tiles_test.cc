@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "base/rng.h"
@@ -278,6 +279,46 @@ TEST(Tiles, SmallestSegmentsEndWhereOneTensorCarriesAll) {
       joined.insert(joined.end(), segment.vertices.begin(), segment.vertices.end());
     }
     EXPECT_EQ(joined, c.segment.vertices);
+  }
+}
+
+TEST(Tiles, SharedAndMissingRowsAreThoseThatCountingFinds) {
+  Rng rng(11);
+  for (int trial = 0; trial < 2000; ++trial) {
+    const size_t n = 1 + rng.below(5);
+    std::vector<Range> owned, needed;
+    int64_t row = 0;
+    for (size_t i = 0; i < n; ++i) {
+      owned.push_back({row, row + 1 + rng.below(6)});
+      row = owned.back().end;
+    }
+    // As tiles read: further begins and ends for further tiles, anything within.
+    int64_t begin = 0, end = 0;
+    for (size_t i = 0; i < n; ++i) {
+      begin = std::min<int64_t>(row - 1, begin + rng.below(5));
+      end = std::max<int64_t>(begin + 1, std::min<int64_t>(row, end + rng.below(9)));
+      needed.push_back({begin, end});
+    }
+    for (size_t i = 0; i < n; ++i) {
+      const std::vector<Range> shared = shared_rows(owned, needed, i),
+                               missing = missing_rows(needed[i], owned[i]);
+      EXPECT_LE(shared.size(), 2u);
+      const auto in = [](const std::vector<Range>& ranges, int64_t at) {
+        return std::count_if(ranges.begin(), ranges.end(),
+                             [at](const Range& r) { return r.begin <= at && at < r.end; });
+      };
+      for (int64_t at = 0; at < row; ++at) {
+        bool others = false;
+        for (size_t j = 0; j < n; ++j) others = others || (j != i && in({needed[j]}, at) > 0);
+        // Never twice, all that others need; between what the ones above and the ones below need nothing
+        // else.
+        EXPECT_LE(in(shared, at), 1);
+        const auto mine = in({owned[i]}, at);
+        EXPECT_GE(in(shared, at), others ? mine : 0);
+        EXPECT_LE(in(shared, at), mine);
+        EXPECT_EQ(in(missing, at), in({needed[i]}, at) > 0 && in({owned[i]}, at) == 0 ? 1 : 0);
+      }
+    }
   }
 }
 

@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "dnn/plan/profile.h"
 #include "dnn/plan/sample.h"
+#include "dnn/plan/vsm.h"
 #include "support/steady_profile.h"
 
 namespace frugal::dnn {
@@ -189,6 +190,106 @@ TEST(Coordinator, TilesOverSeveralWorkersGiveWhatTheWholeGives) {
     ASSERT_TRUE(outputs.ok()) << outputs.error().message;
     EXPECT_TRUE(same(*outputs, bench.expected(input)));
   }
+}
+
+// Peers of which one does not answer the job number `faulty`.
+class FaultyPeers final : public TilePeers {
+ public:
+  FaultyPeers(std::vector<std::shared_ptr<TierRunner>> peers, int faulty)
+      : peers_(std::move(peers), 0, 1e12), faulty_(faulty) {}
+  Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) override {
+    if (n_jobs++ == faulty_) return Error{ErrorCode::kUnavailable, "gone"};
+    auto tiles = peers_.run_tile(worker, job);
+    if (tiles.ok()) {
+      n_ok++;
+      for (const HostTensor& tile : *tiles) n_bytes += tile.bytes.size();
+    }
+    return tiles;
+  }
+  std::atomic<int> n_jobs{0}, n_ok{0};
+  std::atomic<size_t> n_bytes{0};
+
+ private:
+  LocalPeers peers_;
+  int faulty_;
+};
+
+TEST(Coordinator, TilesThatStayGiveWhatTheWholeGives) {
+  for (const char* name : {"vgg16", "resnet18"}) {
+    const Bench bench(name);
+    const Graph& graph = bench.network->graph();
+    Tier tier = bench.cluster.tiers[1];
+    tier.worker_speeds = {1, 1, 1};
+    tier.peer_latency_seconds = 0;
+    tier.peer_bytes_per_second = 1e7;  // so thin that only rows which tiles share may travel
+    for (double& seconds : tier.vertex_seconds) seconds *= 100;
+    tier.call_seconds = 0;
+    std::vector<int> labels(graph.vertices.size(), 1);
+    labels[0] = 0;
+    Division division{labels, TilePlanner(graph, tier, 1).tile(labels)};
+    int n_stay = 0;
+    for (TiledRun& run : division.runs) n_stay += run.stays;
+    ASSERT_GT(n_stay, 1) << name;
+    const Values input = bench.input(1), expected = bench.expected(input);
+    const auto bytes_with = [&](const Division& divided, int faulty) {
+      TierRunner edge(bench.network, 1, 1);
+      std::vector<std::shared_ptr<TierRunner>> others;
+      for (int i = 0; i < 2; ++i) others.push_back(std::make_shared<TierRunner>(bench.network, 1, 1));
+      const auto peers = std::make_shared<FaultyPeers>(others, faulty);
+      edge.set_peers(peers);
+      Values values = input;
+      FrameCost cost(3);
+      EXPECT_TRUE(edge.run(divided, values, cost).ok());
+      const int output = expected.begin()->first;
+      EXPECT_EQ(values.at(output).bytes, expected.at(output).bytes) << name << " without job " << faulty;
+      EXPECT_EQ(peers->n_ok.load() + (faulty >= 0 && faulty < peers->n_jobs.load()), peers->n_jobs.load());
+      return peers->n_bytes.load();
+    };
+    const size_t stayed = bytes_with(division, -1);
+    for (const int faulty : {0, 1, 2, 5}) bytes_with(division, faulty);
+    for (TiledRun& run : division.runs) run.stays = false;
+    EXPECT_LT(2 * stayed, bytes_with(division, -1)) << name;
+  }
+}
+
+TEST(TierRunner, RefusesTileJobsThatDoNotFit) {
+  const Bench bench("resnet18");
+  const Graph& graph = bench.network->graph();
+  std::vector<int> all;
+  for (size_t v = 1; v < graph.vertices.size(); ++v) all.push_back(static_cast<int>(v));
+  const Segment segment = smallest_segments(graph, all)[0];
+  const Tensor &in = graph.tensors[static_cast<size_t>(segment.inputs[0])],
+               &out = graph.tensors[static_cast<size_t>(segment.output)];
+  const Region top{{Range{0, out.shape[2] / 2}, Range{0, out.shape[3]}}};
+  const Range reads = make_tile(graph, segment, top).value().held.at(segment.inputs[0]).axes[0];
+  const Values input = bench.input(1);
+  TierRunner runner(bench.network, 1, 1);
+  TileJob job;
+  job.vertices = segment.vertices;
+  job.tile = {0, out.shape[2] / 2, 0, out.shape[3]};
+  const auto rows = [&](Range range) {
+    return TileJob::Piece{range, slice(input.at(0), whole_region(in), {{range, Range{0, in.shape[3]}}})};
+  };
+  job.pieces = {rows({0, 5}), rows({5, reads.end})};
+  const auto in_pieces = runner.run_tile(job);
+  ASSERT_TRUE(in_pieces.ok()) << in_pieces.error().message;
+  job.pieces = {rows(reads)};
+  EXPECT_EQ(runner.run_tile(job).value()[0].bytes, in_pieces.value()[0].bytes);
+  job.pieces = {rows({0, 5}), rows({6, reads.end})};  // a row is missing
+  EXPECT_EQ(runner.run_tile(job).error().code, ErrorCode::kInvalidArgument);
+  job.pieces = {rows({0, 5}), rows({5, reads.end + 1})};  // one too many
+  EXPECT_EQ(runner.run_tile(job).error().code, ErrorCode::kInvalidArgument);
+  job.pieces = {rows({0, 5}), rows({4, reads.end})};
+  job.pieces[1].rows.begin = 5;  // that say they are others
+  EXPECT_EQ(runner.run_tile(job).error().code, ErrorCode::kInvalidArgument);
+  job.pieces = {};
+  job.goes_on = true;
+  EXPECT_EQ(runner.run_tile(job).error().code, ErrorCode::kNotFound);
+  job.goes_on = false;
+  job.pieces = {rows(reads)};
+  job.stays = true;
+  job.gives = {{0, out.shape[2]}};  // rows of another's tile
+  EXPECT_EQ(runner.run_tile(job).error().code, ErrorCode::kInvalidArgument);
 }
 
 TEST(Coordinator, AnAuditionKeepsWhatIsFasterWhateverWasPredicted) {

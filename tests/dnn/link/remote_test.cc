@@ -113,6 +113,7 @@ TEST_F(RemoteTest, ThreeTiersAndTilesGiveWhatTheWholeGives) {
   const std::vector<int> on_edge = thirds(1, 1000);
   division = {on_edge, TilePlanner(network_->graph(), tiled.tiers[1], 1).tile(on_edge)};
   ASSERT_FALSE(division.runs.empty());
+  EXPECT_TRUE(division.runs.front().stays);
   ASSERT_TRUE(hop.survey(0).ok());  // the workers of the edge find each other
   EXPECT_TRUE(same(run(hop, division)));
   EXPECT_GT(edge_a->counts().n_tiles + edge_b->counts().n_tiles, 0u);

@@ -54,11 +54,56 @@ TEST(Vsm, ARunCostsWhatItsPartsCost) {
   const Graph graph = conv_chain(2);
   const Tier tier = edge_of(graph, {1, 1}, 1e6);
   TiledRun run{1, {1, 2}, {{0, 28, 0, 56}, {28, 56, 0, 56}}, 0, 0};
-  ASSERT_TRUE(price_run(graph, tier, run).ok());
+  ASSERT_TRUE(price_run(graph, tier, nullptr, run).ok());
   // A row costs a millisecond; the inner tile of the first convolution has one row of halo, its input two.
   const double work = 0.028 + 0.029, row_bytes = 16 * 56 * 4;
   EXPECT_NEAR(run.work_seconds, 2 * work, 1e-12);
   EXPECT_NEAR(run.seconds, 0.001 + 30 * row_bytes / 1e6 + work + 0.001 + 28 * row_bytes / 1e6, 1e-12);
+}
+
+TEST(Vsm, TilesThatStayCostTheRowsThatTheyShare) {
+  const Graph graph = conv_chain(2);
+  const Tier tier = edge_of(graph, {1, 1}, 1e6);
+  const std::vector<TileBounds> halves = {{0, 28, 0, 56}, {28, 56, 0, 56}};
+  TiledRun first{1, {1}, halves, 0, 0, true}, second{1, {2}, halves, 0, 0};
+  ASSERT_TRUE(price_run(graph, tier, nullptr, first).ok());
+  ASSERT_TRUE(price_run(graph, tier, &first, second).ok());
+  const double row_bytes = 16 * 56 * 4, row = row_bytes / 1e6;
+  EXPECT_NEAR(first.seconds, 0.001 + 29 * row + 0.028 + 0.001, 1e-12);
+  // A row of worker 1's half goes to worker 0, one of its goes back, and the second half comes home.
+  EXPECT_NEAR(second.seconds, 0.001 + 2 * row + 0.028 + 0.001 + 28 * row, 1e-12);
+  EXPECT_NEAR(second.work_seconds, 2 * 0.028, 1e-12);
+}
+
+TEST(Vsm, ChainsThatCannotBeAreRefused) {
+  const Graph graph = conv_chain(3);
+  Cluster cluster;
+  cluster.tiers = {edge_of(graph, {}, 1), edge_of(graph, {1, 1}, 1e9)};
+  Link link;
+  link.up_bytes_per_second = link.down_bytes_per_second = 1e8;
+  cluster.links = {link};
+  const std::vector<TileBounds> halves = {{0, 28, 0, 56}, {28, 56, 0, 56}};
+  const std::vector<TileBounds> columns = {{0, 56, 0, 28}, {0, 56, 28, 56}};
+  const std::vector<int> tier = {0, 1, 1, 1};
+  const auto takes = [&](std::vector<TiledRun> runs) {
+    return price_plan(graph, cluster, {}, tier, std::move(runs)).ok();
+  };
+  EXPECT_TRUE(takes({{1, {1}, halves, 0, 0, true}, {1, {2}, halves, 0, 0, false}}));
+  EXPECT_FALSE(takes({{1, {1}, halves, 0, 0, true}}));                                 // with nobody to go on
+  EXPECT_FALSE(takes({{1, {1}, halves, 0, 0, true}, {1, {3}, halves, 0, 0, false}}));  // one between them
+  EXPECT_FALSE(takes({{1, {1}, columns, 0, 0, true}, {1, {2}, columns, 0, 0, false}}));  // not full rows
+  EXPECT_FALSE(takes({{1, {1}, halves, 0, 0, true}, {1, {2}, {{0, 56, 0, 56}}, 0, 0, false}}));
+}
+
+TEST(Vsm, WhereLinksAreThinTilesStay) {
+  const Graph graph = conv_chain(12);
+  const Tier tier = edge_of(graph, {1, 1, 1, 1}, 1e7);
+  const std::vector<TiledRun> runs = TilePlanner(graph, tier, 1).tile(std::vector<int>(13, 1));
+  ASSERT_FALSE(runs.empty());
+  int n_stay = 0;
+  for (const TiledRun& run : runs) n_stay += run.stays;
+  EXPECT_GT(n_stay, 0);
+  EXPECT_FALSE(runs.back().stays);
 }
 
 TEST(Vsm, MeasuredFixedCostsOfTilesCount) {
@@ -66,7 +111,7 @@ TEST(Vsm, MeasuredFixedCostsOfTilesCount) {
   Tier tier = edge_of(graph, {1, 1}, 1e6);
   tier.tile_fixed_seconds = {0, 0.010};
   TiledRun run{1, {1}, {{0, 28, 0, 56}, {28, 56, 0, 56}}, 0, 0};
-  ASSERT_TRUE(price_run(graph, tier, run).ok());
+  ASSERT_TRUE(price_run(graph, tier, nullptr, run).ok());
   EXPECT_NEAR(run.work_seconds, 2 * (0.028 + 0.5 * 0.010), 1e-12);
 }
 
@@ -93,7 +138,7 @@ TEST(Vsm, TilesThatOverlapOrLeaveGapsAreRefused) {
   TiledRun gap{1, {1}, {{0, 28, 0, 56}, {29, 56, 0, 56}}, 0, 0};
   TiledRun overlap{1, {1}, {{0, 28, 0, 56}, {27, 55, 0, 56}}, 0, 0};
   TiledRun outside{1, {1}, {{0, 57, 0, 56}}, 0, 0};
-  for (TiledRun* run : {&gap, &overlap, &outside}) EXPECT_FALSE(price_run(graph, tier, *run).ok());
+  for (TiledRun* run : {&gap, &overlap, &outside}) EXPECT_FALSE(price_run(graph, tier, nullptr, *run).ok());
 }
 
 TEST(Vsm, FastPeersAreUsedAndSlowLinksAreNot) {
