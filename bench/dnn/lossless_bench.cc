@@ -14,7 +14,7 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "dnn/link/tier.h"
+#include "dnn/link/local.h"
 #include "dnn/plan/vsm.h"
 
 namespace {

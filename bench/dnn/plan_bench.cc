@@ -1,5 +1,6 @@
 // How long planning takes: a graph of N vertices, three tiers, planned from scratch and again after the
-// bandwidth has changed; and how far the heuristics fall short of the optimum. Prints one JSON object.
+// bandwidth has changed; with tiles, of a chain of so many convolutions over four edge workers; and how far
+// the heuristics fall short of the optimum. Prints one JSON object.
 //
 //   bench_dnn_plan [n_vertices=500] [repetitions=51]
 #include <algorithm>
@@ -54,6 +55,27 @@ int main(int argc, char** argv) {
     gap_neurosurgeon.push_back(gap(Algorithm::kNeurosurgeon));
     gap_dads.push_back(gap(Algorithm::kDads));
   }
+  const Graph chain = conv_chain(n - 1);
+  Cluster cluster;
+  for (const double seconds : {0.016, 0.004, 0.001}) {
+    Tier tier;
+    tier.vertex_seconds.assign(chain.vertices.size(), seconds);
+    tier.vertex_seconds[0] = 0;
+    cluster.tiers.push_back(tier);
+  }
+  cluster.tiers[1].worker_speeds = {1, 1, 1, 1};
+  cluster.tiers[1].peer_latency_seconds = 3e-4;
+  cluster.tiers[1].peer_bytes_per_second = 1e8;
+  cluster.links.resize(2);
+  std::vector<double> tiled_ms;
+  for (int i = 0; i < std::min(repetitions, 5); ++i) {
+    for (size_t k = 0; k < 2; ++k)  // a far link so thin that the edge is the place to be
+      cluster.links[k].up_bytes_per_second = cluster.links[k].down_bytes_per_second =
+          (k == 0 ? 1e7 : 1e4) * (1 + i);
+    const double start = wall_seconds();
+    if (make_plan(chain, cluster, {}).value().tiled_runs.empty()) return 1;
+    tiled_ms.push_back(1e3 * (wall_seconds() - start));
+  }
   const auto row = [](const char* name, std::vector<double> values, const char* end) {
     std::sort(values.begin(), values.end());
     const size_t last = values.size() - 1;
@@ -64,6 +86,7 @@ int main(int argc, char** argv) {
   row("plan_ms", plan_ms, ",");
   row("replan_ms", replan_ms, ",");
   row("adjust_ms", adjust_ms, ",");
+  row("tiled_plan_ms", tiled_ms, ",");
   row("hpa_over_exact", gap_hpa, ",");
   row("neurosurgeon_over_exact", gap_neurosurgeon, ",");
   row("dads_over_exact", gap_dads, "");

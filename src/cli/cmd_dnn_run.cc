@@ -17,6 +17,7 @@
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
 #include "dnn/link/coordinator.h"
+#include "dnn/link/local.h"
 #include "dnn/link/remote.h"
 #include "dnn/plan/profile.h"
 #include "dnn/plan/sample.h"

@@ -31,6 +31,20 @@ AxisRead axis_read(const Window& window, int axis, Range out, int64_t input_size
   return read;
 }
 
+TileRead read_of(const Vertex& vertex, size_t input, const Region& needed, const Region& plane) {
+  TileRead read;
+  if (vertex.is_dense) read.region = plane;
+  for (size_t a = 0; a < 2 && !vertex.is_dense; ++a) {
+    const AxisRead axis =
+        axis_read(vertex.windows[input], static_cast<int>(a), needed.axes[a], plane.axes[a].end);
+    if (axis.range.size() <= 0) return {};
+    read.region.axes[a] = axis.range;
+    read.pad_begin[a] = axis.pad_begin;
+    read.pad_end[a] = axis.pad_end;
+  }
+  return read;
+}
+
 Result<Segment> make_segment(const Graph& graph, std::span<const int> vertices) {
   Segment segment;
   segment.vertices.assign(vertices.begin(), vertices.end());
@@ -99,19 +113,11 @@ Result<Tile> make_tile(const Graph& graph, const Segment& segment, const Region&
     for (size_t input = 0; input < vertex.inputs.size(); ++input) {
       const int t = vertex.inputs[input];
       const Region plane = whole_region(graph.tensors[static_cast<size_t>(t)]);
-      TileRead read;
-      if (vertex.is_dense) read.region = plane;
-      for (size_t a = 0; a < 2 && !vertex.is_dense; ++a) {
-        const AxisRead axis =
-            axis_read(vertex.windows[input], static_cast<int>(a), needed.axes[a], plane.axes[a].end);
-        // A tile of nothing but padding has nothing to run on.
-        if (axis.range.size() <= 0) {
-          return Error{ErrorCode::kOutOfRange,
-                       strf("a tile of '%s' would read padding alone", vertex.name.c_str())};
-        }
-        read.region.axes[a] = axis.range;
-        read.pad_begin[a] = axis.pad_begin;
-        read.pad_end[a] = axis.pad_end;
+      const TileRead read = read_of(vertex, input, needed, plane);
+      // A tile of nothing but padding has nothing to run on.
+      if (read.region.area() <= 0) {
+        return Error{ErrorCode::kOutOfRange,
+                     strf("a tile of '%s' would read padding alone", vertex.name.c_str())};
       }
       tile.reads[i].push_back(read);
       const auto [at, is_new] = tile.held.emplace(t, read.region);

@@ -42,6 +42,10 @@ struct TileRead {
   std::array<int64_t, 2> pad_begin{}, pad_end{};
 };
 
+// What a vertex reads of one of its inputs, whose plane is `plane`, to compute `needed` of its output; an
+// empty region where that would be padding alone.
+TileRead read_of(const Vertex& vertex, size_t input, const Region& needed, const Region& plane);
+
 // A tile of a segment.
 struct Tile {
   Region output;               // of the segment's output tensor

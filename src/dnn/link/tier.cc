@@ -14,32 +14,7 @@
 namespace frugal::dnn {
 namespace {
 
-constexpr size_t kMaxParts = 8;   // compiled parts kept: each holds a copy of its weights
-constexpr size_t kMaxTiles = 60;  // compiled tiles, likewise
-constexpr size_t kMaxKept = 16;   // tiles of frames under way
-
-void sleep_seconds(double seconds) {
-  if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-}
-
-uint64_t bytes_of(const Values& values) {
-  uint64_t bytes = 0;
-  for (const auto& [t, tensor] : values) bytes += tensor.bytes.size();
-  return bytes;
-}
-
 double thread_cpu_seconds() { return clock_seconds(CLOCK_THREAD_CPUTIME_ID); }
-
-// The cached value under `key`, moved to the front; null when there is none.
-template <typename List, typename Key>
-auto* find_recent(List& list, const Key& key) {
-  for (auto at = list.begin(); at != list.end(); ++at) {
-    if (at->first != key) continue;
-    list.splice(list.begin(), list, at);
-    return &list.front().second;
-  }
-  return static_cast<decltype(&list.front().second)>(nullptr);
-}
 
 // Whether a tensor is rows of one of the graph, over these columns.
 bool is_rows_of(const Tensor& tensor, Range rows, Range columns, const HostTensor& value) {
@@ -52,7 +27,7 @@ bool is_rows_of(const Tensor& tensor, Range rows, Range columns, const HostTenso
 
 // The rows `region` of a run's input, from those kept and the pieces that came; together they have to be all.
 Result<HostTensor> join_rows(const Tensor& tensor, const Region& region, const TileJob& job,
-                             const HostTensor* kept, const Region& kept_region) {
+                             const TileKept* kept) {
   const auto bad = [] {
     return Error{ErrorCode::kInvalidArgument, "the pieces of a tile's input do not make up what it reads"};
   };
@@ -71,11 +46,12 @@ Result<HostTensor> join_rows(const Tensor& tensor, const Region& region, const T
     return true;
   };
   if (kept != nullptr) {
-    const Range rows{std::max(need.begin, kept_region.axes[0].begin),
-                     std::min(need.end, kept_region.axes[0].end)};
-    if (kept_region.axes[1] != region.axes[1]) return bad();
-    if (rows.size() > 0 &&
-        !put(rows, rows == kept_region.axes[0] ? *kept : slice(*kept, kept_region, {{rows, region.axes[1]}})))
+    const Range rows{std::max(need.begin, kept->region.axes[0].begin),
+                     std::min(need.end, kept->region.axes[0].end)};
+    if (kept->region.axes[1] != region.axes[1]) return bad();
+    if (rows.size() > 0 && !put(rows, rows == kept->region.axes[0]
+                                          ? kept->tensor
+                                          : slice(kept->tensor, kept->region, {{rows, region.axes[1]}})))
       return bad();
   }
   for (const TileJob::Piece& piece : job.pieces) {
@@ -142,27 +118,22 @@ std::vector<TierRunner::Stage> TierRunner::stages_of(const Division& division) c
 
 Result<std::shared_ptr<Part>> TierRunner::part_for(const std::vector<int>& vertices) {
   const std::lock_guard lock(cache_mutex_);
-  if (const auto* part = find_recent(parts_, vertices)) return *part;
+  if (const auto* part = parts_.find(vertices)) return *part;
   FRUGAL_TRY(std::unique_ptr<Part> compiled, network_->compile(vertices, n_threads_));
-  parts_.emplace_front(vertices, std::move(compiled));
-  if (parts_.size() > kMaxParts) parts_.pop_back();
-  return parts_.front().second;
+  return parts_.put(vertices, std::move(compiled));
 }
 
 Result<TierRunner::TilePart> TierRunner::tile_for(const std::vector<int>& vertices, const TileBounds& b) {
   std::vector<int64_t> key(vertices.begin(), vertices.end());
   key.insert(key.end(), {b.row_begin, b.row_end, b.column_begin, b.column_end});
   const std::lock_guard lock(cache_mutex_);
-  if (const auto* tile = find_recent(tiles_, key)) return *tile;
+  if (const auto* tile = tiles_.find(key)) return *tile;
   FRUGAL_TRY(const Segment segment, make_segment(network_->graph(), vertices));
   if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
   FRUGAL_TRY(const Tile tile, make_tile(network_->graph(), segment, region_of(b)));
   FRUGAL_TRY(std::unique_ptr<Part> compiled, network_->compile_tile(segment, tile, n_threads_));
   const int input = segment.inputs[0];
-  tiles_.emplace_front(std::move(key),
-                       TilePart{input, tile.held.at(input), region_of(b), std::move(compiled)});
-  if (tiles_.size() > kMaxTiles) tiles_.pop_back();
-  return tiles_.front().second;
+  return tiles_.put(std::move(key), {input, tile.held.at(input), region_of(b), std::move(compiled)});
 }
 
 Status TierRunner::prepare(const Division& division) {
@@ -194,7 +165,8 @@ Status TierRunner::at_pace(const std::function<Status()>& work) {
     busy = thread_cpu_seconds() - cpu;
   }
   // Processor time, not wall time: neighbours on this host then do not make the emulated one slower.
-  if (slowdown_ > 1) sleep_seconds(slowdown_ * busy - (wall_seconds() - start));
+  const double rest = slowdown_ * busy - (wall_seconds() - start);
+  if (slowdown_ > 1 && rest > 0) std::this_thread::sleep_for(std::chrono::duration<double>(rest));
   return {};
 }
 
@@ -264,21 +236,17 @@ Status TierRunner::run_plain(const std::vector<int>& vertices, Values& values) {
 
 Result<std::vector<HostTensor>> TierRunner::run_tile(const TileJob& job) {
   FRUGAL_TRY(const TilePart tile, tile_for(job.vertices, job.tile));
-  Kept before;
+  std::optional<TileKept> before;
   if (job.goes_on) {
     const std::lock_guard lock(cache_mutex_);
-    const auto at =
-        std::find_if(kept_.begin(), kept_.end(), [&](const Kept& kept) { return kept.chain == job.chain; });
-    if (at == kept_.end()) return Error{ErrorCode::kNotFound, "nothing of this chain of runs is kept here"};
-    before = std::move(*at);
-    kept_.erase(at);
+    before = kept_.take(job.chain);
+    if (!before) return Error{ErrorCode::kNotFound, "nothing of this chain of runs is kept here"};
   }
   HostTensor put_together;
   const HostTensor* input = job.pieces.size() == 1 && !job.goes_on ? &job.pieces[0].tensor : &put_together;
   if (input == &put_together) {
-    FRUGAL_TRY(put_together,
-               join_rows(network_->graph().tensors[static_cast<size_t>(tile.input_tensor)], tile.input, job,
-                         job.goes_on ? &before.tensor : nullptr, before.region));
+    FRUGAL_TRY(put_together, join_rows(network_->graph().tensors[static_cast<size_t>(tile.input_tensor)],
+                                       tile.input, job, before ? &*before : nullptr));
   }
   std::vector<HostTensor> outputs;
   FRUGAL_TRY_STATUS(run_part(*tile.part, {input}, outputs));
@@ -290,8 +258,7 @@ Result<std::vector<HostTensor>> TierRunner::run_tile(const TileJob& job) {
     given.push_back(slice(outputs[0], tile.output, {{rows, tile.output.axes[1]}}));
   }
   const std::lock_guard lock(cache_mutex_);
-  kept_.push_front({job.chain, tile.output, std::move(outputs[0])});
-  if (kept_.size() > kMaxKept) kept_.pop_back();
+  kept_.put(job.chain, {tile.output, std::move(outputs[0])});
   return given;
 }
 
@@ -305,7 +272,7 @@ Result<std::shared_ptr<const TierRunner::ChainShape>> TierRunner::shape_for(
     key.push_back(run->stays ? -2 : -3);
   }
   const std::lock_guard lock(cache_mutex_);
-  if (const auto* shape = find_recent(shapes_, key)) return *shape;
+  if (const auto* shape = shapes_.find(key)) return *shape;
   const Graph& graph = network_->graph();
   auto shape = std::make_shared<ChainShape>();
   std::vector<Segment> segments;
@@ -336,9 +303,7 @@ Result<std::shared_ptr<const TierRunner::ChainShape>> TierRunner::shape_for(
   }
   if (chain.back()->stays)
     return Error{ErrorCode::kInvalidArgument, "tiles stay with workers that have nothing more to do"};
-  shapes_.emplace_front(std::move(key), std::move(shape));
-  if (shapes_.size() > kMaxTiles) shapes_.pop_back();
-  return shapes_.front().second;
+  return shapes_.put(std::move(key), std::move(shape));
 }
 
 // Tiles of other workers go out first, each on a thread of the crew; then this one computes its own.
@@ -484,81 +449,6 @@ Result<Values> run_from(TierRunner& here, Hop* next, const Division& division, V
     results.merge(rest);
   }
   return results;
-}
-
-LocalHop::LocalHop(std::shared_ptr<TierRunner> runner, std::shared_ptr<Hop> next, const Link& link)
-    : runner_(std::move(runner)), next_(std::move(next)), link_(link) {}
-
-void LocalHop::set_link(const Link& link) {
-  const std::lock_guard lock(mutex_);
-  link_ = link;
-}
-
-Status LocalHop::prepare(const Division& division) {
-  FRUGAL_TRY_STATUS(runner_->prepare(division));
-  return next_ ? next_->prepare(division) : Status();
-}
-
-// The wire carries one frame at a time; latency overlaps.
-void LocalHop::cross(double latency, double seconds) {
-  {
-    const std::lock_guard lock(wire_mutex_);
-    sleep_seconds(seconds);
-  }
-  sleep_seconds(latency);
-}
-
-Result<Values> LocalHop::run(const Division& division, Values inputs, FrameCost& cost) {
-  Link link;
-  {
-    const std::lock_guard lock(mutex_);
-    link = link_;
-  }
-  const Error down{ErrorCode::kUnavailable, strf("tier %d does not answer", runner_->k())};
-  if (!up_) return down;
-  const auto wire = static_cast<size_t>(runner_->k() - 1);
-  const uint64_t up = bytes_of(inputs);
-  const double start = wall_seconds();
-  cross(link.latency_seconds, link.tensor_seconds * static_cast<double>(inputs.size()) +
-                                  static_cast<double>(up) / link.up_bytes_per_second);
-  const double there = wall_seconds();
-  auto ran = run_from(*runner_, next_.get(), division, std::move(inputs), cost);
-  if (!ran.ok()) return beyond(ran.error());
-  Values outputs = *std::move(ran);
-  const double done = wall_seconds();
-  if (!up_) return down;
-  const uint64_t back = bytes_of(outputs);
-  cross(link.latency_seconds, link.tensor_seconds * static_cast<double>(outputs.size()) +
-                                  static_cast<double>(back) / link.down_bytes_per_second);
-  if (wire < cost.up_bytes.size()) {
-    cost.up_bytes[wire] += up;
-    cost.down_bytes[wire] += back;
-    cost.link_seconds[wire] += there - start + wall_seconds() - done;
-  }
-  return outputs;
-}
-
-LocalPeers::LocalPeers(std::vector<std::shared_ptr<TierRunner>> peers, double latency_seconds,
-                       double bytes_per_second)
-    : peers_(std::move(peers)), latency_seconds_(latency_seconds), bytes_per_second_(bytes_per_second) {}
-
-Result<std::vector<HostTensor>> LocalPeers::run_tile(size_t worker, const TileJob& job) {
-  if (worker == 0 || worker > peers_.size()) {
-    return Error{ErrorCode::kUnavailable, strf("there is no worker %zu", worker)};
-  }
-  const auto carry = [&](std::mutex& wire, size_t bytes) {
-    const std::lock_guard lock(wire);
-    sleep_seconds(static_cast<double>(bytes) / bytes_per_second_);
-  };
-  size_t n_in = 0, n_out = 0;
-  for (const TileJob::Piece& piece : job.pieces) n_in += piece.tensor.bytes.size();
-  carry(out_mutex_, n_in);
-  sleep_seconds(latency_seconds_);
-  FRUGAL_TRY(std::vector<HostTensor> outputs, peers_[worker - 1]->run_tile(job));
-  for (const HostTensor& output : outputs) n_out += output.bytes.size();
-  sleep_seconds(latency_seconds_);
-  carry(in_mutex_, n_out);
-  return outputs;
 }
 
 }  // namespace frugal::dnn

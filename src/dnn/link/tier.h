@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <functional>
-#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,6 +11,7 @@
 
 #include "dnn/exec/network.h"
 #include "dnn/link/crew.h"
+#include "dnn/link/recent.h"
 #include "dnn/link/turns.h"
 #include "frugal/dnn.h"
 
@@ -77,6 +77,12 @@ struct TileJob {
   std::vector<Range> gives;
 };
 
+// A tile that stays with its worker.
+struct TileKept {
+  Region region;
+  HostTensor tensor;
+};
+
 // Other workers of a tier, who compute tiles for the one that a frame came to.
 class TilePeers {
  public:
@@ -131,12 +137,6 @@ class TierRunner {
     std::vector<std::vector<Range>> gives;  // [n_tiles], of its tile, when it stays
   };
   using ChainShape = std::vector<RunShape>;
-  // A tile that stayed.
-  struct Kept {
-    uint64_t chain = 0;
-    Region region;
-    HostTensor tensor;
-  };
   std::vector<Stage> stages_of(const Division& division) const;
   Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
   Result<TilePart> tile_for(const std::vector<int>& vertices, const TileBounds& bounds);
@@ -157,52 +157,17 @@ class TierRunner {
   uint64_t chain_salt_ = 0;  // so that chains of two hosts have different names
   std::atomic<uint64_t> next_chain_{0};
   std::mutex cache_mutex_, compute_mutex_;
-  std::list<std::pair<std::vector<int>, std::shared_ptr<Part>>> parts_;  // by vertices, last used first
-  std::list<std::pair<std::vector<int64_t>, TilePart>> tiles_;           // by vertices and bounds, likewise
-  std::list<std::pair<std::vector<int64_t>, std::shared_ptr<const ChainShape>>> shapes_;  // likewise
-  std::list<Kept> kept_;                                                                  // last first
-  Crew crew_;  // last: its threads use the rest
+  Recent<std::vector<int>, std::shared_ptr<Part>> parts_{8};  // by vertices; each holds a copy of its weights
+  Recent<std::vector<int64_t>, TilePart> tiles_{60};          // by vertices and bounds, likewise
+  Recent<std::vector<int64_t>, std::shared_ptr<const ChainShape>> shapes_{60};  // by these of all runs
+  Recent<uint64_t, TileKept> kept_{16};  // by chain, of frames under way
+  Crew crew_;                            // last: its threads use the rest
 };
 
 // Runs tiers k, k + 1, ... of a division: this tier's share here, the rest over `next` (may be null for the
 // last tier).
 Result<Values> run_from(TierRunner& here, Hop* next, const Division& division, Values values,
                         FrameCost& cost);
-
-// A tier in this process behind a link that is emulated by sleeping. The link and the fault can be changed at
-// any time.
-class LocalHop final : public Hop {
- public:
-  LocalHop(std::shared_ptr<TierRunner> runner, std::shared_ptr<Hop> next, const Link& link);
-  Result<Values> run(const Division& division, Values inputs, FrameCost& cost) override;
-  int reach() override { return !up_ ? 0 : 1 + (next_ ? next_->reach() : 0); }
-  Status prepare(const Division& division) override;
-
-  void set_link(const Link& link);
-  // Down: every call fails with kUnavailable, also those under way once they would answer.
-  void set_up(bool up) { up_ = up; }
-
- private:
-  void cross(double latency, double seconds);
-
-  std::shared_ptr<TierRunner> runner_;
-  std::shared_ptr<Hop> next_;
-  std::mutex mutex_, wire_mutex_;
-  Link link_;
-  std::atomic<bool> up_{true};
-};
-
-// Other workers of a tier in this process, behind a link of so many bytes a second.
-class LocalPeers final : public TilePeers {
- public:
-  LocalPeers(std::vector<std::shared_ptr<TierRunner>> peers, double latency_seconds, double bytes_per_second);
-  Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) override;
-
- private:
-  std::vector<std::shared_ptr<TierRunner>> peers_;
-  double latency_seconds_, bytes_per_second_;
-  std::mutex out_mutex_, in_mutex_;  // the link carries one tile at a time each way
-};
 
 // The tensors of `values` that tiers beyond k read, moved out of it.
 Values needed_beyond(const Graph& graph, const std::vector<int>& tier, int k, Values& values);

@@ -72,24 +72,61 @@ Plan with_tiles(const Graph& graph, const Cluster& cluster, const PlanRequest& r
   std::vector<int> ends = {0};  // vertices before a cut: its last one
   for (const Segment& segment : tiles.segments()) ends.push_back(segment.vertices.back());
   ends.push_back(static_cast<int>(graph.vertices.size()) - 1);
-  // A quick price first: the objective without tiles, less what the tiled times save.
+  // A quick price first: vertices' sums by the tiled times and the tensor at each cut; the best are then
+  // priced in full.
   const CutProblem quick = make_problem(graph, faster, request.objective, allowed);
-  std::vector<std::pair<double, std::vector<int>>> candidates;
+  const auto labels_of = [&](size_t a, size_t b) {
+    std::vector<int> labels(graph.vertices.size(), last);
+    for (int v = 0; v <= ends[b]; ++v) labels[static_cast<size_t>(v)] = v <= ends[a] ? 0 : k;
+    for (size_t v = 0; v < labels.size(); ++v) {
+      if (graph.vertices[v].kind == "Input") labels[v] = 0;
+    }
+    return labels;
+  };
+  // [end][tier 0, k, last]: what the vertices up to that end cost there, and how many may not be there.
+  struct Sum {
+    double cost = 0;
+    int n_barred = 0;
+  };
+  const std::array<int, 3> tiers = {0, k, last};
+  std::vector<std::array<Sum, 3>> sums;
+  std::array<Sum, 3> sum{};
+  for (size_t v = 0, e = 0; v < graph.vertices.size(); ++v) {
+    for (size_t i = 0; i < 3 && graph.vertices[v].kind != "Input"; ++i) {
+      const double cost =
+          quick.unary[v * static_cast<size_t>(quick.n_labels) + static_cast<size_t>(tiers[i])];
+      if (cost == kNotAllowed)
+        ++sum[i].n_barred;
+      else
+        sum[i].cost += cost;
+    }
+    for (; e < ends.size() && ends[e] == static_cast<int>(v); ++e) sums.push_back(sum);
+  }
+  const auto crossing = [&](size_t end, int from, int to) {
+    double cost = 0;
+    if (end + 1 == ends.size()) return cost;  // nothing lies beyond the last
+    const auto t = static_cast<size_t>(graph.vertices[static_cast<size_t>(ends[end])].outputs[0]);
+    const auto n_links = static_cast<size_t>(quick.n_labels - 1);
+    for (int link = from; link < to; ++link)
+      cost += quick.move[t * n_links + static_cast<size_t>(link)] + quick.open[static_cast<size_t>(link)];
+    return cost;
+  };
+  std::vector<std::pair<double, std::pair<size_t, size_t>>> candidates;
   for (size_t a = 0; a < ends.size(); ++a) {
+    if (sums[a][0].n_barred > 0) continue;
+    const double before = sums[a][0].cost + crossing(a, 0, k);
     for (size_t b = a + 1; b < ends.size(); ++b) {
-      std::vector<int> labels(graph.vertices.size(), last);
-      for (int v = 0; v <= ends[b]; ++v) labels[static_cast<size_t>(v)] = v <= ends[a] ? 0 : k;
-      for (size_t v = 0; v < labels.size(); ++v) {
-        if (graph.vertices[v].kind == "Input") labels[v] = 0;
-      }
-      const double cost = evaluate(quick, labels);
-      if (cost != kNotAllowed) candidates.emplace_back(cost, std::move(labels));
+      if (sums[b][1].n_barred > sums[a][1].n_barred) break;
+      if (sums.back()[2].n_barred > sums[b][2].n_barred) continue;
+      candidates.push_back({before + sums[b][1].cost - sums[a][1].cost + crossing(b, k, last) +
+                                sums.back()[2].cost - sums[b][2].cost,
+                            {a, b}});
     }
   }
   constexpr size_t kTried = 24;
   const size_t n = std::min(kTried, candidates.size());
   std::partial_sort(candidates.begin(), candidates.begin() + static_cast<long>(n), candidates.end());
-  for (size_t i = 0; i < n; ++i) consider(candidates[i].second);
+  for (size_t i = 0; i < n; ++i) consider(labels_of(candidates[i].second.first, candidates[i].second.second));
   return plan.objective < (1 - request.least_tile_gain) * plain.objective ? plan : plain;
 }
 

@@ -83,4 +83,33 @@ Cluster random_cluster(Rng& rng, const Graph& graph, int n_tiers) {
   return cluster;
 }
 
+Graph conv_chain(int n) {
+  Graph graph;
+  for (int v = 0; v <= n; ++v) {
+    Vertex vertex;
+    vertex.name = strf("v%d", v);
+    vertex.kind = v == 0 ? "Input" : "Convolution";
+    vertex.flops = v == 0 ? 0 : 1e8;
+    Tensor tensor;
+    tensor.name = vertex.name;
+    tensor.type = "f32";
+    tensor.shape = {1, 16, 56, 56};
+    tensor.bytes = 16 * 56 * 56 * 4;
+    tensor.producer = v;
+    tensor.is_output = v == n;
+    if (v > 0) {
+      vertex.inputs = {v - 1};
+      Window window;
+      window.kernel = {3, 3};
+      window.pad_begin = {1, 1};
+      vertex.windows = {window};
+    }
+    if (v < n) tensor.consumers = {v + 1};
+    vertex.outputs = {v};
+    graph.vertices.push_back(vertex);
+    graph.tensors.push_back(tensor);
+  }
+  return graph;
+}
+
 }  // namespace frugal::dnn

@@ -13,4 +13,7 @@ Graph random_graph(Rng& rng, int n);
 // Tiers that get faster and links that differ, so that no single tier wins always.
 Cluster random_cluster(Rng& rng, const Graph& graph, int n_tiers);
 
+// An input and n convolutions of 3x3 with padding, one after the other, on a plane of 56x56, 16 channels.
+Graph conv_chain(int n);
+
 }  // namespace frugal::dnn

@@ -17,7 +17,7 @@ constexpr double kFlopsPerByte = 8;  // of a core's arithmetic and memory: some 
 // What tile i of a run costs: computing on a worker of speed 1, and bytes in and out.
 struct TileCost {
   double seconds = 0, in_bytes = 0, out_bytes = 0;
-  Range reads;  // rows of the run's input
+  Region reads;  // of the run's input
 };
 
 double bytes_of(const Tensor& tensor, const Region& region) {
@@ -26,35 +26,45 @@ double bytes_of(const Tensor& tensor, const Region& region) {
          static_cast<double>(std::max<int64_t>(1, whole.area()));
 }
 
-Result<TileCost> cost_of(const Graph& graph, const Tier& tier, const Segment& segment, const Region& region) {
-  FRUGAL_TRY(const Tile tile, make_tile(graph, segment, region));
-  TileCost cost;
+double seconds_per_flop(const Graph& graph, const Tier& tier) {
   double flops = 0, seconds = 0;
-  for (const int v : tile.vertices) {
-    flops += graph.vertices[static_cast<size_t>(v)].flops;
-    seconds += tier.vertex_seconds[static_cast<size_t>(v)];
+  for (size_t v = 0; v < graph.vertices.size(); ++v) {
+    flops += graph.vertices[v].flops;
+    seconds += tier.vertex_seconds[v];
   }
-  for (const int v : tile.vertices) {
+  return flops > 0 ? seconds / flops : 0;
+}
+
+// Adds what `region` of a segment's output costs to compute; cost.reads is then what it reads.
+Status add_cost(const Graph& graph, const Tier& tier, double seconds_per_flop, const Segment& segment,
+                const Region& region, TileCost& cost) {
+  const auto add = [&](int v, const Region& made) {
     const Vertex& vertex = graph.vertices[static_cast<size_t>(v)];
-    const auto t = static_cast<size_t>(vertex.outputs[0]);
-    const double share = static_cast<double>(tile.held.at(vertex.outputs[0]).area()) /
-                         static_cast<double>(whole_region(graph.tensors[t]).area());
+    const double share =
+        static_cast<double>(made.area()) /
+        static_cast<double>(whole_region(graph.tensors[static_cast<size_t>(vertex.outputs[0])]).area());
     const double whole = tier.vertex_seconds[static_cast<size_t>(v)];
-    // However small a tile, all weights are read for it: unless it was measured, as long as kFlopsPerByte
-    // operations take, for each byte.
-    // A dense layer's tile reads its share of them.
-    double fixed = flops > 0 && !vertex.is_dense
-                       ? kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds / flops
-                       : 0;
+    // However small a tile, all weights are read for it (but of a dense layer's): unless it was measured, as
+    // long as kFlopsPerByte operations take, for each byte.
+    double fixed =
+        vertex.is_dense ? 0 : kFlopsPerByte * static_cast<double>(vertex.weight_bytes) * seconds_per_flop;
     if (!tier.tile_fixed_seconds.empty()) fixed = tier.tile_fixed_seconds[static_cast<size_t>(v)];
     cost.seconds += share * whole + (1 - share) * std::min(whole, fixed);
+  };
+  const Tensor& input = graph.tensors[static_cast<size_t>(segment.inputs[0])];
+  const Vertex& vertex = graph.vertices[static_cast<size_t>(segment.vertices[0])];
+  if (segment.vertices.size() == 1 &&
+      vertex.inputs.size() == 1) {  // most are so, and there are many to price
+    cost.reads = read_of(vertex, 0, region, whole_region(input)).region;
+    if (cost.reads.area() <= 0) return {ErrorCode::kOutOfRange, "a tile would read padding alone"};
+    add(segment.vertices[0], region);
+  } else {
+    FRUGAL_TRY(const Tile tile, make_tile(graph, segment, region));
+    for (const int v : tile.vertices) add(v, tile.held.at(graph.vertices[static_cast<size_t>(v)].outputs[0]));
+    cost.reads = tile.held.at(segment.inputs[0]);
   }
-  for (const int t : segment.inputs) {
-    cost.in_bytes += bytes_of(graph.tensors[static_cast<size_t>(t)], tile.held.at(t));
-    cost.reads = tile.held.at(t).axes[0];
-  }
-  cost.out_bytes = bytes_of(graph.tensors[static_cast<size_t>(segment.output)], region);
-  return cost;
+  cost.in_bytes = bytes_of(input, cost.reads);
+  return {};
 }
 
 // From the first byte sent to the last tile back. Worker 0 sends one tile after the other over its one link
@@ -86,9 +96,13 @@ void price(const Tier& tier, std::span<const TileCost> costs, double shared_byte
 
 Result<std::vector<TileCost>> costs_of(const Graph& graph, const Tier& tier, const Segment& segment,
                                        std::span<const TileBounds> tiles) {
+  const double per_flop = seconds_per_flop(graph, tier);
   std::vector<TileCost> costs;
   for (const TileBounds& bounds : tiles) {
-    FRUGAL_TRY(const TileCost cost, cost_of(graph, tier, segment, region_of(bounds)));
+    TileCost cost;
+    const Region region = region_of(bounds);
+    FRUGAL_TRY_STATUS(add_cost(graph, tier, per_flop, segment, region, cost));
+    cost.out_bytes = bytes_of(graph.tensors[static_cast<size_t>(segment.output)], region);
     costs.push_back(cost);
   }
   return costs;
@@ -100,16 +114,17 @@ std::vector<Range> rows_of(std::span<const TileBounds> tiles) {
   return rows;
 }
 
-// Prices a run; `before`: rows of its input that its workers have already, none when it comes to worker 0
-// whole.
-void price_with(const Graph& graph, const Tier& tier, const Segment& segment, std::vector<TileCost> costs,
+// Prices a run that reads tensor `input`; `before`: rows of it that its workers have already, none when it
+// comes to worker 0 whole.
+void price_with(const Tier& tier, const Tensor& input, std::span<const TileCost> whole_costs,
                 std::span<const Range> before, TiledRun& run) {
+  if (before.empty() && !run.stays) return price(tier, whole_costs, 0, run);
+  std::vector<TileCost> costs(whole_costs.begin(), whole_costs.end());
   double shared_bytes = 0;
   if (!before.empty()) {
-    const Tensor& input = graph.tensors[static_cast<size_t>(segment.inputs[0])];
     const double row_bytes = static_cast<double>(input.bytes) / static_cast<double>(input.shape[2]);
     std::vector<Range> reads;
-    for (const TileCost& cost : costs) reads.push_back(cost.reads);
+    for (const TileCost& cost : costs) reads.push_back(cost.reads.axes[0]);
     for (size_t i = 0; i < costs.size(); ++i) {
       costs[i].in_bytes = 0;
       for (const Range& rows : missing_rows(reads[i], before[i]))
@@ -186,12 +201,13 @@ Status price_run(const Graph& graph, const Tier& tier, const TiledRun* before, T
     }
   }
   FRUGAL_TRY(std::vector<TileCost> costs, costs_of(graph, tier, segment, run.tiles));
-  price_with(graph, tier, segment, std::move(costs), owned, run);
+  price_with(tier, graph.tensors[static_cast<size_t>(segment.inputs[0])], costs, owned, run);
   if (area != whole.area()) return {ErrorCode::kInvalidArgument, "the tiles do not make up the whole output"};
   return {};
 }
 
-TilePlanner::TilePlanner(const Graph& graph, const Tier& tier, int k) : graph_(graph), tier_(tier), k_(k) {
+TilePlanner::TilePlanner(const Graph& graph, const Tier& tier, int k)
+    : graph_(graph), tier_(tier), k_(k), seconds_per_flop_(seconds_per_flop(graph, tier)) {
   std::vector<int> all;
   for (size_t v = 0; v < graph.vertices.size(); ++v) {
     if (graph.vertices[v].kind != "Input") all.push_back(static_cast<int>(v));
@@ -205,62 +221,82 @@ TilePlanner::TilePlanner(const Graph& graph, const Tier& tier, int k) : graph_(g
   }
   stretches_.resize(segments_.size());
   if (tier.worker_speeds.size() < 2) return;
-  for (size_t first = 0; first < segments_.size(); ++first) {
-    for (size_t last = first; last < segments_.size() && last - first < kMaxSegments; ++last) {
-      if (last > first && !follows_[last]) break;
-      stretches_[first].push_back(stretch(first, last));
-    }
-  }
+  for (const Segment& segment : segments_) rows_.push_back(rows_of(tilings(segment)[0]));
+  for (size_t last = 0; last < segments_.size(); ++last) price_stretches(last);
 }
 
-std::vector<TileBounds> TilePlanner::rows_of(const Segment& segment) const {
-  return bounds_of_all(row_tiles(graph_.tensors[static_cast<size_t>(segment.output)], tier_.worker_speeds));
-}
-
-TilePlanner::Stretch TilePlanner::stretch(size_t first, size_t last) const {
-  Stretch found;
-  TiledRun& best = found.best;
-  best.tier = k_;
-  double plain = 0;
-  for (size_t i = first; i <= last; ++i) {
-    best.vertices.insert(best.vertices.end(), segments_[i].vertices.begin(), segments_[i].vertices.end());
-    plain += plain_[i];
-  }
-  best.seconds = plain;
-  for (auto& row : found.rows) row[0] = row[1] = best;
-  const auto segment = make_segment(graph_, best.vertices);
-  if (!segment.ok()) return found;
-  const Tensor& output = graph_.tensors[static_cast<size_t>(segment->output)];
+std::vector<std::vector<TileBounds>> TilePlanner::tilings(const Segment& segment) const {
+  const Tensor& output = graph_.tensors[static_cast<size_t>(segment.output)];
   const int n = static_cast<int>(tier_.worker_speeds.size());
-  std::vector<std::vector<Region>> tilings;
+  std::vector<std::vector<TileBounds>> all;
   for (int used = n; used >= 2; used /= 2)
-    tilings.push_back(row_tiles(output, std::span(tier_.worker_speeds).first(static_cast<size_t>(used))));
+    all.push_back(
+        bounds_of_all(row_tiles(output, std::span(tier_.worker_speeds).first(static_cast<size_t>(used)))));
   const int side = static_cast<int>(std::sqrt(static_cast<double>(n)));
   if (side > 1 && n % side == 0 && output.shape.size() == 4)
-    tilings.push_back(grid_tiles(output, side, n / side));
-  for (size_t i = 0; i < tilings.size(); ++i) {
-    TiledRun run = best;
-    run.tiles = bounds_of_all(tilings[i]);
-    if (run.tiles.size() < 2) continue;
-    auto costs = costs_of(graph_, tier_, *segment, run.tiles);
-    if (!costs.ok()) continue;
-    price_with(graph_, tier_, *segment, *costs, {}, run);
-    if (i == 0 && run.tiles.size() == static_cast<size_t>(n)) {
-      std::vector<Range> before;
-      if (first > 0 && follows_[first]) before = frugal::dnn::rows_of(rows_of(segments_[first - 1]));
+    all.push_back(bounds_of_all(grid_tiles(output, side, n / side)));
+  return all;
+}
+
+void TilePlanner::price_stretches(size_t last) {
+  const size_t n = tier_.worker_speeds.size();
+  const Tensor& output = graph_.tensors[static_cast<size_t>(segments_[last].output)];
+  const auto is_dense = [&](size_t s) {
+    return graph_.vertices[static_cast<size_t>(segments_[s].vertices[0])].is_dense;
+  };
+  size_t longest = 1;
+  while (longest < kMaxSegments && longest <= last && follows_[last - longest + 1] && !is_dense(last) &&
+         !is_dense(last - longest))
+    ++longest;
+  stretches_[last].resize(longest);
+  const std::vector<std::vector<TileBounds>> ways = tilings(segments_[last]);
+  for (size_t w = 0; w < ways.size(); ++w) {
+    if (ways[w].size() < 2) continue;
+    // Tile by tile from the last segment back, each reading what the one after it needs.
+    std::vector<TileCost> costs(ways[w].size());
+    for (size_t i = 0; i < costs.size(); ++i) {
+      costs[i].reads = region_of(ways[w][i]);
+      costs[i].out_bytes = bytes_of(output, costs[i].reads);
+    }
+    double plain = 0;
+    for (size_t first = last + 1; first-- > 0 && last - first < longest;) {
+      const Segment& segment = segments_[first];
+      bool is_sound = true;
+      for (TileCost& cost : costs)
+        is_sound =
+            is_sound && add_cost(graph_, tier_, seconds_per_flop_, segment, Region(cost.reads), cost).ok();
+      if (!is_sound) break;
+      plain += plain_[first];
+      Stretch& stretch = stretches_[last][last - first];
+      const Tensor& input = graph_.tensors[static_cast<size_t>(segment.inputs[0])];
+      TiledRun run;
+      price_with(tier_, input, costs, {}, run);
+      if (run.seconds < std::min(plain, stretch.best.seconds))
+        stretch.best = {run.seconds, run.work_seconds, w};
+      if (w > 0 || costs.size() != n) continue;
+      const std::span<const Range> before = follows_[first] ? rows_[first - 1] : std::span<const Range>();
       for (const bool comes : {false, true}) {
-        if (comes && before.size() != run.tiles.size()) continue;
+        if (comes && before.size() != n) continue;
         for (const bool stays : {false, true}) {
-          TiledRun& rows = found.rows[comes][stays];
-          rows = run;
-          rows.stays = stays;
-          price_with(graph_, tier_, *segment, *costs, comes ? before : std::vector<Range>(), rows);
+          run.stays = stays;
+          price_with(tier_, input, costs, comes ? before : std::span<const Range>(), run);
+          stretch.rows[comes][stays] = {run.seconds, run.work_seconds, w};
         }
       }
     }
-    if (run.seconds < best.seconds) best = std::move(run);
   }
-  return found;
+}
+
+TiledRun TilePlanner::run_of(size_t first, size_t last, const Price& price, bool stays) const {
+  TiledRun run;
+  run.tier = k_;
+  for (size_t s = first; s <= last; ++s)
+    run.vertices.insert(run.vertices.end(), segments_[s].vertices.begin(), segments_[s].vertices.end());
+  run.tiles = tilings(segments_[last])[price.tiling];
+  run.seconds = price.seconds;
+  run.work_seconds = price.work_seconds;
+  run.stays = stays;
+  return run;
 }
 
 // Rows from slow tiles to fast ones, while the run gets faster.
@@ -286,7 +322,8 @@ void TilePlanner::balance(const Segment& segment, TiledRun& run) const {
         }
         auto costs = costs_of(graph_, tier_, segment, trial.tiles);
         if (!costs.ok()) continue;
-        price_with(graph_, tier_, segment, *std::move(costs), {}, trial);
+        price_with(tier_, graph_.tensors[static_cast<size_t>(segment.inputs[0])], *std::move(costs), {},
+                   trial);
         if (trial.seconds >= run.seconds * (1 - 1e-9)) continue;
         run = std::move(trial);
         better = true;
@@ -307,24 +344,22 @@ std::vector<TiledRun> TilePlanner::tile(std::span<const int> labels) const {
   // are with the workers. The run that ended there, and which of the two it began from.
   struct Way {
     double seconds = std::numeric_limits<double>::infinity();
-    const TiledRun* run = nullptr;
+    const Price* price = nullptr;
     size_t first = 0;
     bool came = false;
   };
   std::vector<std::array<Way, 2>> ways(n + 1);
   ways[0][0].seconds = 0;
-  const auto consider = [&](size_t first, size_t end, bool comes, bool stays, const TiledRun& run) {
-    if (run.tiles.empty()) return;
-    const double seconds = ways[first][comes].seconds + run.seconds;
-    if (seconds < ways[end][stays].seconds) ways[end][stays] = {seconds, &run, first, comes};
+  const auto consider = [&](size_t first, size_t end, bool comes, bool stays, const Price& price) {
+    const double seconds = ways[first][comes].seconds + price.seconds;
+    if (seconds < ways[end][stays].seconds) ways[end][stays] = {seconds, &price, first, comes};
   };
   for (size_t s = 0; s < n; ++s) {
     ways[s + 1][0] = {ways[s][0].seconds + plain_[s], nullptr, s, false};
     const Tensor& made = graph_.tensors[static_cast<size_t>(segments_[s].output)];
     const bool may_stay = here[s + 1] && follows_[s + 1] && made.shape.size() == 4 && !made.is_output;
-    for (size_t first = s + 1; first-- > 0 && s - first < kMaxSegments && here[first];) {
-      if (s - first >= stretches_[first].size()) break;
-      const Stretch& stretch = stretches_[first][s - first];
+    for (size_t first = s + 1; first-- > 0 && s - first < stretches_[s].size() && here[first];) {
+      const Stretch& stretch = stretches_[s][s - first];
       consider(first, s + 1, false, false, stretch.best);
       consider(first, s + 1, true, false, stretch.rows[1][0]);
       if (!may_stay) continue;
@@ -336,9 +371,9 @@ std::vector<TiledRun> TilePlanner::tile(std::span<const int> labels) const {
   bool stays = false;
   for (size_t end = n; end > 0;) {
     const Way& way = ways[end][stays];
-    if (way.run != nullptr) {
-      chosen.push_back(*way.run);
-      const auto segment = make_segment(graph_, way.run->vertices);
+    if (way.price != nullptr) {
+      chosen.push_back(run_of(way.first, end - 1, *way.price, stays));
+      const auto segment = make_segment(graph_, chosen.back().vertices);
       if (segment.ok() && !way.came && !stays) balance(*segment, chosen.back());
     }
     end = way.first;

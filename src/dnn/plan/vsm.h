@@ -3,6 +3,7 @@
 // finest is best.
 #pragma once
 
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -39,25 +40,33 @@ class TilePlanner {
   std::vector<double> tiled_vertex_seconds() const;
 
  private:
-  // One stretch of segments, tiled. In `rows` every worker has its share of rows of the output, so that they
-  // can stay, and the run before may have left its own: [whether it did][whether these stay] is what it
-  // costs.
-  struct Stretch {
-    TiledRun
-        best;  // from a whole input to a whole output, by any tiles; without tiles where tiling does not pay
-    TiledRun rows[2][2];  // without tiles when the workers cannot all have some
+  // What a stretch of segments costs in one of the ways to tile its output.
+  struct Price {
+    double seconds = std::numeric_limits<double>::infinity(), work_seconds = 0;
+    size_t tiling = 0;  // of tilings()
   };
-  Stretch stretch(size_t first, size_t last) const;
-  std::vector<TileBounds> rows_of(const Segment& segment) const;
+  // `best`: from a whole input to a whole output, by any tiles, where that is faster than without. `rows`:
+  // every worker has its share of rows of the output, so that they can stay, and the run before may have left
+  // its own: [whether it did][whether these stay].
+  struct Stretch {
+    Price best, rows[2][2];
+  };
+  // The ways to tile what a segment makes: the first gives every worker a share, if there is enough of it.
+  std::vector<std::vector<TileBounds>> tilings(const Segment& segment) const;
+  // Prices all stretches that end with segment `last`, from the shortest to the longest.
+  void price_stretches(size_t last);
+  TiledRun run_of(size_t first, size_t last, const Price& price, bool stays) const;
   void balance(const Segment& segment, TiledRun& run) const;
 
   const Graph& graph_;
   const Tier& tier_;
   int k_;
+  double seconds_per_flop_;
   std::vector<Segment> segments_;
   std::vector<double> plain_;  // [n_segments]
   std::vector<char> follows_;  // [n_segments], this one reads what the one before made, and nobody else does
-  std::vector<std::vector<Stretch>> stretches_;  // [first][last - first]
+  std::vector<std::vector<Range>> rows_;         // [n_segments], of what it makes, by worker
+  std::vector<std::vector<Stretch>> stretches_;  // [last][last - first]
 };
 
 }  // namespace frugal::dnn

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/rng.h"
+#include "dnn/link/local.h"
 #include "dnn/plan/profile.h"
 #include "dnn/plan/sample.h"
 #include "dnn/plan/vsm.h"

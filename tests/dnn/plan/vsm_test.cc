@@ -4,40 +4,10 @@
 
 #include <gtest/gtest.h>
 
-#include "base/text.h"
+#include "dnn/plan/synthetic.h"
 
 namespace frugal::dnn {
 namespace {
-
-// n convolutions of 3x3 with padding on a plane of 56x56, 16 channels.
-Graph conv_chain(int n) {
-  Graph graph;
-  for (int v = 0; v <= n; ++v) {
-    Vertex vertex;
-    vertex.name = strf("v%d", v);
-    vertex.kind = v == 0 ? "Input" : "Convolution";
-    vertex.flops = v == 0 ? 0 : 1e8;
-    Tensor tensor;
-    tensor.name = vertex.name;
-    tensor.type = "f32";
-    tensor.shape = {1, 16, 56, 56};
-    tensor.bytes = 16 * 56 * 56 * 4;
-    tensor.producer = v;
-    tensor.is_output = v == n;
-    if (v > 0) {
-      vertex.inputs = {v - 1};
-      Window window;
-      window.kernel = {3, 3};
-      window.pad_begin = {1, 1};
-      vertex.windows = {window};
-    }
-    if (v < n) tensor.consumers = {v + 1};
-    vertex.outputs = {v};
-    graph.vertices.push_back(vertex);
-    graph.tensors.push_back(tensor);
-  }
-  return graph;
-}
 
 Tier edge_of(const Graph& graph, std::vector<double> speeds, double bytes_per_second) {
   Tier tier;
