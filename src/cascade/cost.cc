@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <tuple>
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -98,7 +100,8 @@ class CostMeter {
     }
     std::vector<double> errors;
     const auto whole = costs_.cpu_s(spec_, costs_.batches.size() - 1);
-    for (size_t j = 0; j < whole.size(); ++j) errors.push_back(std::fabs(whole[j] / direct_s_[j] - 1));
+    for (size_t c = 0; c < chains_.size(); ++c)
+      errors.push_back(std::fabs(whole[static_cast<size_t>(chains_[c])] / direct_s_[c] - 1));
     costs_.error = median(errors);
     return std::move(costs_);
   }
@@ -119,9 +122,33 @@ class CostMeter {
         if (!stage.counts.empty()) costs_.stages.push_back(std::move(stage));
       }
     }
+    choose_chains();
   }
 
-  // Every chain serves `batch` requests at a time, other ones in every round; one round warms up.
+  // Drawn, until each model and count of a stage is met often enough: a stage costs what it costs in any
+  // chain.
+  void choose_chains() {
+    std::vector<int> order(spec_.chains.size());
+    std::iota(order.begin(), order.end(), 0);
+    Rng rng(1, 92);
+    for (size_t i = order.size(); i > 1; --i)
+      std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
+    std::map<std::tuple<int, int, int>, int> met;  // by stage, model, count
+    for (const int j : order) {
+      bool wanted = false;
+      std::vector<int*> cells;
+      for (int k = 0; k < static_cast<int>(spec_.stages.size()); ++k) {
+        const int model = spec_.chains[static_cast<size_t>(j)][2 * static_cast<size_t>(k)];
+        cells.push_back(&met[{k, model, cost_count(spec_, j, k)}]);
+        wanted |= *cells.back() < options_.covered;
+      }
+      if (!wanted) continue;
+      for (int* cell : cells) ++*cell;
+      chains_.push_back(j);
+    }
+  }
+
+  // Every chosen chain serves `batch` requests at a time, other ones in every round; one round warms up.
   Status measure(size_t b) {
     const int batch = options_.batches[b];
     const int repeats = std::max(3, 16 / batch);
@@ -129,7 +156,7 @@ class CostMeter {
       std::vector<double> cpu_s, wall_s;
     };
     std::map<std::pair<size_t, size_t>, Seen> seen;  // by stage (of costs_) and count
-    std::vector<std::vector<double>> direct(spec_.chains.size());
+    std::vector<std::vector<double>> direct(chains_.size());
     std::vector<double> overhead;
     std::vector<std::vector<int>> items;
     Rng rng(1, 91);
@@ -139,7 +166,8 @@ class CostMeter {
                           (round < 0 ? "warming up" : strf("round %d of %d", round + 1, options_.rounds)));
       }
       std::map<std::pair<size_t, size_t>, StageTime> of_round;
-      for (int j = 0; j < spec_.n_chains(); ++j) {
+      for (size_t c = 0; c < chains_.size(); ++c) {
+        const int j = chains_[c];
         double cpu = 0;
         // As under load, where a chain in use is served time and again: the first one finds its models.
         for (int repeat = -1; repeat < repeats; ++repeat) {
@@ -163,7 +191,7 @@ class CostMeter {
           sum.wall_s += time.wall_s;
           inside += time.cpu_s;
         }
-        direct[static_cast<size_t>(j)].push_back(cpu / (repeats * batch));
+        direct[c].push_back(cpu / (repeats * batch));
         overhead.push_back((cpu - inside) / (repeats * batch));
       }
       for (const auto& [key, time] : of_round) {
@@ -188,7 +216,8 @@ class CostMeter {
   RequestSet requests_;
   std::unique_ptr<CascadeRunner> runner_;
   CascadeCosts costs_;
-  std::vector<double> direct_s_;  // [n_chains], at the largest batch
+  std::vector<int> chains_;       // that are served
+  std::vector<double> direct_s_;  // of those, at the largest batch
 };
 
 }  // namespace
@@ -205,8 +234,11 @@ Result<CascadeCosts> measure_costs(const std::string& folder, const std::string&
                                    const CascadeSpec& spec, meter::PowerMeter& meter,
                                    const CostMeasureOptions& options) {
   if (options.batches.empty() || options.batches.front() < 1 || options.batches.back() > 1024 ||
-      !std::is_sorted(options.batches.begin(), options.batches.end()) || options.rounds < 1)
-    return {ErrorCode::kInvalidArgument, "batches ascend and lie in [1, 1024], rounds is at least 1"};
+      !std::is_sorted(options.batches.begin(), options.batches.end()) || options.rounds < 1 ||
+      options.covered < 1) {
+    return {ErrorCode::kInvalidArgument,
+            "batches ascend and lie in [1, 1024], rounds and covered are at least 1"};
+  }
   return CostMeter(spec, meter, options).run(folder, split);
 }
 

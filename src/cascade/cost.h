@@ -39,12 +39,13 @@ struct CascadeCosts {
 
 struct CostMeasureOptions {
   std::vector<int> batches = {1, 4, 16};
-  int rounds = 7;  // medians over them
+  int rounds = 7;   // medians over them
+  int covered = 5;  // chains that are served have each model and count of a stage at least so often
   int n_threads = 1;
   std::function<void(const std::string&)> progress;
 };
-// Serves requests of a split by every chain. kNotFound, kCorrupt: DIR/history_<split>.npy, seen_<split>.npy,
-// a stage's model; kInvalidArgument.
+// Serves requests of a split by chains that together have every model and count. kNotFound, kCorrupt:
+// DIR/history_<split>.npy, seen_<split>.npy, a stage's model; kInvalidArgument.
 Result<CascadeCosts> measure_costs(const std::string& folder, const std::string& split,
                                    const CascadeSpec& spec, meter::PowerMeter& meter,
                                    const CostMeasureOptions& options);

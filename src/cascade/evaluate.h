@@ -5,27 +5,9 @@
 #include <functional>
 #include <memory>
 
-#include "base/rng.h"
-#include "frugal/cascade.h"
+#include "cascade/replayed.h"
 
 namespace frugal::cascade {
-
-// Requests with every chain replayed.
-struct Replayed {
-  int n = 0;
-  std::vector<float> features;  // [n, n_features]
-  std::vector<float> rewards;   // [n, n_chains], clicks
-  std::vector<int> user;        // [n]: whose request it is
-};
-// DIR/features_<split>.npy, rewards_<split>.npy and, if it is there, user_<split>.npy (else each request is
-// taken for another user's). kNotFound, kCorrupt: shapes, types, values that do not
-// fit.
-Result<Replayed> load_replayed(const std::string& folder, const std::string& split, const CascadeSpec& spec);
-
-// Logs as an even policy would have left them: `per_request` chains of each request of `rows`, drawn without
-// regard to anything, propensity 1 / n_chains.
-LoggedChains sample_logs(const Replayed& replayed, std::span<const int> rows, int n_chains, int per_request,
-                         uint64_t seed);
 
 enum class PolicyKind {
   kStatic,  // the same chain for everyone, the best on the fitting requests that the budget allows
@@ -56,8 +38,8 @@ struct Evaluation {
   int near_chain = 0;
   double near_flops = 0, near_cpu_s = 0, near_reward = 0;
   double equal_flops = 0, equal_cpu_s = 0, equal_reward = 0;  // of GreenFlow, mean over seeds
-  // False: for some seed no price let GreenFlow earn as much on the fitting requests. It then goes without a
-  // price, and "at equal reward" is not what the figures say.
+  // False: for some seed no price let GreenFlow earn as much on the fitting requests. It then has the price
+  // that earns most, and "at equal reward" is not what the figures say.
   bool reached = false;
   double flops_saved = 0;                // 1 - equal_flops / static_flops
   double saved_low = 0, saved_high = 0;  // 95 % over seeds and bootstrap resamples of users
@@ -69,6 +51,7 @@ struct Evaluation {
   struct AtEqualCompute {
     PolicyKind kind;
     double reward = 0, gain = 0, gain_low = 0, gain_high = 0;  // of GreenFlow over `kind`
+    std::vector<double> draws;                                 // of the gain, over seeds and resamples
   };
   std::vector<AtEqualCompute> at_equal_compute;
   std::vector<double> chain_share;  // [n_chains] of GreenFlow at equal reward, last seed
@@ -92,11 +75,15 @@ struct Evaluation {
 
 struct EvaluateOptions {
   int seeds = 5;
+  int n_threads = 1;  // that train reward models; what comes out does not depend on it
   int logs_per_request = 32;
   int folds = 4;  // of the fitting requests' users, for setting prices on predictions of others' models
   int resamples = 200;
   // Few users: personal weights decay fast, and features are not mixed. Chosen by folds of `fit`.
   TrainOptions train = {.model = {.hidden = 0}, .epochs = 8, .decay = 5};
+  // The best static chain is looked for among those that take at most this share of the dearest's cost, as
+  // where a budget binds. 1: among all.
+  double static_share = 1;
   // GreenFlow at equal reward chooses among so many chains, picked on the fitting requests; 0: all. Chains
   // that few requests go through are scored in small batches and find their models out of the caches.
   int menu = 0;
@@ -106,8 +93,21 @@ struct EvaluateOptions {
   bool price_cpu = false;
   std::function<void(const std::string&)> progress;  // may be empty
 };
-// Trains on logs of `fit`, sets prices on predictions for `fit` by models that did not see the user, judges
-// on `test`.
+// What one seed knows: a reward model trained on logs of `fit`, and what is predicted.
+struct SeedModel {
+  uint64_t seed = 0;
+  std::shared_ptr<const RewardModel> model;
+  // [n, n_chains]; of `fit` by models that did not see a request of the same user. `apart`: by a model that
+  // takes the stages for independent.
+  std::vector<float> fit, test, fit_apart, test_apart;
+};
+Result<std::vector<SeedModel>> train_seeds(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
+                                           const EvaluateOptions& options);
+
+// Sets prices on the predictions for `fit`, judges on `test`.
+Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
+                            std::span<const SeedModel> models, const EvaluateOptions& options);
+// Both.
 Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
                             const EvaluateOptions& options);
 

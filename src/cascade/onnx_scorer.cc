@@ -8,53 +8,45 @@
 namespace frugal::cascade {
 namespace {
 
-dnn::HostTensor whole_numbers(std::span<const int64_t> values, int64_t rows, int64_t columns) {
-  dnn::HostTensor tensor{"i64", {rows, columns}, std::vector<std::byte>(values.size() * sizeof(int64_t))};
-  std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
-  return tensor;
-}
-
 class OnnxScorer final : public Scorer {
  public:
   OnnxScorer(std::string path, int history_length, bool first, int n_threads)
       : path_(std::move(path)), history_length_(history_length), first_(first), n_threads_(n_threads) {}
 
-  Status score(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
-               std::vector<float>& scores) override {
+  Result<std::span<float>> score(std::span<const int64_t> histories, std::span<const int64_t> items,
+                                 int batch, int n) override {
     int padded = 1;
     while (padded < batch) padded *= 2;
     FRUGAL_TRY(dnn::Part * part, compiled(padded, first_ ? 0 : n));
-    // Rows that fill up the batch repeat the first request.
-    filled_.assign(histories.begin(), histories.end());
-    const auto fill = [&](std::span<const int64_t> values, int64_t columns) {
-      filled_.assign(values.begin(), values.end());
-      for (int row = batch; row < padded; ++row)
-        filled_.insert(filled_.end(), filled_.begin(), filled_.begin() + columns);
-      return whole_numbers(filled_, padded, columns);
-    };
-    const dnn::HostTensor history = fill(histories, history_length_);
-    dnn::HostTensor item;
-    std::vector<const dnn::HostTensor*> inputs{&history};
-    if (!first_) {
-      item = fill(items, n);
-      inputs.push_back(&item);
+    fill(histories, padded, history_length_, history_);
+    if (!first_) fill(items, padded, n, items_);
+    const dnn::HostTensor* const inputs[] = {&history_, &items_};
+    const size_t n_inputs = first_ ? 1 : 2;
+    if (part->inputs().size() != n_inputs) {
+      return Error{ErrorCode::kUnsupported,
+                   strf("%s takes %zu inputs; a stage takes %s", path_.c_str(), part->inputs().size(),
+                        first_ ? "the history alone if it is the first" : "history and items")};
     }
-    if (part->inputs().size() != inputs.size()) {
-      return {ErrorCode::kUnsupported,
-              strf("%s takes %zu inputs; a stage takes %s", path_.c_str(), part->inputs().size(),
-                   first_ ? "the history alone if it is the first" : "history and items")};
-    }
-    if (Status status = part->run(inputs, outputs_); !status.ok())
-      return {status.error().code, path_ + ": " + status.error().message};
-    const size_t wanted = static_cast<size_t>(batch) * static_cast<size_t>(n);
+    if (Status status = part->run({inputs, n_inputs}, outputs_); !status.ok())
+      return Error{status.error().code, path_ + ": " + status.error().message};
+    const auto row = static_cast<size_t>(n);
     if (outputs_.size() != 1 || outputs_[0].type != "f32" ||
-        outputs_[0].bytes.size() != static_cast<size_t>(padded) * static_cast<size_t>(n) * sizeof(float)) {
-      return {ErrorCode::kUnsupported,
-              strf("%s does not give one float32 score for each of %d items", path_.c_str(), n)};
+        outputs_[0].bytes.size() != static_cast<size_t>(padded) * row * sizeof(float)) {
+      return Error{ErrorCode::kUnsupported,
+                   strf("%s does not give one float32 score for each of %d items", path_.c_str(), n)};
     }
-    scores.resize(wanted);
-    std::memcpy(scores.data(), outputs_[0].bytes.data(), wanted * sizeof(float));
-    return {};
+    return std::span(reinterpret_cast<float*>(outputs_[0].bytes.data()), static_cast<size_t>(batch) * row);
+  }
+
+  // Rows of `columns` numbers; those that fill up the batch repeat the first.
+  static void fill(std::span<const int64_t> values, int padded, int columns, dnn::HostTensor& tensor) {
+    const size_t row = static_cast<size_t>(columns) * sizeof(int64_t);
+    tensor.type = "i64";
+    tensor.shape.assign({padded, columns});
+    tensor.bytes.resize(static_cast<size_t>(padded) * row);
+    std::memcpy(tensor.bytes.data(), values.data(), values.size_bytes());
+    for (size_t at = values.size_bytes(); at < tensor.bytes.size(); at += row)
+      std::memcpy(tensor.bytes.data() + at, tensor.bytes.data(), row);
   }
 
   Result<dnn::Part*> compiled(int batch, int n) {
@@ -81,7 +73,7 @@ class OnnxScorer final : public Scorer {
   int n_threads_;
   std::shared_ptr<const dnn::Network> loaded_;
   std::map<std::pair<int, int>, std::unique_ptr<dnn::Part>> parts_;  // by padded batch and items
-  std::vector<int64_t> filled_;
+  dnn::HostTensor history_, items_;
   std::vector<dnn::HostTensor> outputs_;
 };
 

@@ -52,4 +52,25 @@ void make_rising(std::span<double> values) {
   for (const Block& block : blocks) to = std::fill_n(to, block.n, block.mean());
 }
 
+size_t make_unimodal(std::span<double> values) {
+  std::vector<double> best(values.begin(), values.end()), fitted(values.size());
+  double least = INFINITY;
+  for (size_t mode = 0; mode < values.size(); ++mode) {  // the rise ends there
+    std::copy(values.begin(), values.end(), fitted.begin());
+    const auto fall = std::span(fitted).subspan(mode + 1);
+    make_rising(std::span(fitted).first(mode + 1));
+    std::reverse(fall.begin(), fall.end());
+    make_rising(fall);
+    std::reverse(fall.begin(), fall.end());
+    double error = 0;
+    for (size_t i = 0; i < values.size(); ++i) error += (fitted[i] - values[i]) * (fitted[i] - values[i]);
+    if (error >= least) continue;
+    least = error;
+    best = fitted;
+  }
+  std::copy(best.begin(), best.end(), values.begin());
+  const auto last = std::max_element(best.rbegin(), best.rend());
+  return best.empty() ? 0 : static_cast<size_t>(best.rend() - last) - 1;
+}
+
 }  // namespace frugal::cascade

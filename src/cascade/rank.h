@@ -13,4 +13,8 @@ double spearman(std::span<const double> a, std::span<const double> b);
 // weight.
 void make_rising(std::span<double> values);
 
+// The least squares fit of `values` that rises up to some place and does not rise after it, in place; returns
+// that place, the last of its highest.
+size_t make_unimodal(std::span<double> values);
+
 }  // namespace frugal::cascade

@@ -1,9 +1,14 @@
 #include "cascade/replay.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <numeric>
+#include <thread>
+#include <utility>
 
 #include "base/clock.h"
+#include "base/rng.h"
 #include "base/text.h"
 #include "cascade/requests.h"
 
@@ -25,22 +30,24 @@ class Replayer {
   Status load(const std::string& folder, const std::string& split) {
     FRUGAL_TRY(set_, load_requests(folder, split, spec_));
     FRUGAL_TRY(clicked_, read_integers(folder + "/clicked_" + split + ".npy", 0));
-    if (set_.n != requests_.n || clicked_.rows != requests_.n)
+    if (set_.n != clicked_.rows || requests_.n > set_.n)
       return {ErrorCode::kCorrupt, folder + ": history, clicked and features of split '" + split +
                                        "' have different numbers of rows"};
-    FRUGAL_TRY(runner_,
-               CascadeRunner::load(folder, spec_,
-                                   {.n_threads = options_.n_threads, .max_batch = options_.max_batch}));
+    FRUGAL_TRY(runner_, CascadeRunner::load(folder, spec_,
+                                            {.n_threads = options_.n_threads,
+                                             .max_batch = options_.max_batch,
+                                             .open = options_.open}));
     for (int j = 0; j < spec_.n_chains(); ++j) flops_.push_back(chain_flops(spec_, j));
-    n_ = options_.requests > 0 ? std::min(options_.requests, requests_.n) : requests_.n;
+    if (options_.rate > 0) draw_arrivals();
     return {};
   }
 
   Result<ReplayResult> run() {
     ReplayResult result;
-    result.n = n_;
+    result.n = requests_.n;
     result.rounds = options_.rounds;
     for (const ReplayPolicy& policy : policies_) result.arms.emplace_back().name = policy.name;
+    if (!arrivals_s_.empty()) FRUGAL_TRY_STATUS(warm_up_small_batches());
     // One round that is not counted compiles every shape and warms the caches.
     for (int round = -1; round < options_.rounds; ++round) {
       if (options_.progress)
@@ -60,18 +67,57 @@ class Replayer {
   }
 
  private:
+  // Requests that arrive by chance make batches of all sizes: their shapes are compiled beforehand.
+  Status warm_up_small_batches() {
+    const std::vector<double> arrivals_s = std::exchange(arrivals_s_, {});
+    const ReplayOptions options = options_;
+    for (options_.batch = 1; options_.batch <= options.max_batch; options_.batch *= 2) {
+      for (const ReplayPolicy& policy : policies_) {
+        ReplayArm arm;
+        ReplayResult result;
+        FRUGAL_TRY_STATUS(serve_all(policy, true, arm, result));
+      }
+    }
+    options_ = options;
+    arrivals_s_ = arrivals_s;
+    return {};
+  }
+
+  // The same arrivals for every policy and round.
+  void draw_arrivals() {
+    Rng rng(1, 93);
+    double at = 0;
+    for (int i = 0; i < requests_.n; ++i)
+      arrivals_s_.push_back(at += -std::log(1 - rng.uniform()) / options_.rate);
+  }
+
+  // The end of the batch that begins with request `begin`: who is here by now, after waiting for the first.
+  int wait_for_batch(int begin, double start_s) const {
+    const int most = std::min(requests_.n, begin + options_.batch);
+    if (arrivals_s_.empty()) return most;
+    const double idle = start_s + arrivals_s_[static_cast<size_t>(begin)] - wall_seconds();
+    if (idle > 0) std::this_thread::sleep_for(std::chrono::duration<double>(idle));
+    int end = begin + 1;
+    const double now = wall_seconds() - start_s;
+    while (end < most && arrivals_s_[static_cast<size_t>(end)] <= now) ++end;
+    return end;
+  }
+
   // One pass over all requests under one policy.
   Status serve_all(const ReplayPolicy& policy, bool warm_up, ReplayArm& arm, ReplayResult& result) {
     const auto d = static_cast<size_t>(spec_.n_features()), m = static_cast<size_t>(spec_.n_chains());
+    const int n = requests_.n;
     std::vector<float> rewards(m);
     std::vector<std::vector<int>> items;
     std::vector<CascadeRequest> batch;
+    std::vector<double> waited_s;
     double clicks = 0, flops = 0;
-    int differing = 0;
+    int differing = 0, n_batches = 0;
     const meter::Snapshot start = meter_.snapshot();
     const double cpu = process_cpu_seconds(), wall = wall_seconds();
-    for (int begin = 0; begin < n_; begin += options_.batch) {
-      const int end = std::min(n_, begin + options_.batch);
+    for (int begin = 0, end = 0; begin < n; begin = end) {
+      end = wait_for_batch(begin, wall);
+      ++n_batches;
       batch.clear();
       for (int i = begin; i < end; ++i) {
         const auto at = static_cast<size_t>(i);
@@ -91,6 +137,7 @@ class Replayer {
         clicks += earned;
         flops += flops_[chain] + (policy.model != nullptr ? policy.model->flops() : 0);
         differing += earned != static_cast<double>(requests_.rewards[at * m + chain]);
+        if (!arrivals_s_.empty()) waited_s.push_back(wall_seconds() - wall - arrivals_s_[at]);
       }
     }
     Usage usage;
@@ -98,16 +145,22 @@ class Replayer {
     usage.wall_seconds = wall_seconds() - wall;
     if (warm_up) return {};
     meter_.charge(start, usage);
-    arm.clicks = clicks / n_;
-    arm.flops = flops / n_;
-    arm.round_cpu_s.push_back(usage.cpu_seconds / n_);
-    arm.wall_s = usage.wall_seconds / n_;
-    const Estimate joules = usage.energy_j.scaled(1.0 / n_);
+    arm.clicks = clicks / n;
+    arm.flops = flops / n;
+    arm.batch = static_cast<double>(n) / n_batches;
+    arm.round_cpu_s.push_back(usage.cpu_seconds / n);
+    arm.wall_s = usage.wall_seconds / n;
+    if (!waited_s.empty()) {
+      std::sort(waited_s.begin(), waited_s.end());
+      arm.latency_s = std::accumulate(waited_s.begin(), waited_s.end(), 0.0) / n;
+      arm.latency_p99_s = waited_s[waited_s.size() * 99 / 100];
+    }
+    const Estimate joules = usage.energy_j.scaled(1.0 / n);
     if (arm.joules.known())
       arm.joules += joules;
     else
       arm.joules = joules;
-    result.disagreeing = std::max(result.disagreeing, static_cast<double>(differing) / n_);
+    result.disagreeing = std::max(result.disagreeing, static_cast<double>(differing) / n);
     return {};
   }
 
@@ -123,12 +176,12 @@ class Replayer {
   const Replayed& requests_;
   std::span<const ReplayPolicy> policies_;
   meter::PowerMeter& meter_;
-  const ReplayOptions& options_;
+  ReplayOptions options_;
   RequestSet set_;
   Array2<int32_t> clicked_;
   std::unique_ptr<CascadeRunner> runner_;
-  std::vector<double> flops_;  // [n_chains]
-  int n_ = 0;
+  std::vector<double> flops_;       // [n_chains]
+  std::vector<double> arrivals_s_;  // [n], or empty
 };
 
 }  // namespace
@@ -164,8 +217,10 @@ Saved cpu_saved(const ReplayArm& of, const ReplayArm& beside) {
 Result<ReplayResult> replay(const std::string& folder, const std::string& split, const CascadeSpec& spec,
                             const Replayed& requests, std::span<const ReplayPolicy> policies,
                             meter::PowerMeter& meter, const ReplayOptions& options) {
-  if (options.rounds < 1 || options.batch < 1 || policies.empty())
-    return {ErrorCode::kInvalidArgument, "rounds and batch are at least 1, and there is a policy"};
+  if (options.rounds < 1 || options.batch < 1 || !(options.rate >= 0) || policies.empty() || requests.n < 1) {
+    return {ErrorCode::kInvalidArgument,
+            "rounds and batch are at least 1, the rate is not negative, there are requests and a policy"};
+  }
   Replayer replayer(spec, requests, policies, meter, options);
   FRUGAL_TRY_STATUS(replayer.load(folder, split));
   return replayer.run();

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "cascade/evaluate.h"
+#include "cascade/runner.h"
 #include "frugal/meter.h"
 
 namespace frugal::cascade {
@@ -22,10 +23,12 @@ std::vector<ReplayPolicy> replay_policies(const Evaluation& evaluation, std::spa
 
 struct ReplayArm {
   std::string name;
-  double clicks = 0, flops = 0;     // a request; FLOPs by formula, the reward model's own included
-  double cpu_s = 0, wall_s = 0;     // a request, median over rounds
-  Estimate joules;                  // a request, mean over rounds
-  std::vector<double> round_cpu_s;  // a request, by round
+  double clicks = 0, flops = 0;             // a request; FLOPs by formula, the reward model's own included
+  double cpu_s = 0, wall_s = 0;             // a request, median over rounds
+  double latency_s = 0, latency_p99_s = 0;  // from arrival to answer, last round; with ReplayOptions::rate
+  double batch = 0;                         // requests served at once, mean of the last round
+  Estimate joules;                          // a request, mean over rounds
+  std::vector<double> round_cpu_s;          // a request, by round
 };
 
 struct ReplayResult {
@@ -44,12 +47,16 @@ struct ReplayOptions {
   int rounds = 5;
   int batch = 256;  // requests handed to the cascade at once: those of one model are scored together
   int max_batch = 16;
-  int requests = 0;  // the first so many; 0: all
+  // Requests a second that arrive (Poisson), whatever is done by then: what waits is served together, up to
+  // `batch`. 0: all are there at the start.
+  double rate = 0;
   int n_threads = 1;
+  OpenScorer open = open_onnx_scorer;
   std::function<void(const std::string&)> progress;
 };
 
-// kNotFound, kCorrupt: DIR/history_<split>.npy, seen_<split>.npy, clicked_<split>.npy, or a stage's model.
+// Serves all of `requests`, the first of the split. kNotFound, kCorrupt: DIR/history_<split>.npy,
+// seen_<split>.npy, clicked_<split>.npy, or a stage's model.
 Result<ReplayResult> replay(const std::string& folder, const std::string& split, const CascadeSpec& spec,
                             const Replayed& requests, std::span<const ReplayPolicy> policies,
                             meter::PowerMeter& meter, const ReplayOptions& options);

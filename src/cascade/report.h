@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "cascade/cost.h"
-#include "cascade/evaluate.h"
+#include "cascade/replay.h"
 #include "cascade/simulate.h"
 #include "frugal/usage.h"
 
@@ -18,6 +18,10 @@ struct ReportInput {
   // Where the cascade's models ran here: what chains take, and what a price on processor time does.
   std::optional<CascadeCosts> costs;
   std::optional<Evaluation> by_cpu;
+  // The test requests served by the real models: two static chains, each seed's price on FLOPs, each seed's
+  // price on processor time. Empty: not served.
+  std::vector<ReplayArm> served;
+  std::string made;          // when, where and by what, a sentence
   Estimate joules_per_flop;  // where there are no costs: an assumption
   Estimate gco2e_per_kwh;
 };

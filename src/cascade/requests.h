@@ -1,6 +1,8 @@
 // Requests as the stages take them, of a cascade's folder.
 #pragma once
 
+#include <algorithm>
+
 #include "cascade/npy.h"
 #include "cascade/runner.h"
 
@@ -11,12 +13,12 @@ struct RequestSet {
   std::vector<int64_t> history;  // [n, history_length]
   Array2<int32_t> seen;          // [n, most], 0 fills up
 
+  std::vector<int> n_seen;  // [n]
+
   CascadeRequest request(size_t i, int chain) const {
     const auto length = static_cast<size_t>(history_length), width = static_cast<size_t>(seen.columns);
-    const auto row = std::span(seen.values).subspan(i * width, width);
-    const auto end = std::find(row.begin(), row.end(), 0);
-    return {std::span(history).subspan(i * length, length), row.first(static_cast<size_t>(end - row.begin())),
-            chain};
+    return {std::span(history).subspan(i * length, length),
+            std::span(seen.values).subspan(i * width, static_cast<size_t>(n_seen[i])), chain};
   }
 };
 // DIR/history_<split>.npy and seen_<split>.npy. kNotFound, kCorrupt.
@@ -30,6 +32,10 @@ inline Result<RequestSet> load_requests(const std::string& folder, const std::st
             folder + ": history and seen of split '" + split + "' have different numbers of rows"};
   set.n = history.rows;
   set.history_length = history.columns;
+  for (int i = 0; i < set.n; ++i) {
+    const auto row = set.seen.values.begin() + std::ptrdiff_t{i} * set.seen.columns;
+    set.n_seen.push_back(static_cast<int>(std::find(row, row + set.seen.columns, 0) - row));
+  }
   set.history.assign(history.values.begin(), history.values.end());
   return set;
 }

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cascade/select.h"
 #include "frugal/cascade.h"
 
 namespace frugal::cascade {
@@ -22,9 +23,9 @@ class Scorer {
  public:
   virtual ~Scorer() = default;
   // histories [batch, history_length], items [batch, n] (empty for a first stage) -> scores [batch, n], or
-  // [batch, n_items + 1] of a first stage.
-  virtual Status score(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
-                       std::vector<float>& scores) = 0;
+  // [batch, n_items + 1] of a first stage, which stay until the next call and may be written to.
+  virtual Result<std::span<float>> score(std::span<const int64_t> histories, std::span<const int64_t> items,
+                                         int batch, int n) = 0;
 };
 using OpenScorer = std::function<Result<std::unique_ptr<Scorer>>(
     const std::string& folder, const CascadeSpec& spec, int stage, int model, int n_threads)>;
@@ -78,25 +79,19 @@ class CascadeRunner {
 
  private:
   CascadeRunner() = default;
-  struct Pool {
-    std::vector<int64_t> items;  // ascending; of the last stage, best first
-  };
   // `members` by the number of their items.
   Status run_group(int stage, int model, std::span<const CascadeRequest> requests,
-                   std::span<const size_t> members, std::vector<Pool>& pools);
+                   std::span<const size_t> members);
 
   CascadeSpec spec_;
   RunnerOptions options_;
   std::vector<std::vector<std::unique_ptr<Scorer>>> scorers_;  // [stage][model]
   std::map<StageKey, StageTime> times_;
-  std::vector<int64_t> all_items_;          // 0 to n_items
-  std::vector<int64_t> histories_, items_;  // scratch
-  std::vector<float> scores_;
+  std::vector<int64_t> all_items_;  // 0 to n_items
+  // Scratch. pools_: by request, what is left of the items, ascending; after the last stage best first.
+  std::vector<int64_t> histories_, items_, best_;
+  std::vector<std::vector<int64_t>> pools_;
+  Selector selector_;
 };
-
-// The items of the `keep` largest scores among the pool, `ordered`: best first, else in the pool's order. Of
-// equals the first in the pool wins. Scores that are not finite come last.
-std::vector<int64_t> best_items(std::span<const int64_t> pool, std::span<const float> scores, int keep,
-                                bool ordered = true);
 
 }  // namespace frugal::cascade

@@ -30,6 +30,8 @@ struct CascadeBench {
 
 // Regret, use and over-use of the price controllers on a simulated day.
 Status bench_cascade_control(CascadeBench& bench);
+// The same of two budgets at once.
+Status bench_cascade_budgets(CascadeBench& bench);
 // Decisions a second, in process and over HTTP.
 Status bench_cascade_service(CascadeBench& bench);
 // Eight allocators with one budget through the death of their leader.

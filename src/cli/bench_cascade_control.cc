@@ -288,7 +288,7 @@ Status bench_cascade_control(CascadeBench& bench) {
   const auto outcomes = simulate_seeds(n_seeds, policies, bench.quick);
   for (const Outcome& outcome : outcomes) FRUGAL_TRY_STATUS(outcome.status);
   add_rows(bench, outcomes);
-  return {};
+  return bench_cascade_budgets(bench);
 }
 
 }  // namespace frugal::cli

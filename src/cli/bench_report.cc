@@ -74,6 +74,10 @@ BenchRow bench_row(std::string name, std::string unit, Better better, const std:
   return row;
 }
 
+std::string made_here() {
+  return strf("Made %s on %s by frugal at commit %s.", utc_now().c_str(), cpu_name().c_str(), FRUGAL_COMMIT);
+}
+
 std::string bench_json(const BenchContext& context, const std::vector<BenchRow>& rows) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   const std::string date = utc_now(), cpu = cpu_name();

@@ -59,5 +59,7 @@ std::string cpu_name();
 // argv in one line, with quotes where a shell needs them.
 std::string command_line(int argc, const char* const* argv);
 std::string this_command_line();
+// When, on what processor and from which commit: "Made 2026-11-28T07:00:00Z on AMD EPYC by frugal at 1a2b."
+std::string made_here();
 
 }  // namespace frugal::cli

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <thread>
 
 namespace frugal::cli {
 namespace {
@@ -49,20 +51,26 @@ Result<JudgedCascade> judge_cascade(const std::string& folder, meter::PowerMeter
   for (int j = 0; j < judged.spec.n_chains(); ++j)
     judged.flops.push_back(cascade::chain_flops(judged.spec, j));
   options.evaluate.cpu_s = judged.cpu_s;
+  options.evaluate.progress = saying("");
+  options.evaluate.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  FRUGAL_TRY(const auto models, cascade::train_seeds(judged.spec, fit, test, options.evaluate));
   options.evaluate.price_cpu = false;
-  options.evaluate.progress = saying("a price on FLOPs, ");
-  FRUGAL_TRY(judged.by_flops, cascade::evaluate(judged.spec, fit, test, options.evaluate));
+  FRUGAL_TRY(judged.by_flops, cascade::evaluate(judged.spec, fit, test, models, options.evaluate));
   options.evaluate.price_cpu = true;
-  options.evaluate.progress = saying("a price on processor time, ");
-  FRUGAL_TRY(judged.by_cpu, cascade::evaluate(judged.spec, fit, test, options.evaluate));
-  auto policies = cascade::replay_policies(judged.by_flops, judged.flops, "price on FLOPs");
+  FRUGAL_TRY(judged.by_cpu, cascade::evaluate(judged.spec, fit, test, models, options.evaluate));
+  judged.policies = cascade::replay_policies(judged.by_flops, judged.flops, "price on FLOPs");
   const auto more = cascade::replay_policies(judged.by_cpu, judged.cpu_s, "price on time");
-  policies[1] = more[1];  // the cheapest static chain within 1 %, by processor time
-  policies.insert(policies.end(), more.begin() + 2, more.end());
+  judged.policies[1] = more[1];  // the cheapest static chain within 1 %, by processor time
+  judged.policies.insert(judged.policies.end(), more.begin() + 2, more.end());
   options.replay.progress = saying("replay, ");
-  FRUGAL_TRY(judged.replayed,
-             cascade::replay(folder, options.split, judged.spec, options.split == "fit" ? fit : test,
-                             policies, meter, options.replay));
+  judged.served = options.split == "fit" ? fit : test;
+  if (options.requests > 0 && options.requests < judged.served.n) {
+    std::vector<int> first(static_cast<size_t>(options.requests));
+    std::iota(first.begin(), first.end(), 0);
+    judged.served = cascade::rows_of(judged.served, first);
+  }
+  FRUGAL_TRY(judged.replayed, cascade::replay(folder, options.split, judged.spec, judged.served,
+                                              judged.policies, meter, options.replay));
   return judged;
 }
 

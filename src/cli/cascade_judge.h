@@ -12,6 +12,7 @@ struct JudgeOptions {
   cascade::ReplayOptions replay = {};
   cascade::CostMeasureOptions costs = {};
   std::string split = "test";  // that is served; "fit": for choosing parameters
+  int requests = 0;            // the first so many are served; 0: all
   std::function<void(const std::string&)> progress = {};
 };
 
@@ -20,6 +21,9 @@ struct JudgedCascade {
   cascade::CascadeCosts costs;
   std::vector<double> flops, cpu_s;  // [n_chains], of a request; cpu_s at the largest batch
   cascade::Evaluation by_flops, by_cpu;
+  cascade::Replayed served;  // the requests that judge
+  std::vector<int> rows;     // of the split, those requests
+  std::vector<cascade::ReplayPolicy> policies;
   // Arms: the static chains, then each seed's price on FLOPs, then each seed's on processor time.
   cascade::ReplayResult replayed;
 

@@ -53,7 +53,9 @@ nlohmann::json arm_json(const cascade::ReplayArm& arm, const cascade::ReplayArm&
       {"cpu_s", arm.cpu_s},
       {"flops_saved", 1 - arm.flops / fixed.flops},
       {"cpu_saved", {{"median", saved.median}, {"least", saved.least}, {"most", saved.most}}},
-      {"joules_saved", 1 - arm.joules.value / fixed.joules.value}};
+      {"joules_saved", 1 - arm.joules.value / fixed.joules.value},
+      {"requests_at_once", arm.batch}};
+  if (arm.latency_s > 0) json["latency_s"] = {{"mean", arm.latency_s}, {"p99", arm.latency_p99_s}};
   json["joules"] = {{"value", arm.joules.value},
                     {"low", arm.joules.low},
                     {"high", arm.joules.high},
@@ -90,6 +92,7 @@ int run(Options options) {
       std::printf("equal reward is NOT reached on the fitting requests with a price on %s\n",
                   evaluation == &judged->by_flops ? "FLOPs" : "processor time");
   }
+  const bool timed = options.judge.replay.rate > 0;
   std::printf("%-26s %8s %8s %8s %8s %8s  %s\n", "", "clicks", "MFLOPs", "saved", "CPU us", "saved",
               "energy");
   for (const cascade::ReplayArm& arm : result.arms) {
@@ -97,6 +100,9 @@ int run(Options options) {
                 1e-6 * arm.flops, 100 * (1 - arm.flops / fixed.flops), 1e6 * arm.cpu_s,
                 100 * cascade::cpu_saved(arm, fixed).median,
                 estimate_text(arm.joules.scaled(1000), "mJ").c_str());
+    if (timed)
+      std::printf("%-26s latency %.2f ms, p99 %.2f ms; %.1f requests served at once\n", "",
+                  1e3 * arm.latency_s, 1e3 * arm.latency_p99_s, arm.batch);
   }
   std::printf("clicks differ from rewards_%s.npy for %.2f %% of the requests\n", options.judge.split.c_str(),
               100 * result.disagreeing);
@@ -114,8 +120,12 @@ Action add_cascade_replay(CLI::App& app) {
   app.add_option("--rounds", options->judge.replay.rounds, "rounds, in which both policies take turns")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--requests", options->judge.replay.requests,
-                 "serve the first so many test requests; 0: all")
+  app.add_option("--requests", options->judge.requests, "serve the first so many test requests; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option(
+         "--rate", options->judge.replay.rate,
+         "requests a second that arrive by chance, whatever is done by then; 0: all wait at the start")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", options->judge.replay.batch, "requests handed to the cascade at once")

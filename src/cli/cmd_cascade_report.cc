@@ -6,6 +6,8 @@
 
 #include "base/file.h"
 #include "cascade/report.h"
+#include "cli/bench_report.h"
+#include "cli/cascade_judge.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/meter_setup.h"
@@ -17,38 +19,37 @@ struct Options {
   std::string cascade_folder, out, json;
   double nj_per_flop = 0.5, intensity = 475;
   bool no_day = false;
-  cascade::EvaluateOptions evaluate;
+  JudgeOptions judge;
 };
+
+// Where the models are there, chains are measured and the test requests served; a synthetic cascade has none.
+Status judge(Options& options, cascade::ReportInput& input) {
+  if (std::filesystem::exists(options.cascade_folder + "/history_fit.npy")) {
+    auto meter = open_meter({});
+    if (!meter.ok()) return meter.error();
+    FRUGAL_TRY(auto judged, judge_cascade(options.cascade_folder, **meter, options.judge));
+    input.spec = std::move(judged.spec);
+    input.costs = std::move(judged.costs);
+    input.by_cpu = std::move(judged.by_cpu);
+    input.evaluation = std::move(judged.by_flops);
+    input.served = std::move(judged.replayed.arms);
+    return {};
+  }
+  FRUGAL_TRY(input.spec, cascade::load_cascade(options.cascade_folder));
+  FRUGAL_TRY(const auto fit, cascade::load_replayed(options.cascade_folder, "fit", input.spec));
+  FRUGAL_TRY(const auto test, cascade::load_replayed(options.cascade_folder, "test", input.spec));
+  options.judge.evaluate.progress = options.judge.progress;
+  FRUGAL_TRY(input.evaluation, cascade::evaluate(input.spec, fit, test, options.judge.evaluate));
+  return {};
+}
 
 int report(Options options) {
   cascade::ReportInput input;
-  auto spec = cascade::load_cascade(options.cascade_folder);
-  if (!spec.ok()) return fail(spec.error());
-  input.spec = *std::move(spec);
-  const auto fit = cascade::load_replayed(options.cascade_folder, "fit", input.spec);
-  if (!fit.ok()) return fail(fit.error());
-  const auto test = cascade::load_replayed(options.cascade_folder, "test", input.spec);
-  if (!test.ok()) return fail(test.error());
-  options.evaluate.progress = [](const std::string& what) {
-    std::fprintf(stderr, "frugal: training and pricing, %s\n", what.c_str());
+  options.judge.progress = [](const std::string& what) {
+    std::fprintf(stderr, "frugal: %s\n", what.c_str());
   };
-  // Where the models are there, chains are measured; a synthetic cascade has none.
-  if (std::filesystem::exists(options.cascade_folder + "/history_fit.npy")) {
-    auto meter = open_meter({});
-    if (!meter.ok()) return fail(meter.error());
-    auto costs = cascade::measure_costs(options.cascade_folder, "fit", input.spec, **meter, {});
-    if (!costs.ok()) return fail(costs.error());
-    input.costs = *std::move(costs);
-    options.evaluate.cpu_s = input.costs->cpu_s(input.spec, input.costs->batches.size() - 1);
-    options.evaluate.price_cpu = true;
-    auto by_cpu = cascade::evaluate(input.spec, *fit, *test, options.evaluate);
-    if (!by_cpu.ok()) return fail(by_cpu.error());
-    input.by_cpu = *std::move(by_cpu);
-    options.evaluate.price_cpu = false;
-  }
-  auto evaluation = cascade::evaluate(input.spec, *fit, *test, options.evaluate);
-  if (!evaluation.ok()) return fail(evaluation.error());
-  input.evaluation = *std::move(evaluation);
+  if (const Status status = judge(options, input); !status.ok()) return fail(status.error());
+  input.made = made_here();
   // A data-sheet figure: what a server core takes per FLOP of small dense layers differs tenfold between
   // machines.
   const double joules = 1e-9 * options.nj_per_flop;
@@ -75,9 +76,10 @@ int report(Options options) {
         !written.ok())
       return fail(written.error());
   }
+  const cascade::Evaluation& shown = input.by_cpu ? *input.by_cpu : input.evaluation;
   std::printf("%s: %.1f %% fewer FLOPs at %.3f times the clicks of the best static chain%s\n",
-              options.out.c_str(), 100 * input.evaluation.flops_saved, input.evaluation.reward_ratio,
-              input.evaluation.reached ? "" : " (equal reward NOT reached)");
+              options.out.c_str(), 100 * shown.flops_saved, shown.reward_ratio,
+              shown.reached ? "" : " (equal reward NOT reached)");
   return kExitOk;
 }
 
@@ -89,7 +91,14 @@ Action add_cascade_report(CLI::App& app) {
       ->required();
   app.add_option("--out,-o", options->out, "HTML file to write")->required();
   app.add_option("--json", options->json, "also write the figures to this JSON file");
-  app.add_option("--seeds", options->evaluate.seeds, "reward models trained, each on other logs")
+  app.add_option("--seeds", options->judge.evaluate.seeds, "reward models trained, each on other logs")
+      ->capture_default_str();
+  app.add_option("--menu", options->judge.evaluate.menu,
+                 "the allocator chooses among so many chains, picked on the fitting requests; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--max-batch", options->judge.replay.max_batch, "requests that a model scores in one call")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--nj-per-flop", options->nj_per_flop,
                  "assumed energy of a FLOP, nanojoules, where the cascade's models cannot be measured")

@@ -61,6 +61,38 @@ TEST(Rank, RisingFitIsTheNearestThatRises) {
   }
 }
 
+TEST(Rank, UnimodalFitIsTheNearestThatRisesAndFalls) {
+  Rng rng(5);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<double> values(1 + rng.below(12));
+    for (double& value : values) value = rng.below(4) == 0 ? 0.5 : rng.normal();
+    std::vector<double> fitted = values;
+    const size_t mode = make_unimodal(fitted);
+    const auto error = [&](const std::vector<double>& other) {
+      double sum = 0;
+      for (size_t i = 0; i < values.size(); ++i) sum += (other[i] - values[i]) * (other[i] - values[i]);
+      return sum;
+    };
+    for (size_t i = 1; i < fitted.size(); ++i) {
+      if (i <= mode) {
+        EXPECT_LE(fitted[i - 1], fitted[i]);
+      } else {
+        EXPECT_GT(fitted[mode], fitted[i]);
+        EXPECT_GE(fitted[i - 1], fitted[i]);
+      }
+    }
+    // No other that rises and falls is nearer: those around the fit, and those of other modes.
+    for (int other = 0; other < 300; ++other) {
+      std::vector<double> drawn = other % 2 == 0 ? fitted : values;
+      for (double& value : drawn) value += 0.3 * rng.normal() * rng.uniform();
+      const size_t top = rng.below(static_cast<uint32_t>(drawn.size()));
+      for (size_t i = top; i-- > 0;) drawn[i] = std::min(drawn[i], drawn[i + 1]);
+      for (size_t i = top + 1; i < drawn.size(); ++i) drawn[i] = std::min(drawn[i], drawn[i - 1]);
+      EXPECT_LE(error(fitted), error(drawn) + 1e-12);
+    }
+  }
+}
+
 TEST(Costs, SumOverStagesByTheItemsThatEachScores) {
   const CascadeSpec spec = SyntheticWorld::create({}).value().spec();
   const CascadeCosts costs = costs_of(spec);

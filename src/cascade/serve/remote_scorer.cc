@@ -38,18 +38,19 @@ class RemoteScorer final : public Scorer {
     client_->set_write_timeout(seconds);
   }
 
-  Status score(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
-               std::vector<float>& scores) override {
+  Result<std::span<float>> score(std::span<const int64_t> histories, std::span<const int64_t> items,
+                                 int batch, int n) override {
     if (wall_seconds() < paused_until_)
       return {ErrorCode::kUnavailable, url_ + ": it failed a moment ago and is asked again in a second"};
-    Status status = ask(histories, items, batch, n, scores);
-    if (!status.ok()) paused_until_ = wall_seconds() + kPauseS;
-    return status;
+    if (const Status status = ask(histories, items, batch, n); !status.ok()) {
+      paused_until_ = wall_seconds() + kPauseS;
+      return status.error();
+    }
+    return std::span<float>(scores_);
   }
 
  private:
-  Status ask(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
-             std::vector<float>& scores) {
+  Status ask(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n) {
     nlohmann::json question = {
         {"stage", stage_}, {"model", model_}, {"histories", rows_of(histories, batch)}};
     if (!items.empty()) question["items"] = rows_of(items, batch);
@@ -66,14 +67,14 @@ class RemoteScorer final : public Scorer {
     const auto& rows = answer["scores"];
     if (rows.size() != static_cast<size_t>(batch))
       return wrong("has another number of rows than the request");
-    scores.clear();
+    scores_.clear();
     for (const auto& row : rows) {
       if (!row.is_array() || row.size() != static_cast<size_t>(n))
         return wrong(strf("has a row without %d scores", n).c_str());
       for (const auto& score : row) {
         if (!score.is_number() && !score.is_null())
           return wrong("holds a score that is neither number nor null");
-        scores.push_back(score.is_null() ? NAN : score.get<float>());
+        scores_.push_back(score.is_null() ? NAN : score.get<float>());
       }
     }
     return {};
@@ -81,6 +82,7 @@ class RemoteScorer final : public Scorer {
 
   std::string url_, path_, stage_, model_;
   std::unique_ptr<httplib::Client> client_;
+  std::vector<float> scores_;
   double paused_until_ = 0;
 };
 

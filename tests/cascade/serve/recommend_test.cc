@@ -39,18 +39,19 @@ float toy_score(bool far, const int64_t* history, int64_t item) {
 class ToyScorer final : public Scorer {
  public:
   explicit ToyScorer(bool far) : far_(far) {}
-  Status score(std::span<const int64_t> histories, std::span<const int64_t> items, int batch, int n,
-               std::vector<float>& scores) override {
-    scores.clear();
+  Result<std::span<float>> score(std::span<const int64_t> histories, std::span<const int64_t> items,
+                                 int batch, int n) override {
+    scores_.clear();
     for (int b = 0; b < batch; ++b) {
       for (int i = 0; i < n; ++i)
-        scores.push_back(toy_score(far_, &histories[static_cast<size_t>(b * kLength)],
-                                   items.empty() ? i : items[static_cast<size_t>(b * n + i)]));
+        scores_.push_back(toy_score(far_, &histories[static_cast<size_t>(b * kLength)],
+                                    items.empty() ? i : items[static_cast<size_t>(b * n + i)]));
     }
-    return {};
+    return std::span<float>(scores_);
   }
 
  private:
+  std::vector<float> scores_;
   bool far_;
 };
 
