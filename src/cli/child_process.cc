@@ -4,8 +4,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
@@ -107,10 +109,12 @@ Result<double> run_llama_bench(const LlamaBenchCase& bench) {
 
 Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const std::string& model,
                                                const std::string& prompt, int n_tokens, int n_threads) {
-  const size_t colon = command.find(':');
+  const size_t end = command.find_first_of(":@"), at_sign = command.find('@');
+  if (at_sign != std::string::npos)
+    n_tokens = std::min(n_tokens, std::max(2, std::atoi(command.c_str() + at_sign + 1)));
   std::vector<std::string> words = {"timeout",
                                     "60",
-                                    command.substr(0, colon),
+                                    command.substr(0, end),
                                     "-m",
                                     model,
                                     "-p",
@@ -125,7 +129,8 @@ Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const
                                     "--temp",
                                     "0",
                                     "--ignore-eos"};
-  if (colon != std::string::npos) words.insert(words.end(), {"--spec-type", command.substr(colon + 1)});
+  if (end != std::string::npos && command[end] == ':')
+    words.insert(words.end(), {"--spec-type", command.substr(end + 1, at_sign - end - 1)});
   FRUGAL_TRY(const ChildOutput out, run_command(std::move(words), /*with_stderr=*/true));
   // "decoded  256 tokens in    1.234 seconds"
   LlamaSpeculation said;

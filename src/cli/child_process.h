@@ -36,7 +36,8 @@ struct LlamaSpeculation {
   int tokens = 0;
 };
 // Decodes `n_tokens` after `prompt`; `command` may end in ":TYPE", the --spec-type of
-// llama-speculative-simple. kUnavailable when the command fails, says no speed or takes over a minute.
+// llama-speculative-simple, and in "@N", for at most N tokens. kUnavailable when the command fails, says no
+// speed or takes over a minute.
 Result<LlamaSpeculation> run_llama_speculation(const std::string& command, const std::string& model,
                                                const std::string& prompt, int n_tokens, int n_threads);
 

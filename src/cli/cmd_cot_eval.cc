@@ -36,10 +36,12 @@ struct CotFlags {
   std::string records, out, svg, windows_svg;
 };
 
+using Questions = std::vector<std::pair<int, const CotQuestion*>>;
+
 // Questions by task, each task's first `skip` left out.
-std::vector<std::pair<int, const CotQuestion*>> chosen(const CotData& data, const CotFlags& flags) {
+Questions chosen(const CotData& data, const CotFlags& flags) {
   std::map<std::string, int> seen;
-  std::vector<std::pair<int, const CotQuestion*>> out;
+  Questions out;
   for (const CotQuestion& question : data.questions) {
     const int index = seen[question.task]++;
     if (index >= flags.skip && (flags.limit == 0 || index < flags.skip + flags.limit))
@@ -109,6 +111,31 @@ Status check(const CotFlags& flags) {
   return {};
 }
 
+// Runs every question again as a glance and as Trunc-CoT, by the rules of the chosen point.
+Status run_rules(CotRunner& runner, const Questions& questions, bool shows, std::vector<CotRecord>* records) {
+  const std::vector<CotPoint> curve = glance_curve(*records);
+  if (curve.empty()) return {};
+  const double target = chosen_target(curve);
+  ProgressBar bar("stopping by rule", "questions", shows);
+  int done = 0;
+  for (CotRecord& record : *records) {
+    bar.update(++done, static_cast<double>(records->size()));
+    const auto same = [&](const auto& q) { return q.second->task == record.task && q.first == record.index; };
+    const auto question = std::find_if(questions.begin(), questions.end(), same);
+    if (question == questions.end() || is_repetitive(record.task)) continue;
+    for (const bool trunc : {false, true}) {
+      const CotRule rule = rule_for(*records, record, target, trunc);
+      std::optional<CotGlance>& out = trunc ? record.trunc : record.glance;
+      out = CotGlance{record.exact.chain_seconds, record.answer, false};
+      if (!rule.looks) continue;
+      auto run = runner.run_glance(*question->second, rule, trunc);
+      if (!run.ok()) return run.error().code == ErrorCode::kCancelled ? Status() : Status(run.error());
+      out = std::move(run).value();
+    }
+  }
+  return {};
+}
+
 Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, const std::string& model_path,
                                         llm::Engine& engine, meter::PowerMeter& meter) {
   const llm::ModelInfo& info = engine.model().info();
@@ -151,6 +178,8 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
     records.push_back(std::move(record).value());
     FRUGAL_TRY_STATUS(write_records(flags.records, head, records));
   }
+  FRUGAL_TRY_STATUS(run_rules(runner, questions, !flags.json, &records));
+  FRUGAL_TRY_STATUS(write_records(flags.records, head, records));
   return records;
 }
 
@@ -243,7 +272,8 @@ Action add_cot_eval(CLI::App& app) {
                "also time exact decoding with a pool: the outputs of the task's earlier questions");
   app.add_flag(
       "--curves", flags->setup.curves,
-      "where llama.cpp runs, also time windows of 1 to 16, adaptive and fixed, and each drafter alone");
+      "on every --peer-every'th question also time windows of 1 to 16, adaptive and fixed, and each drafter "
+      "alone");
   app.add_flag("--no-glance", flags->no_glance, "exact decoding only");
   app.add_flag("--no-peer", flags->no_peer, "without llama.cpp");
   app.add_option("--peer-every", flags->peer_every, "run llama.cpp on every so manieth question")
@@ -251,7 +281,9 @@ Action add_cot_eval(CLI::App& app) {
   app.add_option(
          "--speculators", flags->setup.speculators,
          "also run these on the questions where llama.cpp runs: its llama-lookup, llama-lookahead and "
-         "llama-speculative-simple:TYPE, TYPE being ngram-mod, ngram-simple or the like "
+         "llama-speculative-simple:TYPE, TYPE being ngram-mod, ngram-simple or the like, with @N for N "
+         "tokens at "
+         "most "
          "(scripts/bootstrap.py --peers builds them)")
       ->type_name("COMMANDS")
       ->delimiter(',');

@@ -43,6 +43,26 @@ std::map<std::string, CotTiming> parse_timings(const Json& json, const char* key
   return timings;
 }
 
+Json side_json(const CotLook::Side& side) {
+  return {side.answer, side.confidence, side.named, side.sentence, side.seconds, side.elapsed_s};
+}
+
+CotLook::Side parse_side(const Json& json) {
+  return {json.at(0).get<std::string>(), json.at(1).get<float>(),  json.at(2).get<bool>(),
+          json.at(3).get<bool>(),        json.at(4).get<double>(), json.at(5).get<double>()};
+}
+
+Json glance_json(const CotGlance& glance) {
+  return {{"s", glance.seconds}, {"answer", glance.answer}, {"glanced", glance.glanced}};
+}
+
+std::optional<CotGlance> parse_glance(const Json& json, const char* key) {
+  if (!json.contains(key)) return std::nullopt;
+  const Json& one = json.at(key);
+  return CotGlance{one.at("s").get<double>(), one.at("answer").get<std::string>(),
+                   one.at("glanced").get<bool>()};
+}
+
 CotRecord from_json(const Json& json) {
   CotRecord record;
   record.key = json.at("key").get<std::string>();
@@ -64,11 +84,11 @@ CotRecord from_json(const Json& json) {
   record.correct = json.at("correct").get<bool>();
   record.chain_s = json.at("trace_s").get<double>();
   for (const Json& look : json.at("looks")) {
-    record.looks.push_back({look.at(0).get<int>(), look.at(1).get<int>(), look.at(2).get<double>(),
-                            look.at(3).get<std::string>(), look.at(4).get<std::string>(),
-                            look.at(5).get<float>(), look.at(6).get<float>(), look.at(7).get<double>(),
-                            look.at(8).get<double>()});
+    record.looks.push_back({look.at(0).get<int>(), look.at(1).get<int>(), look.at(2).get<int>(),
+                            parse_side(look.at(3)), parse_side(look.at(4))});
   }
+  record.glance = parse_glance(json, "glance");
+  record.trunc = parse_glance(json, "trunc");
   return record;
 }
 
@@ -77,8 +97,8 @@ CotRecord from_json(const Json& json) {
 std::string record_json(const CotRecord& record) {
   Json looks = Json::array();
   for (const CotLook& look : record.looks) {
-    looks.push_back({look.exact, look.approximate, look.elapsed_s, look.glance, look.trunc,
-                     look.glance_confidence, look.trunc_confidence, look.glance_s, look.trunc_s});
+    looks.push_back(
+        {look.exact, look.approximate, look.accepted, side_json(look.glance), side_json(look.trunc)});
   }
   Json json = {{"key", record.key},
                {"task", record.task},
@@ -97,6 +117,8 @@ std::string record_json(const CotRecord& record) {
                {"output", record.tokens}};
   if (record.peer) json["peer"] = timing_json(*record.peer);
   if (record.pooled) json["pooled"] = timing_json(*record.pooled);
+  if (record.glance) json["glance"] = glance_json(*record.glance);
+  if (record.trunc) json["trunc"] = glance_json(*record.trunc);
   if (!record.speculators.empty()) json["speculators"] = timings_json(record.speculators);
   if (!record.variants.empty()) json["variants"] = timings_json(record.variants);
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -260,48 +282,93 @@ Status CotRunner::time_variants(const std::vector<Token>& prompt, CotRecord* rec
   return {};
 }
 
-Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& prompt, CotRecord* record) {
+llm::GenerateOptions CotRunner::rationale_options() {
   llm::GenerateOptions options;
   options.decode = setup_.decode;
   options.decode.costs = &costs_;
   options.max_tokens = setup_.max_tokens;
   options.stop = {std::string(kCotStop)};
+  return options;
+}
+
+Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& prompt, CotRecord* record) {
+  const llm::GenerateOptions options = rationale_options();
   llm::GlanceOptions glance;
   glance.trigger = cot_trigger(question.task);
   glance.answer_tokens = cot_answer_tokens(question.task);
+  const auto side = [&](const llm::Look& look, double elapsed_s) {
+    return CotLook::Side{cot_normal(question.task, look.answer),
+                         look.confidence,
+                         look.named,
+                         look.sentence,
+                         look.seconds,
+                         elapsed_s};
+  };
   FRUGAL_TRY(auto glancer,
              llm::Glancer::create(engine_, exact_, engine_.model().tokenizer(), prompt, options, glance));
   FRUGAL_TRY_STATUS(glancer.prefill());
   int next = setup_.every;
   while (!glancer.done()) {
-    if (static_cast<int>(glancer.tokens().size()) >= next) {
-      next = static_cast<int>(glancer.tokens().size()) + setup_.every;
+    const int n = static_cast<int>(glancer.tokens().size());
+    llm::Look with;
+    CotLook look;
+    const bool asks = !glancer.said() && (n >= next || glancer.at_sentence_end(glance.approximate));
+    if (asks) {
+      next = n + setup_.every;
       FRUGAL_TRY(const llm::Look without, glancer.look(0));
-      llm::Look with;
-      const double elapsed = record->chain_s, begin = wall_seconds();
-      // One forward does both, unless the answer is of several tokens.
-      if (glance.answer_tokens == 1) {
-        FRUGAL_TRY_STATUS(glancer.step_and_look(&with));
-      } else {
-        FRUGAL_TRY(with, glancer.look(llm::kLongestDraft));
-        FRUGAL_TRY_STATUS(glancer.step());
-      }
-      record->chain_s += wall_seconds() - begin - with.seconds;
-      if (with.exact == 0) continue;
-      record->looks.push_back({with.exact, with.approximate, elapsed, cot_normal(question.task, with.answer),
-                               cot_normal(question.task, without.answer), with.confidence, without.confidence,
-                               with.seconds, without.seconds});
-      continue;
+      look.trunc = side(without, record->chain_s);
     }
     const double begin = wall_seconds();
-    FRUGAL_TRY_STATUS(glancer.step());
-    record->chain_s += wall_seconds() - begin;
+    if (!asks) {
+      FRUGAL_TRY_STATUS(glancer.step());
+    } else if (glance.answer_tokens == 1) {  // one forward does both, unless the answer is of several tokens
+      FRUGAL_TRY_STATUS(glancer.step_and_look(&with));
+    } else {
+      FRUGAL_TRY(with, glancer.look(glance.approximate));
+      FRUGAL_TRY_STATUS(glancer.step());
+      with.accepted = glancer.accepted(with);
+    }
+    record->chain_s += wall_seconds() - begin - with.seconds;
+    if (with.exact == 0) continue;
+    look.exact = with.exact;
+    look.approximate = with.approximate;
+    look.accepted = with.accepted;
+    look.glance = side(with, record->chain_s);
+    record->looks.push_back(std::move(look));
   }
   if (record->answer.empty()) {  // a chain that names no answer is asked for it at its end
     auto last = glancer.look(0);
     if (last.ok()) record->answer = cot_normal(question.task, last->answer);
   }
   return {};
+}
+
+Result<CotGlance> CotRunner::run_glance(const CotQuestion& question, const CotRule& rule, bool trunc) {
+  const llm::Tokenizer& tokenizer = engine_.model().tokenizer();
+  FRUGAL_TRY(const std::vector<Token> prompt,
+             tokenizer.encode(cot_prompt(question, setup_.n_shots), true, false));
+  llm::GlanceOptions glance;
+  glance.trigger = cot_trigger(question.task);
+  glance.answer_tokens = cot_answer_tokens(question.task);
+  glance.approximate = trunc ? 0 : llm::kLongestDraft;
+  glance.sentences = true;
+  glance.every = rule.sentences ? 0 : setup_.every;
+  glance.first = 1;
+  glance.stable = rule.stable;
+  glance.confidence = rule.confidence;
+  glance.wrong = rule.wrong;
+  llm::GenerateOptions options = rationale_options();
+  options.cancel = &interrupted();
+  FRUGAL_TRY(const llm::GlanceResult result,
+             llm::glance(engine_, exact_, tokenizer, prompt, options, glance));
+  if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
+  CotGlance out;
+  out.seconds = result.rationale.decode_s;
+  out.glanced = result.glanced;
+  // A chain that went on to its end names its answer itself.
+  if (!result.glanced) out.answer = cot_answer(question.task, result.rationale.text);
+  if (out.answer.empty()) out.answer = cot_normal(question.task, result.answer);
+  return out;
 }
 
 Result<CotRecord> CotRunner::run(const CotQuestion& question, int index, bool with_peer) {

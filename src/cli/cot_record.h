@@ -26,11 +26,32 @@ struct CotTiming {
 
 // A look at the answer in the middle of the chain, with approximate tokens and, for Trunc-CoT, without.
 struct CotLook {
-  int exact = 0, approximate = 0;
-  double elapsed_s = 0;  // of the rationale, looks not counted
-  std::string glance, trunc;
-  float glance_confidence = 0, trunc_confidence = 0;
-  double glance_s = 0, trunc_s = 0;
+  struct Side {
+    std::string answer;
+    float confidence = 0;
+    bool named = false;     // the chain was about to name its answer
+    bool sentence = false;  // asked where a sentence ends
+    double seconds = 0;     // of the look
+    double elapsed_s = 0;   // of the rationale until the answer is there, looks not counted
+  };
+  int exact = 0, approximate = 0, accepted = 0;  // accepted: of the approximate tokens, by the same forward
+  Side glance, trunc;
+};
+
+// When to stop, as GlanceOptions has it.
+struct CotRule {
+  bool looks = false;      // false: the whole chain
+  bool sentences = false;  // only where sentences end
+  bool wrong = false;      // also from guesses that turned out wrong
+  int stable = 0;          // looks that agree; 0: only where the chain is about to name its answer
+  float confidence = 0;
+};
+
+// A question decoded with a rule, from the prompt's end to the answer.
+struct CotGlance {
+  double seconds = 0;
+  std::string answer;
+  bool glanced = false;
 };
 
 struct CotRecord {
@@ -50,6 +71,7 @@ struct CotRecord {
   bool correct = false;
   double chain_s = 0;  // the rationale of the looks, whole
   std::vector<CotLook> looks;
+  std::optional<CotGlance> glance, trunc;  // by rules that were fitted on other questions
 };
 
 std::string record_json(const CotRecord& record);
@@ -61,7 +83,7 @@ struct CotSetup {
   int max_tokens = 256;
   bool fixed_length = false;  // decode max_tokens whatever the chain does
   bool glance = true;
-  int every = 8;
+  int every = 8;      // tokens between two looks, besides those at ends of sentences
   int reps = 2;       // each decoding so often, in turn; the fastest counts
   bool pool = false;  // also with a pool
   bool curves = false;
@@ -79,6 +101,8 @@ class CotRunner {
   void remember(const CotRecord& record);
   // Errors of the engine; kCancelled at Ctrl-C.
   Result<CotRecord> run(const CotQuestion& question, int index, bool with_peer);
+  // The question once more, cut short by the rule; as Trunc-CoT if `trunc`.
+  Result<CotGlance> run_glance(const CotQuestion& question, const CotRule& rule, bool trunc);
 
  private:
   Result<llm::Generation> decode(llm::SequenceId sequence, const std::vector<llm::Token>& prompt,
@@ -89,6 +113,7 @@ class CotRunner {
   Status time_variants(const std::vector<llm::Token>& prompt, CotRecord* record);
   // The text until the next question or the model's own end.
   Result<std::string> chain_of(const llm::Generation& out) const;
+  llm::GenerateOptions rationale_options();
   Status trace(const CotQuestion& question, const std::vector<llm::Token>& prompt, CotRecord* record);
   Status run_peer(const std::vector<llm::Token>& prompt, int n_tokens, CotTiming* timing);
   void run_speculators(const std::string& prompt, CotRecord* record);

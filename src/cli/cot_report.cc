@@ -27,31 +27,42 @@ std::vector<std::string> tasks_of(const std::vector<CotRecord>& records) {
   return tasks;
 }
 
-bool taken(const CotRule& rule, size_t look) { return (look + 1) % static_cast<size_t>(rule.every) == 0; }
+const CotLook::Side& side_of(const CotLook& look, bool trunc) { return trunc ? look.trunc : look.glance; }
 
-// Where a rule stops in one record: the index of a look; -1 = never.
+bool taken(const CotRule& rule, const CotLook& look, bool trunc) {
+  return !rule.sentences || side_of(look, trunc).sentence;
+}
+
+// Where a rule stops in one record: the index of a look; -1 = never. As llm::agreed().
 int stop_of(const CotRecord& record, const CotRule& rule, bool trunc) {
-  if (rule.stable == 0) return -1;
+  if (!rule.looks) return -1;
   int same = 0;
   std::string last;
   for (size_t i = 0; i < record.looks.size(); ++i) {
-    if (!taken(rule, i)) continue;
     const CotLook& look = record.looks[i];
-    const std::string& answer = trunc ? look.trunc : look.glance;
-    const float confidence = trunc ? look.trunc_confidence : look.glance_confidence;
-    same = answer.empty() || confidence < rule.confidence ? 0 : answer == last ? same + 1 : 1;
-    last = same > 0 ? answer : "";
-    if (same >= rule.stable) return static_cast<int>(i);
+    const CotLook::Side& side = side_of(look, trunc);
+    const bool right = trunc || look.accepted == look.approximate;
+    if (!taken(rule, look, trunc) || (!right && !rule.wrong)) continue;
+    if (side.named && right && !side.answer.empty()) return static_cast<int>(i);
+    same = side.answer.empty() || side.confidence < rule.confidence ? 0 : side.answer == last ? same + 1 : 1;
+    last = same > 0 ? side.answer : "";
+    if (rule.stable > 0 && same >= rule.stable) return static_cast<int>(i);
   }
   return -1;
 }
 
 double seconds_of(const CotRecord& record, const CotRule& rule, bool trunc, int stop) {
-  if (rule.stable == 0) return record.chain_s;
+  if (!rule.looks) return record.chain_s;
+  // A look of Trunc-CoT is a forward of its own, which yields the next exact token, too.
+  const double credit = trunc && record.chain_tokens > 0 ? record.chain_s / record.chain_tokens : 0;
   double looks = 0;
-  for (size_t i = 0; i < record.looks.size() && (stop < 0 || static_cast<int>(i) <= stop); ++i)
-    if (taken(rule, i)) looks += trunc ? record.looks[i].trunc_s : record.looks[i].glance_s;
-  return looks + (stop < 0 ? record.chain_s : record.looks[static_cast<size_t>(stop)].elapsed_s);
+  for (size_t i = 0; i < record.looks.size() && (stop < 0 || static_cast<int>(i) < stop); ++i) {
+    if (taken(rule, record.looks[i], trunc))
+      looks += std::max(0.0, side_of(record.looks[i], trunc).seconds - credit);
+  }
+  if (stop < 0) return looks + record.chain_s;
+  const CotLook::Side& last = side_of(record.looks[static_cast<size_t>(stop)], trunc);
+  return looks + last.seconds + last.elapsed_s;
 }
 
 struct Sums {
@@ -71,9 +82,9 @@ struct Sums {
     }
     ++stopped;
     const CotLook& look = record.looks[static_cast<size_t>(stop)];
-    const std::string& answer = trunc ? look.trunc : look.glance;
+    const std::string& answer = side_of(look, trunc).answer;
     agreed += answer == record.answer ? 1 : 0;
-    trunc_agreed += look.trunc == record.answer ? 1 : 0;
+    trunc_agreed += look.trunc.answer == record.answer ? 1 : 0;
     right += !record.truth.empty() && answer == record.truth ? 1 : 0;
   }
   CotOutcome outcome() const {
@@ -95,18 +106,23 @@ struct Sums {
 CotRule fit_rule(const Records& records, bool trunc, double target, bool odd) {
   CotRule best;
   double most = 0;
-  for (const int every : {1, 2, 3, 4}) {
-    for (const int stable : {1, 2, 3, 4}) {
-      for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f}) {
-        const CotRule rule{stable, confidence, every};
-        Sums sums;
-        for (const CotRecord* record : records) {
-          if ((record->index % 2 != 0) == odd) sums.add(*record, rule, trunc);
-        }
-        const CotOutcome outcome = sums.outcome();
-        if (outcome.n == 0 || outcome.agreement < target || outcome.saved <= most) continue;
-        most = outcome.saved;
-        best = rule;
+  const auto judge = [&](const CotRule& rule) {
+    Sums sums;
+    for (const CotRecord* record : records) {
+      if ((record->index % 2 != 0) == odd) sums.add(*record, rule, trunc);
+    }
+    const CotOutcome outcome = sums.outcome();
+    if (outcome.n == 0 || outcome.agreement < target || outcome.saved <= most) return;
+    most = outcome.saved;
+    best = rule;
+  };
+  for (const bool sentences : {true, false}) {
+    for (const bool wrong : {false, true}) {
+      if (trunc && wrong) continue;
+      judge({true, sentences, wrong, 0, 0});
+      for (const int stable : {1, 2, 3, 4}) {
+        for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f})
+          judge({true, sentences, wrong, stable, confidence});
       }
     }
   }
@@ -261,15 +277,51 @@ void variant_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* 
   }
 }
 
+// Runs with the chosen point's rules, timed from the prompt's end to the answer, over exact decoding.
+void measured_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* rows) {
+  Records run;
+  for (const CotRecord& record : records) {
+    if (record.glance && record.trunc) run.push_back(&record);
+  }
+  if (run.empty()) return;
+  for (const bool trunc : {false, true}) {
+    const std::string name = trunc ? "measured: trunc_" : "measured: glance_";
+    const auto of = [&](const CotRecord& r) -> const CotGlance& { return trunc ? *r.trunc : *r.glance; };
+    std::vector<CotRecord> copies;
+    for (const CotRecord* record : run) copies.push_back(*record);
+    rows_by_task(
+        copies, name + "saved", "share of time",
+        [&](const Records& some) {
+          double whole = 0, taken = 0;
+          for (const CotRecord* r : some) {
+            whole += r->exact.chain_seconds;
+            taken += of(*r).seconds;
+          }
+          return whole > 0 ? 1 - taken / whole : 0;
+        },
+        rows);
+    rows_by_task(
+        copies, name + "agreement", "share of answers",
+        [&](const Records& some) {
+          return share(some, [&](const CotRecord& r) { return of(r).answer == r.answer; });
+        },
+        rows);
+    rows_by_task(
+        copies, name + "accuracy", "share of answers",
+        [&](const Records& some) {
+          return share(some,
+                       [&](const CotRecord& r) { return !of(r).answer.empty() && of(r).answer == r.truth; });
+        },
+        rows);
+  }
+}
+
 void glance_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* rows) {
   const std::vector<CotPoint> curve = glance_curve(records);
   if (curve.empty()) return;
-  // The surest point that was fitted to save a fifth; the point that saves the most, when none does.
-  const CotPoint* chosen = nullptr;
-  for (const CotPoint& point : curve) {
-    if (point.fitted_saved >= 0.2) chosen = &point;
-  }
-  if (chosen == nullptr) chosen = &curve.front();
+  const double target = chosen_target(curve);
+  const CotPoint* chosen = &*std::find_if(curve.begin(), curve.end(),
+                                          [&](const CotPoint& point) { return point.target == target; });
   const auto add = [&](const std::string& suffix, const CotOutcome& outcome) {
     rows->push_back(plain_row("glance_saved" + suffix, "share of time", outcome.saved, outcome.n));
     rows->push_back(plain_row("glance_agreement" + suffix, "share of answers", outcome.agreement, outcome.n));
@@ -281,6 +333,7 @@ void glance_rows(const std::vector<CotRecord>& records, std::vector<BenchRow>* r
   };
   add("", chosen->glance);
   for (const auto& [task, outcome] : chosen->tasks) add("/" + task, outcome);
+  measured_rows(records, rows);
   for (const CotPoint& point : curve) {
     BenchRow row = plain_row(strf("curve: agreement fitted to %.2f", point.target), "share of answers",
                              point.glance.agreement, point.glance.n);
@@ -331,6 +384,18 @@ std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records) {
     curve.push_back(std::move(point));
   }
   return curve;
+}
+
+double chosen_target(const std::vector<CotPoint>& curve) {
+  double target = curve.empty() ? 0 : curve.front().target;
+  for (const CotPoint& point : curve) {
+    if (point.fitted_saved >= 0.2) target = point.target;
+  }
+  return target;
+}
+
+CotRule rule_for(const std::vector<CotRecord>& records, const CotRecord& record, double target, bool trunc) {
+  return fit_rule(of_task(records, record.task), trunc, target, record.index % 2 == 0);
 }
 
 std::vector<BenchRow> cot_rows(const std::vector<CotRecord>& all) {

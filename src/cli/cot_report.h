@@ -9,14 +9,6 @@
 
 namespace frugal::cli {
 
-// When to stop looking: `stable` looks agree, each with at least `confidence`; stable 0: never look. `every`
-// so manieth of the recorded looks is taken.
-struct CotRule {
-  int stable = 0;
-  float confidence = 0;
-  int every = 1;
-};
-
 // What a rule gives over questions: everything is measured at the places where the rule stops.
 struct CotOutcome {
   double saved = 0;            // of the time of the whole chains; looks are paid for
@@ -35,6 +27,12 @@ struct CotPoint {
   std::vector<std::pair<std::string, CotOutcome>> tasks;  // of the glance
 };
 std::vector<CotPoint> glance_curve(const std::vector<CotRecord>& records);
+
+// The point that glance_saved and its kin report: the surest that was fitted to save a fifth, or else the one
+// that saves the most. 0 without looks.
+double chosen_target(const std::vector<CotPoint>& curve);
+// The rule for one question of `target`'s point: fitted on its task's questions of the other parity.
+CotRule rule_for(const std::vector<CotRecord>& records, const CotRecord& record, double target, bool trunc);
 
 // exact_speedup, exact_differences, exact_vs_llamacpp, glance_saved, glance_agreement, trunc_agreement and
 // more, each over all tasks and, as "NAME/TASK", for each.

@@ -82,7 +82,11 @@ CotRecord record_of(int index, std::string answer, std::vector<std::string> look
   record.chain_s = 10;
   for (size_t i = 0; i < looks.size(); ++i) {
     const double at = static_cast<double>(i + 1);
-    record.looks.push_back({static_cast<int>(i), 4, at, looks[i], "X", 0.9f, 0.9f, 0.1, 0.1});
+    record.looks.push_back({static_cast<int>(i),
+                            4,
+                            4,
+                            {looks[i], 0.9f, false, i % 2 != 0, 0.1, at},
+                            {"X", 0.9f, false, true, 0.1, at}});
   }
   return record;
 }
@@ -94,7 +98,7 @@ TEST(CotReport, RulesPayForTheirLooksAndAreJudgedOnOtherQuestions) {
   ASSERT_FALSE(curve.empty());
   for (const CotPoint& point : curve) {
     EXPECT_EQ(point.glance.n, 10);  // each by a rule that was fitted without it
-    // At full agreement every second look, and the first of those: after 2 s, for 0.1 s.
+    // At full agreement looks where sentences end, and the first of those: after 2 s, for 0.1 s.
     if (point.target == 1.0) {
       EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
       EXPECT_NEAR(point.glance.saved, 1 - 2.1 / 10, 1e-9);
@@ -152,14 +156,44 @@ TEST(CotReport, KeepsPoolsPeersAndVariantsApart) {
 }
 
 TEST(CotReport, ARuleMaySkipLooks) {
-  // The first two looks agree by chance; every second look does not see that.
+  // The first two looks agree by chance; those at ends of sentences do not.
   std::vector<CotRecord> records;
   for (int i = 0; i < 10; ++i) records.push_back(record_of(i, "B", {"A", "A", "C", "B", "C", "B", "C", "B"}));
   for (const CotPoint& point : glance_curve(records)) {
     if (point.target < 1) continue;
     EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
-    EXPECT_NEAR(point.glance.saved, 1 - 4.1 / 10, 1e-9);  // the fourth look alone
+    // Two that agree of those at ends of sentences; three looks are paid for.
+    EXPECT_NEAR(point.glance.saved, 1 - 6.3 / 10, 1e-9);
   }
+}
+
+TEST(CotReport, TheChainsOwnWordAndWrongGuesses) {
+  std::vector<CotRecord> records;
+  for (int i = 0; i < 10; ++i) {
+    CotRecord record = record_of(i, "B", {"A", "A", "A", "B"});
+    // The first looks stood on wrong guesses; the last is the chain's own word, by its own surety no stop.
+    for (size_t k = 0; k < 3; ++k) record.looks[k].accepted = 0;
+    record.looks[3].glance.named = true;
+    record.looks[3].glance.confidence = 0.1f;
+    record.glance = CotGlance{0.25, "B", true};
+    record.trunc = CotGlance{1, "X", true};
+    records.push_back(record);
+  }
+  const std::vector<CotPoint> curve = glance_curve(records);
+  for (const CotPoint& point : curve) {
+    if (point.target < 1) continue;
+    EXPECT_DOUBLE_EQ(point.glance.agreement, 1);
+    EXPECT_NEAR(point.glance.saved, 1 - 4.2 / 10, 1e-9);  // two looks at ends of sentences
+  }
+  const CotRule rule = rule_for(records, records[0], 1, false);
+  EXPECT_TRUE(rule.looks && rule.sentences && !rule.wrong);
+  EXPECT_FALSE(rule_for(records, records[0], 1, true).looks);
+  std::map<std::string, double> rows;
+  for (const BenchRow& row : cot_rows(records)) rows[row.name] = row.ours;
+  EXPECT_DOUBLE_EQ(rows.at("measured: glance_saved"), 0.5);
+  EXPECT_DOUBLE_EQ(rows.at("measured: glance_agreement"), 1);
+  EXPECT_DOUBLE_EQ(rows.at("measured: trunc_saved/csqa"), -1);
+  EXPECT_DOUBLE_EQ(rows.at("measured: trunc_accuracy"), 0);
 }
 
 TEST(CotRecord, SurvivesItsFile) {
@@ -168,6 +202,8 @@ TEST(CotRecord, SurvivesItsFile) {
   record.pooled = CotTiming{1, 1, 0, 11, 3};
   record.speculators["a"] = CotTiming{4, 4, 0, 11, 10};
   record.variants["b"] = CotTiming{4, 4, 0, 11, 10};
+  record.glance = CotGlance{0.5, "B", true};
+  record.trunc = CotGlance{0.7, "", false};
   record.tokens = {7, 8, 9};
   record.drafted = {1, 2, 3, 4};
   const auto back = parse_record(record_json(record));

@@ -20,7 +20,9 @@ float probability(std::span<const float> logits, Token token) {
 }
 
 // Guesses less likely than this to be the chain's own words are no approximation of it.
-constexpr float kLeastChance = 0.2f;
+constexpr float kLeastChance = 0.4f;
+// As far as this a guess of the trigger itself is looked for.
+constexpr float kLeastTriggerChance = 0.1f;
 
 }  // namespace
 
@@ -41,50 +43,116 @@ Result<Glancer> Glancer::create(Engine& engine, SequenceId sequence, const Token
   FRUGAL_TRY(std::vector<Token> trigger,
              tokenizer.encode(glance.trigger, /*add_special=*/false, /*parse_special=*/false));
   if (trigger.empty()) return {ErrorCode::kInvalidArgument, "the answer trigger is empty"};
-  if (glance.answer_tokens < 1 || glance.every < 1 || glance.stable < 1) {
+  if (glance.answer_tokens < 1 || glance.every < 0 || glance.stable < 0) {
     return {ErrorCode::kInvalidArgument,
-            strf("a glance with answers of %d tokens, every %d tokens, %d to agree: each must be 1 or more",
+            strf("a glance with answers of %d tokens, every %d tokens, %d to agree: answers have 1 token or "
+                 "more, and nothing is negative",
                  glance.answer_tokens, glance.every, glance.stable)};
   }
   FRUGAL_TRY(Decoding decoding, Decoding::create(engine, sequence, tokenizer, prompt, options));
   return Glancer(engine, tokenizer, options, glance, std::move(decoding), std::move(trigger));
 }
 
+Glancer::Reach Glancer::reach(DraftLine line, int most) const {
+  Reach out;
+  float chance = 1;
+  const Token last = decoding_.tokens().back();
+  bool end = ends_sentence(tokenizer_->piece(last));
+  out.sentence = end;
+  int likely = 0;
+  for (int i = 0; i < std::min(most, static_cast<int>(line.size())); ++i) {
+    const DraftToken& guess = line[static_cast<size_t>(i)];
+    // The trigger itself is guessed: this is its place, and its rows are the guess.
+    if (end && guess.token == trigger_.front()) return {i, true};
+    chance *= guess.confidence;
+    if (chance < kLeastTriggerChance || tokenizer_->is_end_of_generation(guess.token)) break;
+    end = ends_sentence(tokenizer_->piece(guess.token));
+    if (chance < kLeastChance) continue;
+    likely = i + 1;
+    if (end) out = {likely, true};
+  }
+  if (!out.sentence) out.length = likely;
+  return out;
+}
+
+bool Glancer::said() const {
+  const std::vector<Token>& tokens = decoding_.tokens();
+  for (size_t n = 1; n < std::min(trigger_.size(), tokens.size() + 1); ++n) {
+    if (std::equal(tokens.end() - static_cast<ptrdiff_t>(n), tokens.end(), trigger_.begin())) return true;
+  }
+  return std::ranges::search(tokens, trigger_).begin() != tokens.end();
+}
+
+bool Glancer::at_sentence_end(int approximate) {
+  if (decoding_.done()) return false;
+  const Reach reached = reach(decoding_.propose(), approximate);
+  return reached.sentence && static_cast<int>(decoding_.tokens().size()) + reached.length != asked_;
+}
+
+bool Glancer::is_named(int row) const {
+  for (size_t i = 0; i < trigger_.size(); ++i) {
+    if (likeliest_token(engine_->logits(row + static_cast<int>(i))) != trigger_[i]) return false;
+  }
+  return true;
+}
+
+int Glancer::accepted(const Look& look) const {
+  const auto exact = static_cast<size_t>(look.exact);
+  return exact <= decoding_.tokens().size()
+             ? static_cast<int>(common_prefix(guesses_, std::span(decoding_.tokens()).subspan(exact)))
+             : 0;
+}
+
+Status Glancer::step_and_look(Look* look) {
+  FRUGAL_TRY_STATUS(step(trigger_, look));
+  look->accepted = accepted(*look);
+  return {};
+}
+
 Status Glancer::step(std::span<const Token> trigger, Look* look) {
   const DraftLine line = decoding_.propose();
   int length = static_cast<int>(line.size());
   if (!options_->decode.fixed) choose_lengths(*costs_, {&line, 1}, length + 1, {&length, 1});
-  if (look != nullptr) *look = {};
-  // An approximate end of the chain is no place to ask from: guesses from there on wait for another window.
-  for (int i = 0; !trigger.empty() && i < length; ++i) {
-    if (tokenizer_->is_end_of_generation(line[static_cast<size_t>(i)].token)) length = i;
-  }
-  BatchItem window = decoding_.window(length);
-  const int n_rows = length + 1 + static_cast<int>(trigger.size());
   const EngineOptions& limits = engine_->options();
-  const bool asks = !trigger.empty() && n_rows <= std::min(limits.max_rows, limits.max_logit_rows) &&
-                    engine_->n_past(decoding_.sequence()) + n_rows < limits.n_ctx;
+  const int n_trigger = static_cast<int>(trigger.size());
+  const Reach reached = reach(line, glance_->approximate);
+  const bool asks = !trigger.empty() &&
+                    reached.length + 1 + n_trigger <= std::min(limits.max_rows, limits.max_logit_rows) &&
+                    engine_->n_past(decoding_.sequence()) + reached.length + 1 + n_trigger < limits.n_ctx;
+  if (look != nullptr) *look = {};
+  if (asks) length = reached.length;
+  const int n_rows = length + 1 + (asks ? n_trigger : 0);
+  BatchItem window = decoding_.window(length);
   std::vector<Token> asking;
   if (asks) {
     look->exact = static_cast<int>(decoding_.tokens().size());
     look->approximate = length;
+    look->sentence = reached.sentence;
+    if (reached.sentence) asked_ = look->exact + length;
     asking.assign(window.tokens.begin(), window.tokens.end());
+    guesses_.assign(asking.begin() + 1, asking.end());
     asking.insert(asking.end(), trigger.begin(), trigger.end());
     window.tokens = asking;
   }
   const double begin = wall_seconds();
   FRUGAL_TRY_STATUS(engine_->forward({&window, 1}));
   const double took = wall_seconds() - begin;
-  costs_->add(asks ? n_rows : length + 1, took);
+  costs_->add(n_rows, took);
   if (asks) {
     look->confidence = 1;
+    look->named = is_named(length);
     std::vector<Token> answer;
     FRUGAL_TRY([[maybe_unused]] const bool ended, read_answer(engine_->logits(n_rows - 1), &answer, look));
     look->seconds = took * (1 - costs_->cost(length + 1) / costs_->cost(n_rows));
-    FRUGAL_TRY_STATUS(engine_->truncate(
-        decoding_.sequence(), engine_->n_past(decoding_.sequence()) - static_cast<int>(trigger.size())));
+    FRUGAL_TRY_STATUS(
+        engine_->truncate(decoding_.sequence(), engine_->n_past(decoding_.sequence()) - n_trigger));
   }
   FRUGAL_TRY_STATUS(decoding_.consume(0));
+  // Where guesses were wrong, the same place is another one now.
+  if (asked_ >= 0) {
+    const size_t from = static_cast<size_t>(asked_) - guesses_.size();
+    if (common_prefix(guesses_, std::span(decoding_.tokens()).subspan(from)) < guesses_.size()) asked_ = -1;
+  }
   decoding_.show();
   return {};
 }
@@ -106,7 +174,7 @@ Result<bool> Glancer::read_answer(std::span<const float> logits, std::vector<Tok
   return false;
 }
 
-Result<Look> Glancer::look(int approximate) {
+Result<Look> Glancer::look(int approximate, float least) {
   const double begin = wall_seconds();
   const SequenceId sequence = decoding_.sequence();
   const int held = engine_->n_past(sequence);
@@ -118,28 +186,32 @@ Result<Look> Glancer::look(int approximate) {
   const int room =
       engine_->options().n_ctx - held - static_cast<int>(trigger_.size()) - glance_->answer_tokens - 1;
   if (room < 0) return {ErrorCode::kOutOfRange, "the context has no room left for the answer trigger"};
-  if (!decoding_.done() && approximate > 0) {
-    float chance = 1;
-    for (const DraftToken& guess : decoding_.propose()) {
-      chance *= guess.confidence;
-      if (chance < kLeastChance || look.approximate >= std::min(approximate, room) ||
-          tokenizer_->is_end_of_generation(guess.token))
-        break;
-      tokens.push_back(guess.token);
-      ++look.approximate;
-    }
+  guesses_.clear();
+  if (!decoding_.done()) {
+    const DraftLine line = decoding_.propose();
+    const Reach reached = reach(line, std::min(approximate, room));
+    for (const DraftToken& guess : line.first(static_cast<size_t>(reached.length)))
+      guesses_.push_back(guess.token);
+    look.approximate = reached.length;
+    look.sentence = reached.sentence;
+    if (reached.sentence && approximate > 0) asked_ = look.exact + reached.length;
   }
+  tokens.insert(tokens.end(), guesses_.begin(), guesses_.end());
   tokens.insert(tokens.end(), trigger_.begin(), trigger_.end());
   std::vector<Token> answer;
   look.confidence = 1;
   Status status;
   while (static_cast<int>(answer.size()) < glance_->answer_tokens) {
-    const BatchItem item{sequence, tokens, LogitRows::kLast};
+    const bool asks = answer.empty();
+    const BatchItem item{sequence, tokens, asks ? LogitRows::kAll : LogitRows::kLast};
     status = engine_->forward({&item, 1});
     if (!status.ok()) break;
-    const auto ended = read_answer(engine_->logits(0), &answer, &look);
+    const int last = engine_->n_logit_rows() - 1;
+    if (asks && last >= static_cast<int>(trigger_.size()))
+      look.named = is_named(last - static_cast<int>(trigger_.size()));
+    const auto ended = read_answer(engine_->logits(last), &answer, &look);
     if (!ended.ok()) status = ended.error();
-    if (!ended.ok() || *ended) break;
+    if (!ended.ok() || *ended || look.confidence < least) break;
     tokens.assign(1, answer.back());
   }
   FRUGAL_TRY_STATUS(engine_->truncate(sequence, held));
@@ -148,14 +220,26 @@ Result<Look> Glancer::look(int approximate) {
   return look;
 }
 
+bool ends_sentence(std::string_view text) {
+  const std::string_view end = trim(text);
+  return text.find('\n') != std::string_view::npos ||
+         (!end.empty() && std::string_view(".!?").find(end.back()) != std::string_view::npos);
+}
+
 bool agreed(std::span<const Look> looks, const GlanceOptions& glance) {
-  const auto stable = static_cast<size_t>(glance.stable);
-  if (looks.size() < stable) return false;
-  for (const Look& look : looks.last(stable)) {
-    if (look.answer.empty() || look.answer != looks.back().answer || look.confidence < glance.confidence)
-      return false;
+  if (looks.empty() || looks.back().answer.empty()) return false;
+  const Look& last = looks.back();
+  const auto counts = [&](const Look& look) { return glance.wrong || look.accepted == look.approximate; };
+  if (!counts(last)) return false;
+  if (last.named && last.accepted == last.approximate) return true;
+  if (glance.stable == 0) return false;
+  int same = 0;
+  for (size_t i = looks.size(); i-- > 0 && same < glance.stable;) {
+    if (!counts(looks[i])) continue;
+    if (looks[i].answer != last.answer || looks[i].confidence < glance.confidence) return false;
+    ++same;
   }
-  return true;
+  return same == glance.stable;
 }
 
 Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer& tokenizer,
@@ -174,29 +258,34 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
     out.out_of_budget = (rule.most_tokens > 0 && n >= rule.most_tokens) ||
                         (rule.most_seconds > 0 && wall_seconds() - begin >= rule.most_seconds) ||
                         (rule.spent && rule.spent());
-    if (n < next && !out.out_of_budget) {
+    const bool due =
+        n >= rule.first && !glancer.said() &&
+        ((rule.every > 0 && n >= next) || (rule.sentences && glancer.at_sentence_end(rule.approximate)));
+    if (!due && !out.out_of_budget) {
       FRUGAL_TRY_STATUS(glancer.step());
       continue;
     }
     next = n + rule.every;
     Look look;
-    const bool shared = rule.approximate > 0 && !out.out_of_budget;
-    if (shared) FRUGAL_TRY_STATUS(glancer.step_and_look(&look));
-    // The first token said enough where it is the whole answer, or is not sure enough for one.
-    const bool whole =
-        shared && (look.exact == 0 || rule.answer_tokens == 1 || look.confidence < rule.confidence);
-    if (!whole && !glancer.done()) {
-      auto full = glancer.look(rule.approximate);
+    // One forward does both, unless there is no draft (Trunc-CoT) or the answer is of several tokens.
+    const bool shared = rule.approximate > 0 && rule.answer_tokens == 1 && !out.out_of_budget;
+    if (shared) {
+      FRUGAL_TRY_STATUS(glancer.step_and_look(&look));
+    } else {
+      auto asked = glancer.look(rule.approximate, out.out_of_budget ? 0 : rule.confidence);
       // Near the context's end there is no room for the trigger: the chain goes on to its own end.
-      if (!full.ok() && full.error().code != ErrorCode::kOutOfRange) return full.error();
-      if (full.ok()) look = std::move(full).value();
+      if (!asked.ok() && asked.error().code != ErrorCode::kOutOfRange) return asked.error();
+      if (asked.ok()) look = std::move(asked).value();
+      if (!out.out_of_budget) {
+        FRUGAL_TRY_STATUS(glancer.step());
+        look.accepted = glancer.accepted(look);
+      }
     }
     if (look.exact > 0) out.looks.push_back(std::move(look));
     if (!glancer.done() && (out.out_of_budget || (look.exact > 0 && agreed(out.looks, rule)))) {
       out.glanced = true;
       break;
     }
-    if (!shared && !glancer.done()) FRUGAL_TRY_STATUS(glancer.step());
   }
   if (!out.glanced) {
     // The whole chain: its answer is drawn at its end, and is exact.
@@ -204,7 +293,7 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
     if (last.ok()) out.looks.push_back(std::move(last).value());
   }
   if (!out.looks.empty()) out.answer = out.looks.back().answer;
-  const auto stable = std::min(out.looks.size(), static_cast<size_t>(rule.stable));
+  const auto stable = std::min(out.looks.size(), static_cast<size_t>(std::max(1, rule.stable)));
   int same = 0;
   for (const Look& look : std::span(out.looks).last(stable)) same += look.answer == out.answer ? 1 : 0;
   out.agreement = stable > 0 ? static_cast<double>(same) / static_cast<double>(stable) : 0;
