@@ -44,12 +44,14 @@ std::map<std::string, CotTiming> parse_timings(const Json& json, const char* key
 }
 
 Json side_json(const CotLook::Side& side) {
-  return {side.answer, side.confidence, side.named, side.sentence, side.seconds, side.elapsed_s};
+  return {side.answer,  side.confidence, side.named, static_cast<int>(side.place),
+          side.seconds, side.elapsed_s};
 }
 
 CotLook::Side parse_side(const Json& json) {
-  return {json.at(0).get<std::string>(), json.at(1).get<float>(),  json.at(2).get<bool>(),
-          json.at(3).get<bool>(),        json.at(4).get<double>(), json.at(5).get<double>()};
+  return {json.at(0).get<std::string>(), json.at(1).get<float>(),
+          json.at(2).get<bool>(),        static_cast<llm::Place>(std::clamp(json.at(3).get<int>(), 0, 2)),
+          json.at(4).get<double>(),      json.at(5).get<double>()};
 }
 
 Json glance_json(const CotGlance& glance) {
@@ -300,7 +302,7 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
     return CotLook::Side{cot_normal(question.task, look.answer),
                          look.confidence,
                          look.named,
-                         look.sentence,
+                         look.place,
                          look.seconds,
                          elapsed_s};
   };
@@ -312,7 +314,8 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
     const int n = static_cast<int>(glancer.tokens().size());
     llm::Look with;
     CotLook look;
-    const bool asks = !glancer.said() && (n >= next || glancer.at_sentence_end(glance.approximate));
+    const llm::Place place = glancer.said() ? llm::Place::kAnywhere : glancer.place(glance.approximate);
+    const bool asks = !glancer.said() && (n >= next || place != llm::Place::kAnywhere);
     if (asks) {
       next = n + setup_.every;
       FRUGAL_TRY(const llm::Look without, glancer.look(0));
@@ -321,8 +324,11 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
     const double begin = wall_seconds();
     if (!asks) {
       FRUGAL_TRY_STATUS(glancer.step());
-    } else if (glance.answer_tokens == 1) {  // one forward does both, unless the answer is of several tokens
+    } else if (glance.answer_tokens == 1 || place == llm::Place::kTrigger) {  // as llm::glance()
       FRUGAL_TRY_STATUS(glancer.step_and_look(&with));
+      if (glance.answer_tokens > 1) {
+        FRUGAL_TRY(with, glancer.named_answer(std::move(with)));
+      }
     } else {
       FRUGAL_TRY(with, glancer.look(glance.approximate));
       FRUGAL_TRY_STATUS(glancer.step());
@@ -351,8 +357,8 @@ Result<CotGlance> CotRunner::run_glance(const CotQuestion& question, const CotRu
   glance.trigger = cot_trigger(question.task);
   glance.answer_tokens = cot_answer_tokens(question.task);
   glance.approximate = trunc ? 0 : llm::kLongestDraft;
-  glance.sentences = true;
-  glance.every = rule.sentences ? 0 : setup_.every;
+  glance.sentences = rule.place != llm::Place::kTrigger;
+  glance.every = rule.place == llm::Place::kAnywhere ? setup_.every : 0;
   glance.first = 1;
   glance.stable = rule.stable;
   glance.confidence = rule.confidence;

@@ -29,10 +29,10 @@ struct CotLook {
   struct Side {
     std::string answer;
     float confidence = 0;
-    bool named = false;     // the chain was about to name its answer
-    bool sentence = false;  // asked where a sentence ends
-    double seconds = 0;     // of the look
-    double elapsed_s = 0;   // of the rationale until the answer is there, looks not counted
+    bool named = false;  // the chain was about to name its answer
+    llm::Place place = llm::Place::kAnywhere;
+    double seconds = 0;    // of the look
+    double elapsed_s = 0;  // of the rationale until the answer is there, looks not counted
   };
   int exact = 0, approximate = 0, accepted = 0;  // accepted: of the approximate tokens, by the same forward
   Side glance, trunc;
@@ -40,10 +40,10 @@ struct CotLook {
 
 // When to stop, as GlanceOptions has it.
 struct CotRule {
-  bool looks = false;      // false: the whole chain
-  bool sentences = false;  // only where sentences end
-  bool wrong = false;      // also from guesses that turned out wrong
-  int stable = 0;          // looks that agree; 0: only where the chain is about to name its answer
+  bool looks = false;                        // false: the whole chain
+  llm::Place place = llm::Place::kAnywhere;  // only where sentences end, or the trigger is guessed
+  bool wrong = false;                        // also from guesses that turned out wrong
+  int stable = 0;  // looks that agree; 0: only where the chain is about to name its answer
   float confidence = 0;
 };
 

@@ -30,7 +30,7 @@ std::vector<std::string> tasks_of(const std::vector<CotRecord>& records) {
 const CotLook::Side& side_of(const CotLook& look, bool trunc) { return trunc ? look.trunc : look.glance; }
 
 bool taken(const CotRule& rule, const CotLook& look, bool trunc) {
-  return !rule.sentences || side_of(look, trunc).sentence;
+  return side_of(look, trunc).place >= rule.place;
 }
 
 // Where a rule stops in one record: the index of a look; -1 = never. As llm::agreed().
@@ -116,13 +116,13 @@ CotRule fit_rule(const Records& records, bool trunc, double target, bool odd) {
     most = outcome.saved;
     best = rule;
   };
-  for (const bool sentences : {true, false}) {
+  judge({true, llm::Place::kTrigger, false, 0, 0});
+  for (const llm::Place place : {llm::Place::kTrigger, llm::Place::kSentence, llm::Place::kAnywhere}) {
     for (const bool wrong : {false, true}) {
       if (trunc && wrong) continue;
-      judge({true, sentences, wrong, 0, 0});
       for (const int stable : {1, 2, 3, 4}) {
         for (const float confidence : {0.0f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f})
-          judge({true, sentences, wrong, stable, confidence});
+          judge({true, place, wrong, stable, confidence});
       }
     }
   }

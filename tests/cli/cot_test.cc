@@ -82,11 +82,12 @@ CotRecord record_of(int index, std::string answer, std::vector<std::string> look
   record.chain_s = 10;
   for (size_t i = 0; i < looks.size(); ++i) {
     const double at = static_cast<double>(i + 1);
-    record.looks.push_back({static_cast<int>(i),
-                            4,
-                            4,
-                            {looks[i], 0.9f, false, i % 2 != 0, 0.1, at},
-                            {"X", 0.9f, false, true, 0.1, at}});
+    record.looks.push_back(
+        {static_cast<int>(i),
+         4,
+         4,
+         {looks[i], 0.9f, false, i % 2 != 0 ? llm::Place::kSentence : llm::Place::kAnywhere, 0.1, at},
+         {"X", 0.9f, false, llm::Place::kSentence, 0.1, at}});
   }
   return record;
 }
@@ -186,7 +187,7 @@ TEST(CotReport, TheChainsOwnWordAndWrongGuesses) {
     EXPECT_NEAR(point.glance.saved, 1 - 4.2 / 10, 1e-9);  // two looks at ends of sentences
   }
   const CotRule rule = rule_for(records, records[0], 1, false);
-  EXPECT_TRUE(rule.looks && rule.sentences && !rule.wrong);
+  EXPECT_TRUE(rule.looks && rule.place == llm::Place::kSentence && !rule.wrong);
   EXPECT_FALSE(rule_for(records, records[0], 1, true).looks);
   std::map<std::string, double> rows;
   for (const BenchRow& row : cot_rows(records)) rows[row.name] = row.ours;

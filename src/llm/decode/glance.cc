@@ -54,39 +54,54 @@ Result<Glancer> Glancer::create(Engine& engine, SequenceId sequence, const Token
 }
 
 Glancer::Reach Glancer::reach(DraftLine line, int most) const {
-  Reach out;
+  bool end = ends_sentence(tokenizer_->piece(decoding_.tokens().back()));
+  Reach out{0, end ? Place::kSentence : Place::kAnywhere};
   float chance = 1;
-  const Token last = decoding_.tokens().back();
-  bool end = ends_sentence(tokenizer_->piece(last));
-  out.sentence = end;
   int likely = 0;
-  for (int i = 0; i < std::min(most, static_cast<int>(line.size())); ++i) {
+  for (int i = 0; i <= most && i < static_cast<int>(line.size()); ++i) {
     const DraftToken& guess = line[static_cast<size_t>(i)];
     // The trigger itself is guessed: this is its place, and its rows are the guess.
-    if (end && guess.token == trigger_.front()) return {i, true};
+    if (end && guess.token == trigger_.front()) return {i, Place::kTrigger};
     chance *= guess.confidence;
-    if (chance < kLeastTriggerChance || tokenizer_->is_end_of_generation(guess.token)) break;
+    if (i == most || chance < kLeastTriggerChance || tokenizer_->is_end_of_generation(guess.token)) break;
     end = ends_sentence(tokenizer_->piece(guess.token));
     if (chance < kLeastChance) continue;
     likely = i + 1;
-    if (end) out = {likely, true};
+    if (end) out = {likely, Place::kSentence};
   }
-  if (!out.sentence) out.length = likely;
+  if (out.place == Place::kAnywhere) out.length = likely;
   return out;
+}
+
+int Glancer::begun() const {
+  const std::vector<Token>& tokens = decoding_.tokens();
+  for (size_t n = std::min(trigger_.size() - 1, tokens.size()); n > 0; --n) {
+    if (std::equal(tokens.end() - static_cast<ptrdiff_t>(n), tokens.end(), trigger_.begin()))
+      return static_cast<int>(n);
+  }
+  return 0;
 }
 
 bool Glancer::said() const {
   const std::vector<Token>& tokens = decoding_.tokens();
-  for (size_t n = 1; n < std::min(trigger_.size(), tokens.size() + 1); ++n) {
-    if (std::equal(tokens.end() - static_cast<ptrdiff_t>(n), tokens.end(), trigger_.begin())) return true;
-  }
-  return std::ranges::search(tokens, trigger_).begin() != tokens.end();
+  return begun() > 0 || std::ranges::search(tokens, trigger_).begin() != tokens.end();
 }
 
-bool Glancer::at_sentence_end(int approximate) {
-  if (decoding_.done()) return false;
+Place Glancer::place(int approximate) {
+  if (decoding_.done()) return Place::kAnywhere;
   const Reach reached = reach(decoding_.propose(), approximate);
-  return reached.sentence && static_cast<int>(decoding_.tokens().size()) + reached.length != asked_;
+  const bool asked = static_cast<int>(decoding_.tokens().size()) + reached.length == asked_;
+  return asked ? Place::kAnywhere : reached.place;
+}
+
+Result<Look> Glancer::named_answer(Look look) {
+  if (!look.named || look.accepted < look.approximate || decoding_.done()) return Look{};
+  const double shared = look.seconds;
+  FRUGAL_TRY(const Look whole, this->look(0));
+  look.answer = whole.answer;
+  look.confidence = whole.confidence;
+  look.seconds = shared + whole.seconds;
+  return look;
 }
 
 bool Glancer::is_named(int row) const {
@@ -127,8 +142,8 @@ Status Glancer::step(std::span<const Token> trigger, Look* look) {
   if (asks) {
     look->exact = static_cast<int>(decoding_.tokens().size());
     look->approximate = length;
-    look->sentence = reached.sentence;
-    if (reached.sentence) asked_ = look->exact + length;
+    look->place = reached.place;
+    if (reached.place != Place::kAnywhere) asked_ = look->exact + length;
     asking.assign(window.tokens.begin(), window.tokens.end());
     guesses_.assign(asking.begin() + 1, asking.end());
     asking.insert(asking.end(), trigger.begin(), trigger.end());
@@ -189,15 +204,16 @@ Result<Look> Glancer::look(int approximate, float least) {
   guesses_.clear();
   if (!decoding_.done()) {
     const DraftLine line = decoding_.propose();
-    const Reach reached = reach(line, std::min(approximate, room));
+    const Reach reached = reach(line, begun() > 0 ? 0 : std::min(approximate, room));
     for (const DraftToken& guess : line.first(static_cast<size_t>(reached.length)))
       guesses_.push_back(guess.token);
     look.approximate = reached.length;
-    look.sentence = reached.sentence;
-    if (reached.sentence && approximate > 0) asked_ = look.exact + reached.length;
+    look.place = reached.place;
+    if (reached.place != Place::kAnywhere && approximate > 0) asked_ = look.exact + reached.length;
   }
   tokens.insert(tokens.end(), guesses_.begin(), guesses_.end());
-  tokens.insert(tokens.end(), trigger_.begin(), trigger_.end());
+  const auto trigger = std::span(trigger_).subspan(static_cast<size_t>(guesses_.empty() ? begun() : 0));
+  tokens.insert(tokens.end(), trigger.begin(), trigger.end());
   std::vector<Token> answer;
   look.confidence = 1;
   Status status;
@@ -207,7 +223,7 @@ Result<Look> Glancer::look(int approximate, float least) {
     status = engine_->forward({&item, 1});
     if (!status.ok()) break;
     const int last = engine_->n_logit_rows() - 1;
-    if (asks && last >= static_cast<int>(trigger_.size()))
+    if (asks && last >= static_cast<int>(trigger_.size()))  // the whole trigger, behind an exact token
       look.named = is_named(last - static_cast<int>(trigger_.size()));
     const auto ended = read_answer(engine_->logits(last), &answer, &look);
     if (!ended.ok()) status = ended.error();
@@ -258,19 +274,25 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
     out.out_of_budget = (rule.most_tokens > 0 && n >= rule.most_tokens) ||
                         (rule.most_seconds > 0 && wall_seconds() - begin >= rule.most_seconds) ||
                         (rule.spent && rule.spent());
-    const bool due =
-        n >= rule.first && !glancer.said() &&
-        ((rule.every > 0 && n >= next) || (rule.sentences && glancer.at_sentence_end(rule.approximate)));
+    const bool asks = n >= rule.first && !glancer.said();
+    const Place place = asks ? glancer.place(rule.approximate) : Place::kAnywhere;
+    const bool due = asks && ((rule.every > 0 && n >= next) || place == Place::kTrigger ||
+                              (rule.sentences && place == Place::kSentence));
     if (!due && !out.out_of_budget) {
       FRUGAL_TRY_STATUS(glancer.step());
       continue;
     }
     next = n + rule.every;
     Look look;
-    // One forward does both, unless there is no draft (Trunc-CoT) or the answer is of several tokens.
-    const bool shared = rule.approximate > 0 && rule.answer_tokens == 1 && !out.out_of_budget;
+    // One forward does both, unless there is no draft (Trunc-CoT), or an answer of several tokens is to be
+    // seen before the chain is about to name it.
+    const bool shared =
+        rule.approximate > 0 && !out.out_of_budget && (rule.answer_tokens == 1 || place == Place::kTrigger);
     if (shared) {
       FRUGAL_TRY_STATUS(glancer.step_and_look(&look));
+      if (rule.answer_tokens > 1) {
+        FRUGAL_TRY(look, glancer.named_answer(std::move(look)));
+      }
     } else {
       auto asked = glancer.look(rule.approximate, out.out_of_budget ? 0 : rule.confidence);
       // Near the context's end there is no room for the trigger: the chain goes on to its own end.

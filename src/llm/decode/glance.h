@@ -12,6 +12,7 @@
 // approximate tokens gives the control, Trunc-CoT.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
@@ -26,7 +27,7 @@ struct GlanceOptions {
   std::string trigger = " Therefore, the answer is";
   int answer_tokens = 1;  // longest answer, in tokens; it also ends before a full stop or a line's end
   int approximate = kLongestDraft;  // most approximate tokens before the trigger; 0 = Trunc-CoT
-  bool sentences = true;            // look where a sentence ends
+  bool sentences = true;            // look where a sentence ends, not only where the trigger is guessed
   int every = 16;                   // look after so many exact tokens without a look, too; 0 = do not
   int first = 8;                    // exact tokens before the first look
   int stable = 2;                   // looks in a row that have to agree; 0 = only the chain's own word counts
@@ -38,16 +39,20 @@ struct GlanceOptions {
   std::function<bool()> spent;  // other budgets; may be empty
 };
 
+// Where a look is taken: anywhere, where a sentence ends, or where the draft guesses the trigger itself, so
+// that its rows come for nothing.
+enum class Place : uint8_t { kAnywhere, kSentence, kTrigger };
+
 // The answer at one place of the rationale.
 struct Look {
   std::string answer;
-  float confidence = 0;   // probability of its tokens
-  int exact = 0;          // tokens of the rationale that were exact
-  int approximate = 0;    // tokens that were not
-  int accepted = 0;       // of those, how many turned exact with the step that follows, up to the first wrong
-  bool named = false;     // the trigger is the model's own next choice: the chain is about to name its answer
-  bool sentence = false;  // asked where a sentence ends
-  double seconds = 0;     // that the look took
+  float confidence = 0;  // probability of its tokens
+  int exact = 0;         // tokens of the rationale that were exact
+  int approximate = 0;   // tokens that were not
+  int accepted = 0;      // of those, how many turned exact with the step that follows, up to the first wrong
+  bool named = false;    // the trigger is the model's own next choice: the chain is about to name its answer
+  Place place = Place::kAnywhere;
+  double seconds = 0;  // that the look took
 };
 
 struct GlanceResult {
@@ -74,14 +79,17 @@ class Glancer {
   Status step() { return step({}, nullptr); }
   // Has the chain said the trigger itself, or is in the middle of it? To ask once more only confuses it.
   bool said() const;
-  // Is this a place to ask from: does the exact text end a sentence, or do likely guesses (`approximate`:
-  // at most so many) reach an end of one that was not asked at yet?
-  bool at_sentence_end(int approximate);
+  // Draws the whole answer of a look that has its first token, if the chain is about to name it.
+  Result<Look> named_answer(Look look);
+  // The place that a look would be taken from now: what the exact text ends with, or likely guesses
+  // (`approximate`: at most so many) reach, if it was not asked at yet.
+  Place place(int approximate);
   // One window with the trigger behind it: a look that costs the trigger's rows. `look` gets the answer's
   // first token, or nothing (exact = 0) where the context has no room for the trigger.
   Status step_and_look(Look* look);
-  // The answer now, with at most `approximate` guessed tokens before the trigger. Leaves the cache as it was.
-  // Stops where the answer's probability falls below `least`. `accepted` is of the step that comes next.
+  // The answer now, with at most `approximate` guessed tokens before the trigger, or before what is left of
+  // it where the exact text has begun it. Leaves the cache as it was. Stops where the answer's probability
+  // falls below `least`. `accepted` is of the step that comes next.
   Result<Look> look(int approximate, float least = 0);
   // How many guesses of the last look are exact by now.
   int accepted(const Look& look) const;
@@ -99,10 +107,12 @@ class Glancer {
   // Guesses that are taken as the rationale's next tokens.
   struct Reach {
     int length = 0;
-    bool sentence = false;  // they, or the exact text where there is none, end a sentence
+    Place place = Place::kAnywhere;
   };
   Reach reach(DraftLine line, int most) const;
   Status step(std::span<const Token> trigger, Look* look);
+  // Tokens of the trigger that the exact text ends with.
+  int begun() const;
   // Are the trigger's tokens the model's own choices, in the rows from `row` on?
   bool is_named(int row) const;
   // Adds the likeliest token of a row to the answer; true when it ends there.
