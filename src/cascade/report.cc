@@ -89,7 +89,7 @@ std::string headline(const ReportInput& input, const Evaluation& e, const char* 
     html +=
         "<p><b>Equal reward was not reached</b> for every seed: where no price lets the allocator earn as "
         "much "
-        "on the fitting requests, it goes without a price.</p>";
+        "on the fitting requests, it has the one that earns most.</p>";
   }
   return html;
 }
