@@ -32,7 +32,8 @@ Result<std::shared_ptr<const budget::ChainTable>> two_costs(const cascade::Casca
 }
 
 struct Kept {
-  double use[2] = {}, over[2] = {}, binding[2] = {};  // means over windows; share of windows that nearly bind
+  double use[2] = {}, over[2] = {},
+         binding[2] = {};  // means over windows; share of windows where the LP uses 99 % of it
   double reward = 0, bound = 0;
   int n = 0;
 };
@@ -77,7 +78,7 @@ Result<Kept> serve_hours(const cascade::SyntheticWorld& world, const cascade::Re
           const double use = (spent[k] - before[k]) / (rate[k] * kWindow_s);
           kept.use[k] += std::min(use, 1.0);
           kept.over[k] += std::max(use - 1, 0.0);
-          kept.binding[k] += bound.prices[k] > 0;
+          kept.binding[k] += bound.spent[k] > 0.99 * budget[k];
         }
         kept.reward += reward;
         kept.bound += bound.reward;
