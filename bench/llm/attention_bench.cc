@@ -1,8 +1,9 @@
 // Micro-bench of attention on one core: windows of query rows over a full cache of the shape of SmolLM2-135M
 // (30 layers, 3 KV heads of 64 channels, 3 query heads each).
 //
-//   bench_llm_attention [DEPTH] [FORMAT] [SET]     FORMAT: f32, f16, bf16, q8_0
+//   bench_llm_attention [DEPTH] [FORMAT] [SET] [DICTIONARY]
 //
+// FORMAT is f32, f16, bf16, q8_0, or csr:BITS with a dictionary of SmolLM2-135M.
 // A row tells milliseconds a step, bytes of the cache and multiply-adds a second.
 #include <algorithm>
 #include <cstdio>
@@ -14,19 +15,27 @@
 #include "base/rng.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kv/attention.h"
+#include "llm/kv/dictionary.h"
 
 namespace frugal::llm {
 namespace {
 
 constexpr int kLayers = 30, kHeads = 3, kGroup = 3, kDim = 64;
 
-int run(int depth, const std::string& format_name) {
-  const auto format = parse_kv_format(format_name);
-  if (!format.ok() || depth < 1) {
-    std::fprintf(stderr, "usage: bench_llm_attention [DEPTH] [f32, f16, bf16 or q8_0] [SET]\n");
-    return 2;
+Result<std::unique_ptr<KvCache>> cache_of(const std::string& name, const char* dictionary_path, int depth) {
+  const KvShape shape = {kLayers, kHeads, kDim, depth + 64};
+  if (name.rfind("csr:", 0) != 0) {
+    FRUGAL_TRY(const KvFormat format, parse_kv_format(name));
+    return make_kv_cache(format, shape);
   }
-  auto made = make_kv_cache(*format, {kLayers, kHeads, kDim, depth + 64});
+  FRUGAL_TRY(auto dictionary, read_dictionary(dictionary_path));
+  FRUGAL_TRY(const auto source, make_csr_source(std::make_shared<const Dictionary>(std::move(dictionary)),
+                                                std::atof(name.c_str() + 4)));
+  return source->make(shape);
+}
+
+int run(int depth, const std::string& format_name, const char* dictionary_path) {
+  auto made = cache_of(format_name, dictionary_path, depth);
   if (!made.ok()) {
     std::fprintf(stderr, "%s\n", made.error().message.c_str());
     return 1;
@@ -83,12 +92,13 @@ int run(int depth, const std::string& format_name) {
 
 int main(int argc, char** argv) {
   using namespace frugal::llm;
-  if (argc > 3) {
+  if (argc > 3 && argv[3][0] != 0) {
     if (find_kernels(argv[3]) == nullptr) {
       std::fprintf(stderr, "there is no kernel set '%s' in this build or for this processor\n", argv[3]);
       return 2;
     }
     use_kernels(find_kernels(argv[3]));
   }
-  return run(argc > 1 ? std::atoi(argv[1]) : 2000, argc > 2 ? argv[2] : "f16");
+  return run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 2000, argc > 2 ? argv[2] : "f16",
+             argc > 4 ? argv[4] : "");
 }

@@ -1,12 +1,16 @@
-// frugal kv bench: how fast a long sequence decodes with each cache, beside llama.cpp, in turn in one run;
-// and how much of the time of a prompt goes into coding it.
+// frugal kv bench: how fast a long sequence decodes with each cache, beside llama.cpp, in turn in one run, at
+// one depth or several; how much of the time goes into coding tokens; and from which depth on a coded cache
+// is faster than the first one.
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -16,6 +20,7 @@
 #include "cli/console.h"
 #include "cli/kv_dictionary.h"
 #include "llm/kernel/kernel.h"
+#include "llm/kv/pass_cache.h"
 #include "llm/peer/peer.h"
 #include "llm/vocab/tokenizer.h"
 
@@ -26,7 +31,8 @@ struct BenchFlags {
   ModelFlags model;
   std::string text, out, dictionary;
   std::vector<std::string> caches;
-  int depth = 8000, tokens = 16, repetitions = 5, threads = 0;
+  std::vector<int> depths;
+  int tokens = 16, repetitions = 5, threads = 0;
   std::vector<std::string> peers;
   std::string hold;
   bool json = false;
@@ -42,6 +48,37 @@ constexpr PeerSetting kPeers[] = {{"f16", llm::peer::FlashAttention::kOff, false
                                   {"f16-flash", llm::peer::FlashAttention::kOn, false},
                                   {"q4_0", llm::peer::FlashAttention::kOn, true}};
 
+// Keeps the time of a coded cache's stores, summed over the threads.
+class TimedCache final : public llm::PassCache {
+ public:
+  TimedCache(const llm::KvShape& shape, std::unique_ptr<KvCache> inner, std::atomic<double>* seconds)
+      : PassCache(shape, std::move(inner)), seconds_(seconds) {}
+  void store(int layer, int position, const float* k, const float* v) override {
+    const double begin = wall_seconds();
+    PassCache::store(layer, position, k, v);
+    seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<double>* seconds_;
+};
+
+class TimedSource final : public llm::KvSource {
+ public:
+  TimedSource(std::shared_ptr<const llm::KvSource> inner, std::atomic<double>* seconds)
+      : inner_(std::move(inner)), seconds_(seconds) {}
+  std::string name() const override { return inner_->name(); }
+  uint64_t content_hash() const override { return inner_->content_hash(); }
+  Result<std::unique_ptr<llm::KvCache>> make(const llm::KvShape& shape) const override {
+    FRUGAL_TRY(auto inner, inner_->make(shape));
+    return std::unique_ptr<llm::KvCache>(std::make_unique<TimedCache>(shape, std::move(inner), seconds_));
+  }
+
+ private:
+  std::shared_ptr<const llm::KvSource> inner_;
+  std::atomic<double>* seconds_;
+};
+
 struct Contender {
   std::string name;
   std::unique_ptr<llm::Engine> engine;
@@ -49,12 +86,25 @@ struct Contender {
   std::unique_ptr<llm::peer::Peer> peer;
   double prefill_s = 0;
   std::vector<double> per_second;
+  // Of coded caches: seconds of coding, and its share of the threads' time in percent.
+  std::unique_ptr<std::atomic<double>> coding_s;
+  double coding_of_prefill = 0, coding_of_decode = 0;
+  std::vector<std::pair<int, double>> token_s;  // (depth, seconds of a token)
 };
+
+// Share of the threads' time since `begin` that went into coding, in percent.
+double coding_share(const Contender& c, double begin) {
+  const double all = (wall_seconds() - begin) * c.engine->options().n_threads;
+  return c.coding_s ? 100 * c.coding_s->load() / all : 0;
+}
 
 Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, double* done, double total) {
   const double begin = wall_seconds();
+  if (c.coding_s) c.coding_s->store(0);
   if (c.engine) {
-    FRUGAL_TRY(c.sequence, c.engine->open_sequence());
+    if (c.token_s.empty()) {
+      FRUGAL_TRY(c.sequence, c.engine->open_sequence());
+    }
     FRUGAL_TRY_STATUS(c.engine->prefill(c.sequence, tokens, [&](int part, int) {
       bar.update(*done + part, total);
       return !interrupted();
@@ -62,7 +112,8 @@ Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, 
   } else {
     FRUGAL_TRY_STATUS(c.peer->forward(tokens));
   }
-  c.prefill_s = wall_seconds() - begin;
+  c.prefill_s += wall_seconds() - begin;
+  if (c.coding_s) c.coding_of_prefill = coding_share(c, begin);
   *done += static_cast<double>(tokens.size());
   return {};
 }
@@ -70,6 +121,7 @@ Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, 
 // Decodes the tokens one by one from the depth on, and takes them back.
 Status decode(Contender& c, std::span<const llm::Token> tokens, int depth) {
   const double begin = wall_seconds();
+  if (c.coding_s) c.coding_s->store(0);
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
     if (c.engine) {
@@ -80,6 +132,7 @@ Status decode(Contender& c, std::span<const llm::Token> tokens, int depth) {
     }
   }
   c.per_second.push_back(static_cast<double>(tokens.size()) / (wall_seconds() - begin));
+  if (c.coding_s) c.coding_of_decode = coding_share(c, begin);
   if (c.engine) return c.engine->truncate(c.sequence, depth);
   c.peer->truncate(depth);
   return {};
@@ -98,6 +151,10 @@ Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::share
     FRUGAL_TRY_STATUS(choose_cache(engine, model, options, !flags.json));
     Contender c;
     c.name = name;
+    if (options.kv_source) {
+      c.coding_s = std::make_unique<std::atomic<double>>(0.0);
+      options.kv_source = std::make_shared<TimedSource>(options.kv_source, c.coding_s.get());
+    }
     FRUGAL_TRY(c.engine, llm::Engine::create(model, options));
     all.push_back(std::move(c));
   }
@@ -155,11 +212,68 @@ Result<int> sequences_held(const Contender& c, std::shared_ptr<const llm::Model>
   return static_cast<int>(items.size());
 }
 
+// Fills every contender up to `depth` and decodes there, in turn: a row each.
+Status measure(const BenchFlags& flags, std::span<const llm::Token> tokens, int from, int depth,
+               std::vector<Contender>& contenders, std::vector<BenchRow>& rows) {
+  {
+    ProgressBar bar("reading", "tokens", !flags.json);
+    double done = 0;
+    const auto part = tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(depth - from));
+    for (Contender& c : contenders) {
+      FRUGAL_TRY_STATUS(fill(c, part, bar, &done,
+                             static_cast<double>(contenders.size()) * static_cast<double>(part.size())));
+    }
+  }
+  ProgressBar bar("decoding", "rounds", !flags.json);
+  for (int repetition = 0; repetition <= flags.repetitions; ++repetition) {
+    for (Contender& c : contenders) {
+      FRUGAL_TRY_STATUS(
+          decode(c, tokens.subspan(static_cast<size_t>(depth), static_cast<size_t>(flags.tokens)), depth));
+      if (repetition == 0) c.per_second.clear();  // warm-up
+    }
+    bar.update(repetition + 1, flags.repetitions + 1);
+  }
+  bar.finish();
+  const Contender& first = contenders.front();
+  for (Contender& c : contenders) {
+    BenchRow row =
+        &c == &first ? bench_row("", "tokens/s", Better::kHigher, c.per_second)
+                     : bench_row("", "tokens/s", Better::kHigher, c.per_second, first.per_second, first.name);
+    row.name = strf("decode at depth %d, %s", depth, c.name.c_str());
+    row.more = {{"prefill_tokens_per_s", depth / c.prefill_s}};
+    if (c.engine) row.more.push_back({"cache_bytes", static_cast<double>(c.engine->kv_bytes(c.sequence))});
+    if (c.coding_s) {
+      row.more.push_back({"coding_percent_of_prefill", c.coding_of_prefill});
+      row.more.push_back({"coding_percent_of_decode", c.coding_of_decode});
+    }
+    c.token_s.push_back({depth, 1 / row.ours});
+    rows.push_back(std::move(row));
+  }
+  for (Contender& c : contenders) c.per_second.clear();
+  return {};
+}
+
+// The depth from which on a token takes less time than with `first`: on the line between the two depths where
+// that changes; nothing when it does not change.
+std::optional<double> crossover(const Contender& c, const Contender& first) {
+  for (size_t i = 1; i < c.token_s.size(); ++i) {
+    const double before = c.token_s[i - 1].second - first.token_s[i - 1].second,
+                 after = c.token_s[i].second - first.token_s[i].second;
+    if (before > 0 && after <= 0) {
+      return c.token_s[i - 1].first +
+             (c.token_s[i].first - c.token_s[i - 1].first) * before / (before - after);
+    }
+  }
+  return std::nullopt;
+}
+
 int run(BenchFlags flags) {
   install_interrupt_handler();
   if (flags.text.empty())
     return fail({ErrorCode::kInvalidArgument, "there is no text: give a long one with -f FILE"});
-  if (flags.depth < 256 || flags.tokens < 1 || flags.tokens > 64 || flags.repetitions < 1)
+  if (flags.depths.empty()) flags.depths = {8000};
+  std::sort(flags.depths.begin(), flags.depths.end());
+  if (flags.depths.front() < 256 || flags.tokens < 1 || flags.tokens > 64 || flags.repetitions < 1)
     return fail({ErrorCode::kInvalidArgument,
                  "--depth must be 256 or more, --tokens 1 to 64, --repetitions 1 or more"});
   if (flags.caches.empty()) flags.caches = {"f16", "csr:2.6", "csr:2"};
@@ -169,12 +283,13 @@ int run(BenchFlags flags) {
   if (!options.ok()) return fail(options.error());
   const auto model = load_model(flags.model, options->n_threads, !flags.json);
   if (!model.ok()) return fail(model.error());
-  options->n_ctx = flags.depth + flags.tokens;
+  const int deepest = flags.depths.back();
+  options->n_ctx = deepest + flags.tokens;
   const auto text = read_file(flags.text, size_t{1} << 28);
   if (!text.ok()) return fail(text.error());
   auto tokens = (*model)->tokenizer().encode(*text, true, false);
   if (!tokens.ok()) return fail(tokens.error());
-  const auto wanted = static_cast<size_t>(flags.depth + flags.tokens);
+  const auto wanted = static_cast<size_t>(deepest + flags.tokens);
   if (tokens->size() < wanted) {
     return fail(
         {ErrorCode::kInvalidArgument, strf("'%s' has %zu tokens, and %zu are wanted; give a longer text",
@@ -183,46 +298,32 @@ int run(BenchFlags flags) {
   const std::span<const llm::Token> all(*tokens);
   auto contenders = contenders_of(flags, *model, *options);
   if (!contenders.ok()) return fail(contenders.error());
-  {
-    ProgressBar bar("reading", "tokens", !flags.json);
-    double done = 0;
-    for (Contender& c : *contenders) {
-      const Status status = fill(c, all.first(static_cast<size_t>(flags.depth)), bar, &done,
-                                 static_cast<double>(contenders->size()) * flags.depth);
-      if (!status.ok()) return fail(status.error());
-    }
-  }
-  ProgressBar bar("decoding", "rounds", !flags.json);
-  for (int repetition = 0; repetition <= flags.repetitions; ++repetition) {
-    for (Contender& c : *contenders) {
-      const Status status = decode(
-          c, all.subspan(static_cast<size_t>(flags.depth), static_cast<size_t>(flags.tokens)), flags.depth);
-      if (!status.ok()) return fail(status.error());
-      if (repetition == 0) c.per_second.clear();  // warm-up
-    }
-    bar.update(repetition + 1, flags.repetitions + 1);
-  }
-  bar.finish();
   std::vector<BenchRow> rows;
+  int from = 0;
+  for (const int depth : flags.depths) {
+    const Status status = measure(flags, all, from, depth, *contenders, rows);
+    if (!status.ok()) return fail(status.error());
+    from = depth;
+  }
   const Contender& first = contenders->front();
   for (const Contender& c : *contenders) {
-    BenchRow row =
-        &c == &first ? bench_row("", "tokens/s", Better::kHigher, c.per_second)
-                     : bench_row("", "tokens/s", Better::kHigher, c.per_second, first.per_second, first.name);
-    row.name = strf("decode at depth %d, %s", flags.depth, c.name.c_str());
-    row.more = {{"prefill_tokens_per_s", flags.depth / c.prefill_s}};
-    if (c.engine) row.more.push_back({"cache_bytes", static_cast<double>(c.engine->kv_bytes(c.sequence))});
+    const std::optional<double> depth = crossover(c, first);
+    if (!c.coding_s || !depth) continue;
+    BenchRow row;
+    row.name = strf("depth from which %s is faster than %s", c.name.c_str(), first.name.c_str());
+    row.unit = "tokens";
+    row.ours = std::round(*depth);
+    row.n = flags.repetitions;
     rows.push_back(std::move(row));
   }
   for (const Contender& c : *contenders) {
     if (flags.hold.empty() || !c.engine) continue;
     const auto limit = parse_memory_size(flags.hold);
     if (!limit.ok()) return fail(limit.error());
-    const auto held = sequences_held(c, *model, all[static_cast<size_t>(flags.depth)], *limit);
+    const auto held = sequences_held(c, *model, all[static_cast<size_t>(deepest)], *limit);
     if (!held.ok()) return fail(held.error());
     BenchRow row;
-    row.name =
-        strf("sequences of %d tokens decoding in %s, %s", flags.depth, flags.hold.c_str(), c.name.c_str());
+    row.name = strf("sequences of %d tokens decoding in %s, %s", deepest, flags.hold.c_str(), c.name.c_str());
     row.unit = "sequences";
     row.ours = *held;
     row.n = 1;
@@ -262,7 +363,8 @@ Action add_kv_bench(CLI::App& app) {
   app.add_option("--hold", flags->hold,
                  "also how many copies of the sequence decode together in this much memory, as 1G")
       ->type_name("SIZE");
-  app.add_option("--depth", flags->depth, "tokens in the cache")->capture_default_str();
+  app.add_option("--depth", flags->depths, "tokens in the cache; more than once (default: 8000)")
+      ->allow_extra_args(false);
   app.add_option("--tokens", flags->tokens, "tokens decoded in a round")->capture_default_str();
   app.add_option("--repetitions", flags->repetitions, "rounds")->capture_default_str();
   app.add_option("-t,--threads", flags->threads, "threads; 0 = one for each usable processor")

@@ -47,6 +47,10 @@ llm::KvShape shape_of(const llm::ModelInfo& info) {
   return {info.n_layers, info.n_kv_heads, info.head_dim, kReportedContext};
 }
 
+// Rows of a window that are compared: the last; the token before them is the first that is not prompt.
+int scored_tokens(const EvalFlags& flags) { return std::min(flags.positions, flags.window / 2); }
+int prompt_tokens(const EvalFlags& flags) { return flags.window - scored_tokens(flags) - 1; }
+
 // The codecs asked for, with the bytes they take.
 Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<const llm::Model> model,
                                      int threads, uint64_t* dictionary_bytes) {
@@ -66,8 +70,10 @@ Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<con
     DictionaryTraining training;
     training.texts = default_training_texts();
     FRUGAL_TRY(const auto windows, training_windows(*model, training));
+    FRUGAL_TRY(const auto trainer, tapped_windows(model, windows, threads, !flags.json));
     ProgressBar bar("training books of rivals", "%", !flags.json);
-    FRUGAL_TRY(auto books, book_rivals(model, dictionary, windows, threads, names, [&](double share) {
+    FRUGAL_TRY(auto books,
+               book_rivals(dictionary, *trainer, threads, names, prompt_tokens(flags), [&](double share) {
                  bar.update(100 * share, 100);
                  return !interrupted();
                }));
@@ -99,7 +105,8 @@ Result<std::vector<Codec>> codecs_of(const EvalFlags& flags, std::shared_ptr<con
       codec.book_bytes = rival->book_bytes;
       codec.source = rival->source;
       // Charged with the same whole tokens: 192 of the ring and 4 sinks, at q8_0's 8.5 bits.
-      codec.bits_all = codec.bits + 8.5 * 196 / kReportedContext;
+      codec.bits_all = codec.bits + 8.5 * 196 / kReportedContext +
+                       8.0 * static_cast<double>(rival->sequence_bytes) / (channels * kReportedContext);
       codec.bytes = static_cast<uint64_t>(codec.bits_all * channels * kReportedContext / 8);
     }
     codecs.push_back(std::move(codec));
@@ -130,8 +137,7 @@ Status evaluate(const EvalFlags& flags, const std::vector<llm::Token>& window, l
                 std::vector<std::unique_ptr<llm::Engine>>& engines, std::vector<Codec>& codecs,
                 const std::function<void(size_t)>& advance) {
   const auto n_vocab = static_cast<size_t>(reference.model().info().n_vocab);
-  const size_t scored = std::min(static_cast<size_t>(flags.positions), window.size() / 2);
-  const size_t first = window.size() - scored;
+  const auto n_prompt = static_cast<size_t>(prompt_tokens(flags));
   const std::span<const llm::Token> tokens(window);
   std::vector<llm::Engine*> all = {&reference};
   for (auto& engine : engines) all.push_back(engine.get());
@@ -140,12 +146,12 @@ Status evaluate(const EvalFlags& flags, const std::vector<llm::Token>& window, l
     FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
     sequences.push_back(sequence);
     FRUGAL_TRY_STATUS(
-        engine->prefill(sequence, tokens.first(first - 1), [](int, int) { return !interrupted(); }));
-    advance(first - 1);
+        engine->prefill(sequence, tokens.first(n_prompt), [](int, int) { return !interrupted(); }));
+    advance(n_prompt);
   }
   std::vector<std::vector<double>> expected(kRowsAtOnce, std::vector<double>(n_vocab));
   std::vector<double> log_p(n_vocab);
-  for (size_t begin = first - 1; begin + 1 < window.size(); begin += kRowsAtOnce) {
+  for (size_t begin = n_prompt; begin + 1 < window.size(); begin += kRowsAtOnce) {
     const size_t n = std::min<size_t>(kRowsAtOnce, window.size() - 1 - begin);
     for (size_t e = 0; e < all.size(); ++e) {
       if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};

@@ -35,6 +35,7 @@ std::span<const Command> commands() {
       {"jobs exec", "execute one job now; the runner does so for each", add_jobs_exec},
       {"kv bench", "decoding speed of each cache at depth, beside llama.cpp", add_kv_bench},
       {"kv eval", "quality of cache codecs against the bits they take", add_kv_eval},
+      {"kv generate", "whether long answers still come to an end with a coded cache", add_kv_generate},
       {"kv needle", "whether a cache still finds a sentence far back in a long text", add_kv_needle},
       {"kv train", "train the dictionary of a model's csr caches", add_kv_train},
       {"meter doctor", "say where power figures come from here, and how to get better ones",

@@ -69,6 +69,7 @@ Action add_jobs_submit(CLI::App& app);
 Action add_meter_calibrate(CLI::App& app);
 Action add_kv_bench(CLI::App& app);
 Action add_kv_eval(CLI::App& app);
+Action add_kv_generate(CLI::App& app);
 Action add_kv_needle(CLI::App& app);
 Action add_kv_train(CLI::App& app);
 Action add_meter_doctor(CLI::App& app);

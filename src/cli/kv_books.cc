@@ -4,265 +4,115 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <queue>
 
-#include "base/rng.h"
 #include "base/team.h"
-#include "llm/kernel/kernel.h"
+#include "cli/sparse_atoms.h"
+#include "cli/vector_books.h"
 #include "llm/kv/kv_cache.h"
-#include "llm/kv/pass_cache.h"
 
 namespace frugal::cli {
 namespace {
 
 using llm::kKvBlock;
-using llm::KvCache;
-using llm::KvQueries;
-using llm::KvShape;
+using llm::KvSide;
 
-constexpr size_t kEntries = 256;  // of a quantiser's book: an index is a byte
-constexpr size_t kAtoms = 1024;   // of the pursuit
-constexpr int kRounds = 4;        // of k-means, and of the pursuit's dictionary
-constexpr size_t kRowsTrained = 4096;
-constexpr int kTokensRead = 6144;
+constexpr size_t kAtoms = 1024;         // of the pursuit, and as many more from a prompt
+constexpr size_t kMaxBooks = 32;        // of a residual quantiser
+constexpr int kRounds = 6;              // of k-means, and of the pursuit's dictionary
+constexpr size_t kRowsTrained = 10240;  // of a head; of the pursuit, of a layer
 
 struct Scheme {
   const char* name;
   enum Kind { kResidual, kProduct, kPursuit } kind;
-  double bits;
-  size_t n;  // books of a residual quantiser, channels of a product quantiser's part, atoms of the pursuit
+  double bits;  // a channel
+  size_t n;     // for 64 channels: parts of a product quantiser, atoms of the pursuit
+  bool orthogonal = false, online = false;
 };
-constexpr Scheme kSchemes[] = {
-    {"residual VQ 1-bit", Scheme::kResidual, 1, 8},  {"residual VQ 2-bit", Scheme::kResidual, 2, 16},
-    {"residual VQ 3-bit", Scheme::kResidual, 3, 24}, {"product VQ 1-bit", Scheme::kProduct, 1, 8},
-    {"product VQ 2-bit", Scheme::kProduct, 2, 4},    {"CSR paper 1-bit", Scheme::kPursuit, 1, 2},
-    {"CSR paper 2-bit", Scheme::kPursuit, 2, 4}};
+constexpr Scheme kSchemes[] = {{"residual VQ 1-bit", Scheme::kResidual, 1, 0},
+                               {"residual VQ 1.5-bit", Scheme::kResidual, 1.5, 0},
+                               {"residual VQ 2-bit", Scheme::kResidual, 2, 0},
+                               {"residual VQ 2.6-bit", Scheme::kResidual, 2.6, 0},
+                               {"residual VQ 3.5-bit", Scheme::kResidual, 3.5, 0},
+                               {"product VQ 1-bit", Scheme::kProduct, 1, 8},
+                               {"product VQ 1.5-bit", Scheme::kProduct, 1.5, 12},
+                               {"product VQ 2-bit", Scheme::kProduct, 2, 16},
+                               {"product VQ 2.6-bit", Scheme::kProduct, 2.6, 21},
+                               {"product VQ 3.5-bit", Scheme::kProduct, 3.5, 28},
+                               {"CSR paper 1-bit", Scheme::kPursuit, 1, 2, false, true},
+                               {"CSR paper 1-bit offline", Scheme::kPursuit, 1, 2},
+                               {"CSR paper 1-bit OMP", Scheme::kPursuit, 1, 2, true, true},
+                               {"CSR paper 2-bit", Scheme::kPursuit, 2, 4, false, true},
+                               {"CSR paper 2-bit offline", Scheme::kPursuit, 2, 4},
+                               {"CSR paper 2-bit OMP", Scheme::kPursuit, 2, 4, true, true}};
 
-// Entries side by side: [dim, n], with half of each one's square.
-struct Book {
-  size_t dim = 0, n = 0;
-  std::vector<float> entries, half_squares;
-
-  float& at(size_t d, size_t entry) { return entries[d * n + entry]; }
-  float at(size_t d, size_t entry) const { return entries[d * n + entry]; }
-  void square() {
-    half_squares.assign(n, 0.0f);
-    for (size_t d = 0; d < dim; ++d) {
-      for (size_t e = 0; e < n; ++e) half_squares[e] += 0.5f * at(d, e) * at(d, e);
-    }
-  }
-  // products[row, entry] of rows `stride` floats apart.
-  void products(const float* rows, size_t n_rows, size_t stride, float* out) const {
-    llm::kernels().panel_f32({entries.data(), n, 16, n / 16, dim}, rows, stride, n_rows, out, n, false);
-  }
-  // The nearest entry of each row.
-  void nearest(const float* rows, size_t n_rows, size_t stride, uint32_t* found) const {
-    std::vector<float> dots(std::min<size_t>(n_rows, 64) * n);
-    for (size_t first = 0; first < n_rows; first += 64) {
-      const size_t some = std::min<size_t>(64, n_rows - first);
-      products(rows + first * stride, some, stride, dots.data());
-      for (size_t r = 0; r < some; ++r) {
-        const float* row = &dots[r * n];
-        size_t best = 0;
-        for (size_t e = 1; e < n; ++e) {
-          if (row[e] - half_squares[e] > row[best] - half_squares[best]) best = e;
-        }
-        found[first + r] = static_cast<uint32_t>(best);
-      }
-    }
-  }
-};
-
-// k-means on rows [n_rows, dim]; an entry that nothing is nearest to takes a row at random.
-Book k_means(const std::vector<float>& rows, size_t dim, size_t n_entries, uint64_t seed) {
-  const size_t n_rows = rows.size() / dim;
-  Rng rng(seed);
-  Book book;
-  book.dim = dim;
-  book.n = n_entries;
-  book.entries.resize(dim * n_entries);
-  const auto take = [&](size_t entry) {
-    const size_t row = rng.below(static_cast<uint32_t>(n_rows));
-    for (size_t d = 0; d < dim; ++d) book.at(d, entry) = rows[row * dim + d];
-  };
-  for (size_t e = 0; e < n_entries; ++e) take(e);
-  std::vector<uint32_t> found(n_rows);
-  for (int round = 0; round < kRounds; ++round) {
-    book.square();
-    book.nearest(rows.data(), n_rows, dim, found.data());
-    std::fill(book.entries.begin(), book.entries.end(), 0.0f);
-    std::vector<size_t> count(n_entries, 0);
-    for (size_t r = 0; r < n_rows; ++r) {
-      ++count[found[r]];
-      for (size_t d = 0; d < dim; ++d) book.at(d, found[r]) += rows[r * dim + d];
-    }
-    for (size_t e = 0; e < n_entries; ++e) {
-      if (count[e] == 0) take(e);
-      for (size_t d = 0; d < dim && count[e] > 0; ++d) book.at(d, e) /= static_cast<float>(count[e]);
-    }
-  }
-  book.square();
-  return book;
-}
-
-// Rows less their nearest entries; what is taken off is added to `sum` when there is one.
-void subtract_nearest(const Book& book, float* rows, size_t n_rows, size_t stride, float* sum) {
-  std::vector<uint32_t> found(n_rows);
-  book.nearest(rows, n_rows, stride, found.data());
-  for (size_t r = 0; r < n_rows; ++r) {
-    for (size_t d = 0; d < book.dim; ++d) {
-      rows[r * stride + d] -= book.at(d, found[r]);
-      if (sum != nullptr) sum[r * stride + d] += book.at(d, found[r]);
-    }
-  }
-}
-
-void unit_norm(Book& book) {
-  for (size_t e = 0; e < book.n; ++e) {
-    float square = 1e-20f;
-    for (size_t d = 0; d < book.dim; ++d) square += book.at(d, e) * book.at(d, e);
-    for (size_t d = 0; d < book.dim; ++d) book.at(d, e) /= std::sqrt(square);
-  }
-}
-
-// Matching pursuit: `s` times the atom with the largest product, and its product as a half, off the rows.
-// `use(row, atom, coefficient)` tells what was taken.
-template <typename F>
-void pursue(const Book& atoms, size_t s, float* rows, size_t n_rows, size_t stride, F use) {
-  std::vector<float> dots(64 * atoms.n);
-  for (size_t first = 0; first < n_rows; first += 64) {
-    const size_t some = std::min<size_t>(64, n_rows - first);
-    for (size_t step = 0; step < s; ++step) {
-      atoms.products(rows + first * stride, some, stride, dots.data());
-      for (size_t r = 0; r < some; ++r) {
-        const float* row = &dots[r * atoms.n];
-        size_t best = 0;
-        for (size_t e = 1; e < atoms.n; ++e) {
-          if (std::fabs(row[e]) > std::fabs(row[best])) best = e;
-        }
-        const float coefficient = llm::f16_to_f32(llm::f32_to_f16(row[best]));
-        float* x = rows + (first + r) * stride;
-        for (size_t d = 0; d < atoms.dim; ++d) x[d] -= coefficient * atoms.at(d, best);
-        use(first + r, best, coefficient);
-      }
-    }
-  }
-}
-
-// Atoms for codes of s: from centroids, then atoms moved to what the rows that use them leave over (the step
-// of a gradient, each atom by its own energy), to unit norm again.
-Book pursuit_atoms(const std::vector<float>& rows, size_t dim, size_t s, uint64_t seed) {
-  Book atoms = k_means(rows, dim, kAtoms, seed);
-  unit_norm(atoms);
-  const size_t n_rows = rows.size() / dim;
-  for (int round = 0; round < kRounds; ++round) {
-    std::vector<float> left = rows;
-    struct Use {
-      size_t row, atom;
-      float coefficient;
-    };
-    std::vector<Use> uses;
-    pursue(atoms, s, left.data(), n_rows, dim, [&](size_t row, size_t atom, float c) {
-      uses.push_back({row, atom, c});
-    });
-    std::vector<float> move(dim * kAtoms, 0.0f), energy(kAtoms, 1e-20f);
-    for (const Use& use : uses) {
-      energy[use.atom] += use.coefficient * use.coefficient;
-      for (size_t d = 0; d < dim; ++d)
-        move[d * kAtoms + use.atom] += use.coefficient * left[use.row * dim + d];
-    }
-    for (size_t i = 0; i < move.size(); ++i) atoms.entries[i] += move[i] / energy[i % kAtoms];
-    unit_norm(atoms);
-  }
-  return atoms;
-}
-
-// Books of one layer, keys or values.
-struct Books {
-  std::vector<Book> residual;                         // in order
-  std::vector<std::vector<std::vector<Book>>> parts;  // [scheme][head][part]
-  std::vector<std::vector<Book>> atoms;               // [scheme][part]: values are cut in two
-};
-
-// Keeps what is stored: [layer][side][token][heads * dim].
-class RecordCache final : public llm::PassCache {
- public:
-  RecordCache(const KvShape& shape, std::unique_ptr<KvCache> inner, std::vector<std::vector<float>>* into)
-      : PassCache(shape, std::move(inner)), into_(into) {}
-  void store(int layer, int position, const float* k, const float* v) override {
-    const auto width = static_cast<size_t>(shape_.n_kv_heads * shape_.head_dim);
-    for (size_t side = 0; side < 2; ++side)
-      std::copy_n(side == 0 ? k : v, width,
-                  &(*into_)[static_cast<size_t>(layer) * 2 + side][static_cast<size_t>(position) * width]);
-    PassCache::store(layer, position, k, v);
-  }
-
- private:
-  std::vector<std::vector<float>>* into_;
-};
-
-class RecordSource final : public llm::KvSource {
- public:
-  explicit RecordSource(std::vector<std::vector<float>>* into) : into_(into) {}
-  std::string name() const override { return "record"; }
-  uint64_t content_hash() const override { return 0; }
-  Result<std::unique_ptr<KvCache>> make(const KvShape& shape) const override {
-    FRUGAL_TRY(auto inner, llm::make_kv_cache(llm::KvFormat::kF32, shape));
-    return std::unique_ptr<KvCache>(std::make_unique<RecordCache>(shape, std::move(inner), into_));
-  }
-
- private:
-  std::vector<std::vector<float>>* into_;
-};
-
-struct Sample {
-  std::vector<std::vector<float>> rows;  // [layer * 2 + side]: [n, heads * dim]
-  std::vector<int> positions;            // [n]
-};
-
-Result<Sample> sample(std::shared_ptr<const llm::Model> model,
-                      std::span<const std::vector<llm::Token>> windows, int threads) {
-  const llm::ModelInfo& info = model->info();
-  const auto width = static_cast<size_t>(info.n_kv_heads * info.head_dim);
-  int longest = 0;
-  for (const auto& window : windows) longest = std::max(longest, static_cast<int>(window.size()));
-  std::vector<std::vector<float>> at(static_cast<size_t>(2 * info.n_layers),
-                                     std::vector<float>(static_cast<size_t>(longest) * width));
-  llm::EngineOptions options;
-  options.n_threads = threads;
-  options.n_ctx = longest;
-  options.max_sequences = 1;
-  options.kv_source = std::make_shared<RecordSource>(&at);
-  FRUGAL_TRY(const auto engine, llm::Engine::create(model, options));
-  Sample all;
-  all.rows.resize(at.size());
-  for (const auto& window : windows) {
-    if (all.positions.size() >= static_cast<size_t>(kTokensRead)) break;
-    FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
-    FRUGAL_TRY_STATUS(engine->prefill(sequence, window, nullptr));
-    engine->close_sequence(sequence);
-    for (size_t i = 4; i < window.size(); ++i) all.positions.push_back(static_cast<int>(i));
-    for (size_t i = 0; i < at.size(); ++i)
-      all.rows[i].insert(all.rows[i].end(), at[i].begin() + static_cast<ptrdiff_t>(4 * width),
-                         at[i].begin() + static_cast<ptrdiff_t>(window.size() * width));
-  }
-  return all;
-}
+size_t scaled(size_t n, size_t dim) { return n * dim / 64; }
 
 bool wanted(const Scheme& scheme, const std::vector<std::string>& names) {
   return std::find(names.begin(), names.end(), scheme.name) != names.end();
 }
 
-// Vectors of heads from [n, heads * dim]: of one head, or (-1) of all, at most kRowsTrained.
-std::vector<float> vectors(const std::vector<float>& rows, size_t heads, size_t dim, int head) {
-  const size_t n = rows.size() / (heads * dim) * (head < 0 ? heads : 1);
-  const size_t step = std::max<size_t>(1, n / kRowsTrained);
-  std::vector<float> out;
-  for (size_t i = 0; i < n; i += step) {
-    const size_t at = head < 0 ? i * dim : (i * heads + static_cast<size_t>(head)) * dim;
-    out.insert(out.end(), rows.begin() + static_cast<ptrdiff_t>(at),
-               rows.begin() + static_cast<ptrdiff_t>(at + dim));
+// A head's vectors in coordinates where an error costs its square: z = sqrt(weight) * analysis (x - mean).
+class MetricSpace {
+ public:
+  MetricSpace(const llm::Dictionary& dictionary, int layer, KvSide side, int head)
+      : dictionary_(&dictionary),
+        basis_(&dictionary.basis(layer, side, head)),
+        layer_(layer),
+        keys_(side == KvSide::kKeys) {
+    for (const float weight : basis_->weight) roots_.push_back(std::sqrt(std::max(weight, 1e-20f)));
   }
-  return out;
+  size_t dim() const { return roots_.size(); }
+
+  // Of x less the mean; values are divided by their token's scale, which is returned.
+  float forward(const float* x, float* z) const {
+    double energy = 0, weight = 0;
+    for (size_t i = 0; i < dim(); ++i) {
+      float y = 0;
+      for (size_t j = 0; j < dim(); ++j) y += basis_->analysis[i * dim() + j] * x[j];
+      z[i] = roots_[i] * y;
+      energy += static_cast<double>(z[i] * z[i]);
+      weight += static_cast<double>(roots_[i] * roots_[i]);
+    }
+    if (keys_) return 1;
+    const float scale = llm::token_scale(llm::token_scale_code(static_cast<float>(energy / weight)));
+    for (size_t i = 0; i < dim(); ++i) z[i] /= scale;
+    return scale;
+  }
+  void backward(const float* z, float scale, float* x) const {
+    for (size_t i = 0; i < dim(); ++i) {
+      x[i] = 0;
+      for (size_t j = 0; j < dim(); ++j)
+        x[i] += basis_->synthesis[i * dim() + j] * (scale * z[j] / roots_[j]);
+    }
+  }
+  void mean_at(int position, float* mean) const {
+    std::copy(basis_->mean.begin(), basis_->mean.end(), mean);
+    if (keys_) llm::turn_to(*dictionary_, layer_, position, basis_->mean.data(), mean);
+  }
+
+ private:
+  const llm::Dictionary* dictionary_;
+  const llm::HeadBasis* basis_;
+  int layer_;
+  bool keys_;
+  std::vector<float> roots_;
+};
+
+// Of one layer and side.
+struct Books {
+  std::vector<MetricSpace> spaces;                     // [heads]
+  std::vector<ResidualQuantiser> residual;             // [heads]
+  std::vector<std::vector<ProductQuantiser>> product;  // [scheme][head]
+  std::vector<std::vector<Book>> atoms;                // [scheme][part]: values are cut in two
+};
+
+// At most kRowsTrained of n rows, evenly.
+std::vector<size_t> picked(size_t n) {
+  std::vector<size_t> rows;
+  const size_t step = std::max<size_t>(1, n / kRowsTrained);
+  for (size_t i = 0; i < n; i += step) rows.push_back(i);
+  return rows;
 }
 
 std::vector<float> columns(const std::vector<float>& rows, size_t dim, size_t first, size_t n) {
@@ -273,75 +123,216 @@ std::vector<float> columns(const std::vector<float>& rows, size_t dim, size_t fi
   return out;
 }
 
-Books train(const std::vector<float>& rows, size_t heads, size_t dim, bool values,
-            const std::vector<float>& unturned, const std::vector<std::string>& names, uint64_t seed) {
-  Books books;
-  size_t n_residual = 0;
-  for (const Scheme& scheme : kSchemes) {
-    if (wanted(scheme, names) && scheme.kind == Scheme::kResidual)
-      n_residual = std::max(n_residual, scheme.n);
-  }
-  std::vector<float> left = vectors(rows, heads, dim, -1);
-  for (size_t i = 0; i < n_residual; ++i) {
-    books.residual.push_back(k_means(left, dim, kEntries, seed + i));
-    subtract_nearest(books.residual.back(), left.data(), left.size() / dim, dim, nullptr);
-  }
-  for (const Scheme& scheme : kSchemes) {
-    books.parts.emplace_back();
-    books.atoms.emplace_back();
-    if (!wanted(scheme, names)) continue;
-    for (size_t head = 0; head < heads && scheme.kind == Scheme::kProduct; ++head) {
-      const std::vector<float> own = vectors(rows, heads, dim, static_cast<int>(head));
-      books.parts.back().emplace_back();
-      for (size_t first = 0; first < dim; first += scheme.n)
-        books.parts.back().back().push_back(
-            k_means(columns(own, dim, first, scheme.n), scheme.n, kEntries, seed));
+void train_in_metric(const llm::DictionaryTrainer& trainer, const llm::Dictionary& dictionary, int layer,
+                     KvSide side, const std::vector<std::string>& names, uint64_t seed, Books& books) {
+  const auto any = [&](Scheme::Kind kind) {
+    return std::any_of(std::begin(kSchemes), std::end(kSchemes),
+                       [&](const Scheme& s) { return s.kind == kind && wanted(s, names); });
+  };
+  if (!any(Scheme::kResidual) && !any(Scheme::kProduct)) return;
+  books.product.resize(std::size(kSchemes));
+  for (int head = 0; head < dictionary.n_kv_heads; ++head) {
+    books.spaces.emplace_back(dictionary, layer, side, head);
+    const MetricSpace& space = books.spaces.back();
+    const auto all = trainer.rows(layer, side, head);
+    std::vector<float> z, shares, one(space.dim());
+    for (const size_t r : picked(all.shares.size())) {
+      space.forward(&all.x[r * space.dim()], one.data());
+      z.insert(z.end(), one.begin(), one.end());
+      shares.push_back(all.shares[r]);
     }
-    if (scheme.kind != Scheme::kPursuit) continue;
-    const std::vector<float> own = vectors(unturned, heads, dim, -1);
-    const size_t n_parts = values ? 2 : 1, part = dim / n_parts;
-    for (size_t i = 0; i < n_parts; ++i)
-      books.atoms.back().push_back(
-          pursuit_atoms(columns(own, dim, i * part, part), part, scheme.n / n_parts, seed));
+    if (any(Scheme::kResidual))
+      books.residual.push_back(
+          ResidualQuantiser::train(z, shares, space.dim(), scaled(kMaxBooks, space.dim()), kRounds, seed));
+    for (const Scheme& scheme : kSchemes) {
+      if (scheme.kind != Scheme::kProduct || !wanted(scheme, names)) continue;
+      books.product[static_cast<size_t>(&scheme - kSchemes)].push_back(
+          ProductQuantiser::train(z, shares, space.dim(), scaled(scheme.n, space.dim()), kRounds, seed));
+    }
   }
-  return books;
 }
 
-// Decodes a block of 64 tokens of one head in place.
-void code(const Scheme& scheme, const Books& books, const llm::Dictionary& dictionary, const CodedBlock& at,
-          float* block) {
+void train_atoms(const llm::DictionaryTrainer& trainer, const llm::Dictionary& dictionary, int layer,
+                 KvSide side, const std::vector<std::string>& names, uint64_t seed, Books& books) {
   const auto dim = static_cast<size_t>(dictionary.head_dim);
-  const auto idx = static_cast<size_t>(&scheme - kSchemes);
-  std::vector<float> left(block, block + kKvBlock * dim), sum(kKvBlock * dim, 0.0f);
-  if (scheme.kind == Scheme::kResidual) {
-    for (size_t i = 0; i < scheme.n; ++i)
-      subtract_nearest(books.residual[i], left.data(), kKvBlock, dim, sum.data());
-  } else if (scheme.kind == Scheme::kProduct) {
-    const auto& parts = books.parts[idx][static_cast<size_t>(at.head)];
-    for (size_t i = 0; i < parts.size(); ++i)
-      subtract_nearest(parts[i], &left[i * scheme.n], kKvBlock, dim, &sum[i * scheme.n]);
-  } else {
-    std::vector<float> turned(dim);
-    const auto turn = [&](std::vector<float>& rows, int sign) {
-      for (size_t t = 0; t < kKvBlock && !at.values; ++t) {
-        llm::turn_to(dictionary, at.layer, sign * (at.first_position + static_cast<int>(t)), &rows[t * dim],
-                     turned.data());
-        std::copy(turned.begin(), turned.end(), &rows[t * dim]);
+  const size_t n_parts = side == KvSide::kValues ? 2 : 1, part = dim / n_parts;
+  std::vector<float> rows, turned(dim);
+  books.atoms.resize(std::size(kSchemes));
+  for (const Scheme& scheme : kSchemes) {
+    if (scheme.kind != Scheme::kPursuit || !wanted(scheme, names)) continue;
+    const auto idx = static_cast<size_t>(&scheme - kSchemes);
+    for (int head = 0; head < dictionary.n_kv_heads && rows.empty(); ++head) {
+      const std::vector<float> own = trainer.vectors(layer, side, head);
+      for (const size_t i : picked(own.size() / dim * static_cast<size_t>(dictionary.n_kv_heads))) {
+        const size_t t = i / static_cast<size_t>(dictionary.n_kv_heads);
+        turned.assign(&own[t * dim], &own[t * dim] + dim);
+        if (side == KvSide::kKeys)
+          llm::turn_to(dictionary, layer, -trainer.positions()[t], &own[t * dim], turned.data());
+        rows.insert(rows.end(), turned.begin(), turned.end());
       }
-    };
-    turn(left, -1);
-    const auto& parts = books.atoms[idx];
-    for (size_t i = 0; i < parts.size(); ++i) {
-      const size_t first = i * parts[i].dim;
-      pursue(parts[i], scheme.n / parts.size(), &left[first], kKvBlock, dim,
+    }
+    // Schemes of as many atoms share them.
+    for (size_t before = 0; before < idx && books.atoms[idx].empty(); ++before) {
+      if (kSchemes[before].kind == Scheme::kPursuit && kSchemes[before].n == scheme.n)
+        books.atoms[idx] = books.atoms[before];
+    }
+    for (size_t i = 0; i < n_parts && books.atoms[idx].size() < n_parts; ++i)
+      books.atoms[idx].push_back(pursuit_atoms(columns(rows, dim, i * part, part), part, kAtoms,
+                                               scaled(scheme.n, dim) / n_parts, kRounds, seed));
+  }
+}
+
+// Books of each head, [layer, side, head]: one after the other to where the error falls most.
+std::vector<size_t> allotted_books(const std::vector<Books>& books, const llm::Dictionary& dictionary,
+                                   double bits) {
+  const auto heads = static_cast<size_t>(dictionary.n_kv_heads), n_bases = books.size() * heads;
+  const double channels = static_cast<double>(n_bases) * dictionary.head_dim;
+  auto left = static_cast<size_t>((bits * channels - static_cast<double>(n_bases / 2) * llm::kScaleBits) / 8);
+  std::vector<size_t> n(n_bases, 0);
+  std::priority_queue<std::pair<double, size_t>> offers;
+  const auto offer = [&](size_t base) {
+    const auto& error = books[base / heads].residual[base % heads].error;
+    if (n[base] + 1 < error.size()) offers.push({error[n[base]] - error[n[base] + 1], base});
+  };
+  for (size_t base = 0; base < n_bases; ++base) offer(base);
+  for (; left > 0 && !offers.empty(); --left) {
+    const size_t base = offers.top().second;
+    offers.pop();
+    ++n[base];
+    offer(base);
+  }
+  return n;
+}
+
+// A codec of blocks that stand in the metric of the dictionary: `change(rows z, side index, head)`.
+template <typename F>
+BlockCodec metric_codec(std::shared_ptr<const std::vector<Books>> books, F change) {
+  return [books, change](float* block, const CodedBlock& at) {
+    const size_t side = static_cast<size_t>(at.layer) * 2 + (at.values ? 1 : 0);
+    const MetricSpace& space = (*books)[side].spaces[static_cast<size_t>(at.head)];
+    const size_t dim = space.dim();
+    std::vector<float> z(kKvBlock * dim), mean(kKvBlock * dim);
+    float scale[kKvBlock];
+    for (size_t t = 0; t < kKvBlock; ++t) {
+      space.mean_at(at.first_position + static_cast<int>(t), &mean[t * dim]);
+      for (size_t d = 0; d < dim; ++d) block[t * dim + d] -= mean[t * dim + d];
+      scale[t] = space.forward(block + t * dim, &z[t * dim]);
+    }
+    change(z.data(), side, static_cast<size_t>(at.head));
+    for (size_t t = 0; t < kKvBlock; ++t) {
+      space.backward(&z[t * dim], scale[t], block + t * dim);
+      for (size_t d = 0; d < dim; ++d) block[t * dim + d] += mean[t * dim + d];
+    }
+  };
+}
+
+// Keys [n, dim] to before RoPE (sign -1) and back.
+void turn_rows(const llm::Dictionary& dictionary, int layer, int first_position, int sign,
+               std::vector<float>& rows) {
+  const auto dim = static_cast<size_t>(dictionary.head_dim);
+  std::vector<float> turned(dim);
+  for (size_t t = 0; t < rows.size() / dim; ++t) {
+    llm::turn_to(dictionary, layer, sign * (first_position + static_cast<int>(t)), &rows[t * dim],
+                 turned.data());
+    std::copy(turned.begin(), turned.end(), &rows[t * dim]);
+  }
+}
+
+BlockCodec pursuit_codec(const Scheme& scheme, std::shared_ptr<const llm::Dictionary> dictionary,
+                         std::shared_ptr<const std::vector<Book>> parts) {
+  return [&scheme, dictionary, parts](float* block, const CodedBlock& at) {
+    const auto dim = static_cast<size_t>(dictionary->head_dim);
+    std::vector<float> left(block, block + kKvBlock * dim);
+    if (!at.values) turn_rows(*dictionary, at.layer, at.first_position, -1, left);
+    std::vector<float> sum(left.size(), 0.0f);
+    for (size_t i = 0; i < parts->size(); ++i) {
+      const Book& atoms = (*parts)[i];
+      const size_t first = i * atoms.dim;
+      pursue(atoms, scaled(scheme.n, dim) / parts->size(), scheme.orthogonal, &left[first], kKvBlock, dim,
              [&](size_t row, size_t atom, float coefficient) {
-               for (size_t d = 0; d < parts[i].dim; ++d)
-                 sum[row * dim + first + d] += coefficient * parts[i].at(d, atom);
+               for (size_t d = 0; d < atoms.dim; ++d)
+                 sum[row * dim + first + d] += coefficient * atoms.at(d, atom);
              });
     }
-    turn(sum, 1);
+    if (!at.values) turn_rows(*dictionary, at.layer, at.first_position, 1, sum);
+    std::copy(sum.begin(), sum.end(), block);
+  };
+}
+
+// The paper's reverse sequential sampling: the newest vectors of the prompt, all heads, as further atoms.
+PromptCodec online_codec(const Scheme& scheme, std::shared_ptr<const llm::Dictionary> dictionary,
+                         std::shared_ptr<const std::vector<Books>> books) {
+  return [&scheme, dictionary, books](int layer, bool values, const std::vector<float>& rows) {
+    const auto dim = static_cast<size_t>(dictionary->head_dim),
+               heads = static_cast<size_t>(dictionary->n_kv_heads);
+    const size_t n = rows.size() / dim, n_taken = std::min(n, kAtoms);
+    std::vector<float> taken(rows.end() - static_cast<ptrdiff_t>(n_taken * dim), rows.end()), turned(dim);
+    for (size_t i = 0; i < n_taken && !values; ++i) {
+      const auto position = static_cast<int>((n - n_taken + i) / heads);
+      llm::turn_to(*dictionary, layer, -position, &taken[i * dim], turned.data());
+      std::copy(turned.begin(), turned.end(), &taken[i * dim]);
+    }
+    auto parts = std::make_shared<std::vector<Book>>();
+    for (const Book& atoms : (*books)[static_cast<size_t>(2 * layer + (values ? 1 : 0))]
+                                 .atoms[static_cast<size_t>(&scheme - kSchemes)])
+      parts->push_back(with_online_atoms(atoms, columns(taken, dim, parts->size() * atoms.dim, atoms.dim)));
+    return pursuit_codec(scheme, dictionary, std::move(parts));
+  };
+}
+
+// Codes the keys and values of a layer with atoms that all sequences share.
+BlockCodec offline_codec(const Scheme& scheme, std::shared_ptr<const llm::Dictionary> dictionary,
+                         std::shared_ptr<const std::vector<Books>> books) {
+  std::vector<BlockCodec> codecs;
+  for (const Books& of : *books)
+    codecs.push_back(pursuit_codec(
+        scheme, dictionary,
+        std::make_shared<const std::vector<Book>>(of.atoms[static_cast<size_t>(&scheme - kSchemes)])));
+  return [codecs](float* block, const CodedBlock& at) {
+    codecs[static_cast<size_t>(2 * at.layer + (at.values ? 1 : 0))](block, at);
+  };
+}
+
+KvRival rival_of(const Scheme& scheme, std::shared_ptr<const llm::Dictionary> dictionary,
+                 std::shared_ptr<const std::vector<Books>> books, int prompt_tokens) {
+  KvRival rival;
+  rival.name = scheme.name;
+  rival.bits = scheme.bits;
+  const auto count = [&](const Book& book) { rival.book_bytes += 2 * book.entries.size(); };  // halves
+  const auto heads = static_cast<size_t>(dictionary->n_kv_heads);
+  const auto idx = static_cast<size_t>(&scheme - kSchemes);
+  if (scheme.kind == Scheme::kResidual) {
+    const std::vector<size_t> n = allotted_books(*books, *dictionary, scheme.bits);
+    for (size_t base = 0; base < n.size(); ++base) {
+      const auto& own = (*books)[base / heads].residual[base % heads].books;
+      std::for_each_n(own.begin(), n[base], count);
+    }
+    rival.source =
+        rival_source(rival.name, metric_codec(books, [books, n, heads](float* z, size_t side, size_t head) {
+                       (*books)[side].residual[head].code(z, kKvBlock, n[side * heads + head]);
+                     }));
+  } else if (scheme.kind == Scheme::kProduct) {
+    for (const Books& of : *books) {
+      for (const ProductQuantiser& own : of.product[idx])
+        std::for_each(own.books.begin(), own.books.end(), count);
+    }
+    const auto dim = static_cast<size_t>(dictionary->head_dim);
+    rival.bits =
+        (8.0 * static_cast<double>(scaled(scheme.n, dim)) + 0.5 * llm::kScaleBits) / static_cast<double>(dim);
+    rival.source =
+        rival_source(rival.name, metric_codec(books, [books, idx, dim](float* z, size_t side, size_t head) {
+                       (*books)[side].product[idx][head].code(z, kKvBlock, dim);
+                     }));
+  } else {
+    for (const Books& of : *books) std::for_each(of.atoms[idx].begin(), of.atoms[idx].end(), count);
+    if (scheme.online) {
+      rival.sequence_bytes = rival.book_bytes;
+      rival.source = prompt_rival_source(rival.name, prompt_tokens, online_codec(scheme, dictionary, books));
+    } else {
+      rival.source = rival_source(rival.name, offline_codec(scheme, dictionary, books));
+    }
   }
-  std::copy(sum.begin(), sum.end(), block);
+  return rival;
 }
 
 }  // namespace
@@ -357,15 +348,11 @@ bool is_book_rival(const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-Result<std::vector<KvRival>> book_rivals(std::shared_ptr<const llm::Model> model,
-                                         std::shared_ptr<const llm::Dictionary> dictionary,
-                                         std::span<const std::vector<llm::Token>> windows, int threads,
-                                         const std::vector<std::string>& names,
+Result<std::vector<KvRival>> book_rivals(std::shared_ptr<const llm::Dictionary> dictionary,
+                                         const llm::DictionaryTrainer& trainer, int threads,
+                                         const std::vector<std::string>& names, int prompt_tokens,
                                          const std::function<bool(double)>& progress) {
-  FRUGAL_TRY(const Sample sampled, sample(model, windows, threads));
-  const auto heads = static_cast<size_t>(dictionary->n_kv_heads),
-             dim = static_cast<size_t>(dictionary->head_dim);
-  auto books = std::make_shared<std::vector<Books>>(sampled.rows.size());
+  auto books = std::make_shared<std::vector<Books>>(static_cast<size_t>(2 * dictionary->n_layers));
   std::atomic<size_t> next{0};
   std::atomic<bool> stop{false};
   ThreadTeam team(threads > 0 ? threads : usable_processors());
@@ -373,14 +360,10 @@ Result<std::vector<KvRival>> book_rivals(std::shared_ptr<const llm::Model> model
     while (!stop) {
       const size_t idx = next.fetch_add(1);
       if (idx >= books->size()) break;
-      const bool values = idx % 2 == 1;
-      std::vector<float> unturned = sampled.rows[idx], turned(dim);
-      for (size_t at = 0; at < unturned.size() && !values; at += dim) {
-        llm::turn_to(*dictionary, static_cast<int>(idx / 2), -sampled.positions[at / (heads * dim)],
-                     &sampled.rows[idx][at], turned.data());
-        std::copy(turned.begin(), turned.end(), &unturned[at]);
-      }
-      (*books)[idx] = train(sampled.rows[idx], heads, dim, values, unturned, names, idx * 1000);
+      const auto layer = static_cast<int>(idx / 2);
+      const KvSide side = idx % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
+      train_in_metric(trainer, *dictionary, layer, side, names, idx * 1000, (*books)[idx]);
+      train_atoms(trainer, *dictionary, layer, side, names, idx * 1000, (*books)[idx]);
       if (member.idx == 0 && !progress(static_cast<double>(idx + 1) / static_cast<double>(books->size())))
         stop = true;
     }
@@ -388,24 +371,7 @@ Result<std::vector<KvRival>> book_rivals(std::shared_ptr<const llm::Model> model
   if (stop) return Error{ErrorCode::kCancelled, "stopped while training the books of rivals"};
   std::vector<KvRival> rivals;
   for (const Scheme& scheme : kSchemes) {
-    if (!wanted(scheme, names)) continue;
-    uint64_t bytes = 0;  // of the books, as halves
-    const auto count = [&](const Book& book) { bytes += 2 * book.entries.size(); };
-    const auto idx = static_cast<size_t>(&scheme - kSchemes);
-    for (const Books& of : *books) {
-      for (size_t i = 0; i < of.residual.size() && scheme.kind == Scheme::kResidual && i < scheme.n; ++i)
-        count(of.residual[i]);
-      for (const auto& parts : of.parts[idx]) std::for_each(parts.begin(), parts.end(), count);
-      std::for_each(of.atoms[idx].begin(), of.atoms[idx].end(), count);
-    }
-    rivals.push_back({scheme.name, scheme.bits,
-                      rival_source(scheme.name,
-                                   [&scheme, books, dictionary](float* block, const CodedBlock& at) {
-                                     code(scheme,
-                                          (*books)[static_cast<size_t>(at.layer) * 2 + (at.values ? 1 : 0)],
-                                          *dictionary, at, block);
-                                   }),
-                      bytes});
+    if (wanted(scheme, names)) rivals.push_back(rival_of(scheme, dictionary, books, prompt_tokens));
   }
   return rivals;
 }

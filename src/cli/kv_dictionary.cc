@@ -69,13 +69,16 @@ Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& 
   return windows;
 }
 
-Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
-                                         const DictionaryTraining& training, bool show_progress) {
+Result<std::unique_ptr<llm::DictionaryTrainer>> tapped_windows(
+    std::shared_ptr<const llm::Model> model, std::span<const std::vector<llm::Token>> windows, int threads,
+    bool show_progress) {
   const llm::ModelInfo& info = model->info();
-  FRUGAL_TRY(const auto windows, training_windows(*model, training));
   int n_tokens = 0;
-  for (const auto& window : windows) n_tokens += static_cast<int>(window.size());
-
+  size_t longest = 0;
+  for (const auto& window : windows) {
+    n_tokens += static_cast<int>(window.size());
+    longest = std::max(longest, window.size());
+  }
   llm::Dictionary empty;
   empty.model_hash = info.file_hash;
   empty.n_layers = info.n_layers;
@@ -94,30 +97,37 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
                       "this model's is %d",
                       llm::kMaxCodedDim, info.head_dim)};
   }
-  llm::DictionaryTrainer trainer(std::move(empty), n_tokens, info.n_ctx_train);
+  auto trainer = std::make_unique<llm::DictionaryTrainer>(std::move(empty), n_tokens, info.n_ctx_train);
   llm::EngineOptions options;
-  options.n_threads = training.threads;
-  options.n_ctx = training.window;
+  options.n_threads = threads;
+  options.n_ctx = static_cast<int>(longest);
   options.max_sequences = 1;
-  options.kv_source = trainer.source();
+  options.kv_source = trainer->source();
   FRUGAL_TRY(const auto engine, llm::Engine::create(model, options));
-  {
-    ProgressBar bar("reading", "tokens", show_progress);
-    int done = 0;
-    for (const auto& window : windows) {
-      trainer.begin_text(static_cast<int>(window.size()));
-      FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
-      FRUGAL_TRY_STATUS(engine->prefill(sequence, window, [&](int part, int) {
-        bar.update(done + part, n_tokens);
-        return !interrupted();
-      }));
-      engine->close_sequence(sequence);
-      done += static_cast<int>(window.size());
-    }
+  ProgressBar bar("reading", "tokens", show_progress);
+  int done = 0;
+  for (const auto& window : windows) {
+    trainer->begin_text(static_cast<int>(window.size()));
+    FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
+    FRUGAL_TRY_STATUS(engine->prefill(sequence, window, [&](int part, int) {
+      bar.update(done + part, n_tokens);
+      return !interrupted();
+    }));
+    engine->close_sequence(sequence);
+    done += static_cast<int>(window.size());
   }
+  return trainer;
+}
+
+Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
+                                         const DictionaryTraining& training, bool show_progress) {
+  const llm::ModelInfo& info = model->info();
+  FRUGAL_TRY(const auto windows, training_windows(*model, training));
+  FRUGAL_TRY(const auto trainer, tapped_windows(model, windows, training.threads, show_progress));
   std::vector<std::vector<llm::Token>> probes = probe_windows(windows);
   ProgressBar bar("fitting", "%", show_progress);
-  FRUGAL_TRY(auto dictionary, trainer.fit(engine->options().n_threads, [&](double share) {
+  const int threads = training.threads > 0 ? training.threads : usable_processors();
+  FRUGAL_TRY(auto dictionary, trainer->fit(threads, [&](double share) {
     bar.update(100 * share, 100);
     return !interrupted();
   }));

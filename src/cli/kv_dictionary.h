@@ -3,10 +3,12 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "cli/llm_options.h"
+#include "llm/kv/dict_train.h"
 #include "llm/kv/dictionary.h"
 
 namespace frugal::cli {
@@ -23,6 +25,11 @@ struct DictionaryTraining {
 // kNotFound and others for a text, kInvalidArgument for too little of it, kCancelled.
 Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model,
                                          const DictionaryTraining& training, bool show_progress);
+
+// What a dictionary is fitted to: the windows, read with the model. kCancelled, and what the engine says.
+Result<std::unique_ptr<llm::DictionaryTrainer>> tapped_windows(
+    std::shared_ptr<const llm::Model> model, std::span<const std::vector<llm::Token>> windows, int threads,
+    bool show_progress);
 
 // Each text's share of the tokens, cut into sequences of at most `window`.
 Result<std::vector<std::vector<llm::Token>>> training_windows(const llm::Model& model,

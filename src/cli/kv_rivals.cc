@@ -98,42 +98,58 @@ HeadCodec each_vector(std::function<void(std::span<float>)> codec) {
   };
 }
 
+// What the coded caches of a source have in common.
+struct Coding {
+  BlockCodec codec;       // from the first token on; or
+  PromptCodec make;       // from a prompt of
+  int prompt_tokens = 0;  // tokens
+};
+
 class RivalCache final : public KvCache {
  public:
   RivalCache(const KvShape& shape, std::unique_ptr<KvCache> whole, std::unique_ptr<KvCache> coded,
-             const BlockCodec& codec)
+             const Coding& coding)
       : KvCache(shape, KvFormat::kF32),
         whole_(std::move(whole)),
         coded_(std::move(coded)),
-        codec_(codec),
+        coding_(coding),
         width_(static_cast<size_t>(shape.n_kv_heads * shape.head_dim)),
         k_(static_cast<size_t>(shape.n_layers * shape.max_blocks()) * kKvBlock * width_),
         v_(k_.size()),
-        stored_(static_cast<size_t>(shape.n_layers * shape.max_blocks())) {}
+        stored_(static_cast<size_t>(shape.n_layers * shape.max_blocks())),
+        read_(static_cast<size_t>(shape.n_layers)),
+        own_(2 * read_.size()) {}
 
-  // Whoever stores a block's last token codes the block.
+  // Whoever stores a block's last token codes the block; whoever stores the prompt's last, the prompt.
   void store(int layer, int position, const float* k, const float* v) override {
     whole_->store(layer, position, k, v);
     const size_t block = static_cast<size_t>(layer * shape_.max_blocks() + position / kKvBlock);
     const size_t at = (block * kKvBlock + static_cast<size_t>(position % kKvBlock)) * width_;
     std::copy_n(k, width_, &k_[at]);
     std::copy_n(v, width_, &v_[at]);
-    if (stored_[block].fetch_add(1) + 1 == kKvBlock) code_block(layer, position / kKvBlock, block);
+    const bool block_is_whole = stored_[block].fetch_add(1) + 1 == kKvBlock;
+    if (coding_.prompt_tokens == 0 || position >= coding_.prompt_tokens) {
+      if (block_is_whole) code_block(layer, position / kKvBlock, block);
+    } else if (read_[static_cast<size_t>(layer)].fetch_add(1) + 1 == coding_.prompt_tokens) {
+      code_prompt(layer);
+    }
   }
   size_t query_scratch_bytes(int) const override { return 0; }
   void prepare(int, int, const KvQueries&) const override {}
   void score_block(int layer, int head, int block, int n, const KvQueries& queries,
                    float* scores) const override {
-    split(block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
+    split(layer, block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
       cache.score_block(layer, head, block, n, part, scores + first * kKvBlock);
     });
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  float* out, float* scratch) const override {
-    split(block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
-      cache.add_values(layer, head, block, n, part, weights + first * kKvBlock,
-                       out + first * static_cast<size_t>(shape_.padded_dim()), scratch);
-    });
+                  size_t stride, float* out, float* scratch) const override {
+    for (; n > 0; n -= kKvBlock, ++block, weights += stride) {
+      split(layer, block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
+        cache.add_values(layer, head, block, std::min(n, kKvBlock), part, weights + first * kKvBlock, stride,
+                         out + first * static_cast<size_t>(shape_.padded_dim()), scratch);
+      });
+    }
   }
   uint64_t bytes_used(int n) const override { return whole_->bytes_used(n); }
   uint64_t save_bytes(int) const override { return 0; }
@@ -141,6 +157,18 @@ class RivalCache final : public KvCache {
   void load(int, const std::byte*) override {}
 
  private:
+  void code_prompt(int layer) {
+    const size_t first = static_cast<size_t>(layer * shape_.max_blocks()) * kKvBlock * width_,
+                 n = static_cast<size_t>(coding_.prompt_tokens) * width_;
+    for (const bool values : {false, true}) {
+      const auto from = (values ? v_ : k_).begin() + static_cast<ptrdiff_t>(first);
+      own_[static_cast<size_t>(2 * layer + (values ? 1 : 0))] =
+          coding_.make(layer, values, std::vector<float>(from, from + static_cast<ptrdiff_t>(n)));
+    }
+    for (int block = 0; block < coding_.prompt_tokens / kKvBlock; ++block)
+      code_block(layer, block, static_cast<size_t>(layer * shape_.max_blocks() + block));
+  }
+
   void code_block(int layer, int block, size_t idx) {
     const auto dim = static_cast<size_t>(shape_.head_dim);
     std::vector<float> all[2] = {std::vector<float>(kKvBlock * width_),
@@ -148,9 +176,11 @@ class RivalCache final : public KvCache {
     std::vector<float> head(kKvBlock * dim);
     for (size_t side = 0; side < 2; ++side) {
       const float* from = &(side == 0 ? k_ : v_)[idx * kKvBlock * width_];
+      const BlockCodec& codec =
+          coding_.prompt_tokens > 0 ? own_[static_cast<size_t>(2 * layer) + side] : coding_.codec;
       for (size_t h = 0; h < width_; h += dim) {
         for (size_t t = 0; t < kKvBlock; ++t) std::copy_n(from + t * width_ + h, dim, &head[t * dim]);
-        codec_(head.data(), {layer, static_cast<int>(h / dim), block * kKvBlock, side == 1});
+        codec(head.data(), {layer, static_cast<int>(h / dim), block * kKvBlock, side == 1});
         for (size_t t = 0; t < kKvBlock; ++t) std::copy_n(&head[t * dim], dim, &all[side][t * width_ + h]);
       }
       if (block == 0) std::copy_n(from, 4 * width_, all[side].begin());  // the first four stay whole
@@ -160,8 +190,9 @@ class RivalCache final : public KvCache {
   }
 
   template <typename F>
-  void split(int block, const KvQueries& queries, F f) const {
-    const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
+  void split(int layer, int block, const KvQueries& queries, F f) const {
+    const bool coded = read_[static_cast<size_t>(layer)] == coding_.prompt_tokens;  // else all is whole
+    const int n_whole = coded ? queries.first_col_at((block + 2) * kKvBlock) : queries.n_cols;
     if (n_whole > 0) f(*whole_, KvQueries{n_whole, queries.q, nullptr}, 0);
     if (n_whole < queries.n_cols) {
       f(*coded_, KvQueries{queries.n_cols - n_whole, queries.q + n_whole * shape_.padded_dim(), nullptr},
@@ -170,33 +201,39 @@ class RivalCache final : public KvCache {
   }
 
   std::unique_ptr<KvCache> whole_, coded_;
-  BlockCodec codec_;
+  const Coding& coding_;
   size_t width_;
   std::vector<float> k_, v_;
   std::vector<std::atomic<int>> stored_;
+  std::vector<std::atomic<int>> read_;  // [n_layers]: tokens of the prompt
+  std::vector<BlockCodec> own_;         // [n_layers, 2], from the prompt
 };
 
 class RivalSource final : public llm::KvSource {
  public:
-  RivalSource(std::string name, BlockCodec codec) : name_(std::move(name)), codec_(std::move(codec)) {}
+  RivalSource(std::string name, Coding coding) : name_(std::move(name)), coding_(std::move(coding)) {}
   std::string name() const override { return name_; }
   uint64_t content_hash() const override { return 0; }
   Result<std::unique_ptr<KvCache>> make(const KvShape& shape) const override {
     FRUGAL_TRY(auto whole, llm::make_kv_cache(KvFormat::kF32, shape));
     FRUGAL_TRY(auto coded, llm::make_kv_cache(KvFormat::kF32, shape));
     return std::unique_ptr<KvCache>(
-        std::make_unique<RivalCache>(shape, std::move(whole), std::move(coded), codec_));
+        std::make_unique<RivalCache>(shape, std::move(whole), std::move(coded), coding_));
   }
 
  private:
   std::string name_;
-  BlockCodec codec_;
+  Coding coding_;
 };
 
 }  // namespace
 
 std::shared_ptr<const llm::KvSource> rival_source(std::string name, BlockCodec codec) {
-  return std::make_shared<RivalSource>(std::move(name), std::move(codec));
+  return std::make_shared<RivalSource>(std::move(name), Coding{std::move(codec), {}, 0});
+}
+
+std::shared_ptr<const llm::KvSource> prompt_rival_source(std::string name, int n_tokens, PromptCodec make) {
+  return std::make_shared<RivalSource>(std::move(name), Coding{{}, std::move(make), n_tokens});
 }
 
 std::vector<KvRival> kv_rivals(int head_dim) {

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 
+#include "llm/kernel/kernel.h"
 #include "llm/kv/kv_cache.h"
 
 namespace frugal::cli {
@@ -50,8 +51,8 @@ class ProbeCache final : public KvCache {
     of(layer, KvSide::kKeys).score_block(layer, head, block, n, queries, scores);
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  float* out, float* scratch) const override {
-    of(layer, KvSide::kValues).add_values(layer, head, block, n, queries, weights, out, scratch);
+                  size_t stride, float* out, float* scratch) const override {
+    of(layer, KvSide::kValues).add_values(layer, head, block, n, queries, weights, stride, out, scratch);
   }
   void restore(int layer, int head, float* out) const override {
     of(layer, KvSide::kValues).restore(layer, head, out);
@@ -86,10 +87,18 @@ class ProbeSource final : public llm::KvSource {
   const Probe* probe_;
 };
 
-double log_sum_exp(std::span<const float> x) {
+// e[i] = exp(x[i] - the largest), with zeros up to a multiple of 16; returns the log of the sum of exp(x).
+double exponentials(std::span<const float> x, std::vector<float>& e) {
   const float largest = *std::max_element(x.begin(), x.end());
+  e.assign((x.size() + 15) / 16 * 16, -1000.0f);
+  for (size_t i = 0; i < x.size(); ++i) e[i] = x[i] - largest;
+  llm::kernels().exp(e.data(), e.size());
   double sum = 0;
-  for (const float v : x) sum += static_cast<double>(std::exp(v - largest));
+  for (size_t i = 0; i < e.size(); i += 16) {
+    float part = 0;
+    for (size_t lane = 0; lane < 16; ++lane) part += e[i + lane];
+    sum += static_cast<double>(part);
+  }
   return static_cast<double>(largest) + std::log(sum);
 }
 
@@ -181,6 +190,7 @@ Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model,
   const size_t n_probes = measured.kl.size(), total = windows.size() * n_probes;
   std::vector<std::vector<float>> expected;
   std::vector<double> entropy;
+  std::vector<float> e;
   while (measured.done < total) {
     const auto& window = windows[measured.done / n_probes];
     const size_t target = measured.done % n_probes;
@@ -189,10 +199,12 @@ Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model,
       entropy.assign(expected.size(), 0.0);
       probe.layer = -1;
       FRUGAL_TRY_STATUS(score(*engine, window, [&](size_t i, std::span<const float> logits) {
-        const double shift = log_sum_exp(logits);
+        const double shift = exponentials(logits, e);
+        const auto whole = static_cast<float>(
+            std::exp(shift - static_cast<double>(*std::max_element(logits.begin(), logits.end()))));
         expected[i].resize(logits.size());
         for (size_t t = 0; t < logits.size(); ++t) {
-          const float p = expected[i][t] = std::exp(logits[t] - static_cast<float>(shift));
+          const float p = expected[i][t] = e[t] / whole;
           entropy[i] -= static_cast<double>(p) * (static_cast<double>(logits[t]) - shift);
         }
       }));
@@ -204,7 +216,7 @@ Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model,
       double mean = 0;
       for (size_t t = 0; t < logits.size(); ++t)
         mean += static_cast<double>(expected[i][t]) * static_cast<double>(logits[t]);
-      kl += std::max(0.0, log_sum_exp(logits) - mean - entropy[i]);
+      kl += std::max(0.0, exponentials(logits, e) - mean - entropy[i]);
     }));
     measured.kl[target] += kl;
     if (++measured.done % n_probes == 0) expected.clear();

@@ -18,9 +18,11 @@ inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bit
 inline constexpr int kCodeBlock = 64;  // tokens of four panels
 // Weights of 64 tokens as the kernels of a set want them.
 inline constexpr int kWeightWidth = 4 * kCodeBlock;
-inline constexpr size_t kTurnTerms = 5;  // of the polynomial that slowly turning pairs are summed to
+// Terms of the polynomial that slowly turning pairs are summed to: degrees 0, 2, 4, and 1, 3.
+inline constexpr size_t kEvenTerms = 3, kOddTerms = 2, kTurnTerms = kEvenTerms + kOddTerms;
 inline constexpr size_t kMaxTurnedPairs = 128;
-inline constexpr int kWeightMax = 32000;  // 64 products of it with kLevelMax fit 32 bits
+inline constexpr int kMaxValueBlocks = 4;
+inline constexpr int kWeightMax = 32000;  // products of it with kLevelMax of kMaxValueBlocks fit 32 bits
 
 // Puts code `value` of `bits` bits at `idx` (0 to 63) of a group, over what stood there.
 inline void put_code(std::byte* group, int bits, int idx, int value) {
@@ -46,23 +48,29 @@ struct CodeKernels {
   void (*dot_keys)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
                    const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
                    const float* scales, float* y, size_t y_stride);
-  // w[t] * scales[t] of 64 tokens as integers up to kWeightMax times what is returned, [kWeightWidth], with
-  // their sum; how they lie is the set's own. All >= 0. Not finite: something, and a scale that is NaN.
-  float (*quantize_weights)(const float* w, const float* scales, int16_t* q, int32_t* sum);
+  // w[t] * scales[t] of the tokens of n_blocks blocks as integers up to kWeightMax times what is returned,
+  // [n_blocks, kWeightWidth], with their sum; how they lie is the set's own. The w of a block begin w_stride
+  // after those of the block before. All >= 0. Not finite: something, and a scale that is NaN.
+  float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+                            int32_t* sum);
   // y[c * y_stride + 4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over
-  // tokens t of level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. w [n_cols,
-  // kWeightWidth] from quantize_weights.
-  void (*dot_values)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-                     const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
-                     const int32_t* zeros, const float* scales, float* y, size_t y_stride);
+  // tokens t of level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. The panels of
+  // n_blocks <= kMaxValueBlocks blocks stand one after the other; w [n_cols, n_blocks * kWeightWidth] is from
+  // quantize_weights.
+  void (*dot_values)(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
+                     size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
+                     size_t n_cols, const int32_t* zeros, const float* scales, float* y, size_t y_stride);
   // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
   void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
   // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the
-  // middle's cosines and sines, a = cC + sS and b = sC - cS. x = a of the first n_fast pairs, then their b,
-  // then for each of kTurnTerms terms the sum over pairs of a (b in odd terms) times powers[term][pair].
-  // n_pairs is a multiple of 16.
+  // middle's cosines and sines, a = cC + sS and b = sC - cS. Terms of a polynomial: the sum over pairs of a
+  // (b in odd terms) times powers[term][pair]. x = a of the first n_fast pairs, then the even terms; then b
+  // of the first n_fast pairs and the odd terms. n_pairs is a multiple of 16.
   void (*turn_factors)(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
                        const float* powers, float* x);
+  // A block's sums from the even and the odd part at the 32 offsets after its middle: y[c * kCodeBlock + t] =
+  // even[c * 32 + t - 32] + odd[...] in the second half, and mirrored, even - odd, in the first.
+  void (*unfold)(const float* even, const float* odd, size_t n_cols, float* y);
 };
 
 const CodeKernels& code_kernels();

@@ -21,8 +21,9 @@ inline void turn_factors(const float* factors, const float* middle, size_t n_pai
       b[lane] = sin[lane] * turned_cos[lane] - cos[lane] * turned_sin[lane];
     }
   }
+  float* odd = x + n_fast + kEvenTerms;
   std::memcpy(x, a, n_fast * sizeof(float));
-  std::memcpy(x + n_fast, b, n_fast * sizeof(float));
+  std::memcpy(odd, b, n_fast * sizeof(float));
   for (size_t term = 0; term < kTurnTerms; ++term, powers += n_pairs) {
     const float* from = term % 2 == 0 ? a : b;
     alignas(64) float lanes[16] = {};
@@ -31,7 +32,16 @@ inline void turn_factors(const float* factors, const float* middle, size_t n_pai
     }
     for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += lanes[lane + 8];
     for (size_t lane = 0; lane < 4; ++lane) lanes[lane] += lanes[lane + 4];
-    x[2 * n_fast + term] = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    (term % 2 == 0 ? x : odd)[n_fast + term / 2] = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+  }
+}
+
+// See CodeKernels::unfold.
+inline void unfold(const float* even, const float* odd, size_t n_cols, float* y) {
+  constexpr size_t kHalf = kCodeBlock / 2;
+  for (size_t c = 0; c < n_cols; ++c, even += kHalf, odd += kHalf, y += kCodeBlock) {
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf + i] = even[i] + odd[i];
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf - 1 - i] = even[i] - odd[i];
   }
 }
 

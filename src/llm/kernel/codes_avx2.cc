@@ -164,10 +164,12 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   }
 }
 
-float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t* sum) {
-  __m256 row[8], most = _mm256_setzero_ps(), wrong = _mm256_setzero_ps();
-  for (int i = 0; i < 8; ++i) {
-    row[i] = _mm256_mul_ps(_mm256_loadu_ps(w + 8 * i), _mm256_loadu_ps(scales + 8 * i));
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+                       int32_t* sum) {
+  __m256 row[8 * kMaxValueBlocks], most = _mm256_setzero_ps(), wrong = _mm256_setzero_ps();
+  for (size_t i = 0; i < 8 * n_blocks; ++i) {
+    row[i] =
+        _mm256_mul_ps(_mm256_loadu_ps(w + i / 8 * w_stride + i % 8 * 8), _mm256_loadu_ps(scales + 8 * i));
     most = _mm256_max_ps(row[i], most);  // of a NaN: the second
     wrong = _mm256_add_ps(wrong, _mm256_sub_ps(row[i], row[i]));
   }
@@ -181,7 +183,7 @@ float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t*
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
   const __m256 by = _mm256_set1_ps(inverse), half = _mm256_set1_ps(0.5f);
   __m256i total = _mm256_setzero_si256();
-  for (int i = 0; i < 8; i += 2) {
+  for (size_t i = 0; i < 8 * n_blocks; i += 2) {
     const __m256i a = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i], by), half));
     const __m256i b = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i + 1], by), half));
     total = _mm256_add_epi32(total, _mm256_add_epi32(a, b));
@@ -189,13 +191,14 @@ float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t*
     alignas(32) int64_t fours[4];
     _mm256_store_si256(reinterpret_cast<__m256i*>(fours),
                        _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    for (int k = 0; k < 4; ++k)
+    for (size_t k = 0; k < 4; ++k)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * i + 16 * k), _mm256_set1_epi64x(fours[k]));
   }
   alignas(32) int32_t totals[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(totals), total);
-  *sum = 0;
-  for (const int32_t t : totals) *sum += t;
+  uint32_t all_tokens = 0;  // of what is no number: anything
+  for (const int32_t t : totals) all_tokens += static_cast<uint32_t>(t);
+  *sum = static_cast<int32_t>(all_tokens);
   return inverse > 0 ? largest / kWeightMax + nothing : nothing;
 }
 
@@ -206,21 +209,22 @@ inline __m256i widened(__m256i levels, int half) {
 
 template <int kBits, int kCols>
 inline __attribute__((always_inline)) void dot_values_tile(const std::byte* group, size_t stride,
-                                                           __m256i table, const int16_t* w,
+                                                           size_t n_blocks, __m256i table, const int16_t* w,
                                                            const int32_t* zeros, const float* scales,
                                                            float* y, size_t y_stride) {
   __m256i sums[kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, group += stride, w += 64) {
+  const size_t w_stride = n_blocks * kWeightWidth;
+  for (size_t panel = 0; panel < n_blocks * (kCodeBlock / 16); ++panel, group += stride, w += 64) {
     const Levels levels = unpack<kBits>(group, table);
     const __m256i wide[4] = {widened(levels.a, 0), widened(levels.a, 1), widened(levels.b, 0),
                              widened(levels.b, 1)};
 #pragma GCC unroll 8
     for (int c = 0; c < kCols; ++c) {
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const __m256i ws =
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + c * kWeightWidth + 16 * k));
+      for (size_t k = 0; k < 4; ++k) {
+        const __m256i ws = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(w + static_cast<size_t>(c) * w_stride + 16 * k));
         sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(wide[k], ws));
       }
     }
@@ -238,9 +242,9 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* grou
 }
 
 template <int kCols>
-void dot_values_cols(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-                     const uint8_t* tables, const float* level_scales, const int16_t* w, const int32_t* zeros,
-                     const float* scales, float* y, size_t y_stride) {
+void dot_values_cols(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
+                     size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
+                     const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
   const __m256i none = _mm256_setzero_si256();
   const __m256i table[5] = {none, table_at(tables + 16), table_at(tables + 32), table_at(tables + 48),
                             table_at(tables + 64)};
@@ -249,22 +253,22 @@ void dot_values_cols(const std::byte* panels, size_t stride, const uint8_t* bits
     for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[bits[g]];
     switch (bits[g]) {
       case 1:
-        dot_values_tile<1, kCols>(panels, stride, table[1], w, zeros, scaled, y, y_stride);
+        dot_values_tile<1, kCols>(panels, stride, n_blocks, table[1], w, zeros, scaled, y, y_stride);
         break;
       case 2:
-        dot_values_tile<2, kCols>(panels, stride, table[2], w, zeros, scaled, y, y_stride);
+        dot_values_tile<2, kCols>(panels, stride, n_blocks, table[2], w, zeros, scaled, y, y_stride);
         break;
       case 3:
-        dot_values_tile<3, kCols>(panels, stride, table[3], w, zeros, scaled, y, y_stride);
+        dot_values_tile<3, kCols>(panels, stride, n_blocks, table[3], w, zeros, scaled, y, y_stride);
         break;
       case 4:
-        dot_values_tile<4, kCols>(panels, stride, table[4], w, zeros, scaled, y, y_stride);
+        dot_values_tile<4, kCols>(panels, stride, n_blocks, table[4], w, zeros, scaled, y, y_stride);
         break;
       case 6:
-        dot_values_tile<6, kCols>(panels, stride, none, w, zeros, scaled, y, y_stride);
+        dot_values_tile<6, kCols>(panels, stride, n_blocks, none, w, zeros, scaled, y, y_stride);
         break;
       case 8:
-        dot_values_tile<8, kCols>(panels, stride, none, w, zeros, scaled, y, y_stride);
+        dot_values_tile<8, kCols>(panels, stride, n_blocks, none, w, zeros, scaled, y, y_stride);
         break;
       default:
         break;
@@ -272,21 +276,21 @@ void dot_values_cols(const std::byte* panels, size_t stride, const uint8_t* bits
   }
 }
 
-void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
   size_t c = 0;
   for (; c + 3 <= n_cols; c += 3)
-    dot_values_cols<3>(panels, stride, bits, n_groups, tables, level_scales, w + c * kWeightWidth, zeros + c,
-                       scales + c, y + c * y_stride, y_stride);
+    dot_values_cols<3>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
+                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c * y_stride, y_stride);
   for (; c < n_cols; ++c)
-    dot_values_cols<1>(panels, stride, bits, n_groups, tables, level_scales, w + c * kWeightWidth, zeros + c,
-                       scales + c, y + c * y_stride, y_stride);
+    dot_values_cols<1>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
+                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c * y_stride, y_stride);
 }
 
 }  // namespace
 
-const CodeKernels kAvx2CodeKernels = {"avx2",     dot_keys,      quantize_weights,
-                                      dot_values, expand_scales, turn_factors};
+const CodeKernels kAvx2CodeKernels = {"avx2",       dot_keys, quantize_weights, dot_values, expand_scales,
+                                      turn_factors, unfold};
 
 }  // namespace frugal::llm

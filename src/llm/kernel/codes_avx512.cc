@@ -155,12 +155,14 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   if (n_cols - c == 1) tile(dot_keys_tile<1>, c);
 }
 
-float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t* sum) {
-  __m512 row[kPanels], most = _mm512_setzero_ps();
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+                       int32_t* sum) {
+  __m512 row[kMaxValueBlocks * kPanels], most = _mm512_setzero_ps();
   __mmask16 wrong = 0;
-#pragma GCC unroll 4
-  for (size_t p = 0; p < kPanels; ++p) {
-    row[p] = _mm512_mul_ps(_mm512_loadu_ps(w + 16 * p), _mm512_loadu_ps(scales + 16 * p));
+  const size_t n_panels = n_blocks * kPanels;
+  for (size_t p = 0; p < n_panels; ++p) {
+    row[p] = _mm512_mul_ps(_mm512_loadu_ps(w + p / kPanels * w_stride + p % kPanels * 16),
+                           _mm512_loadu_ps(scales + 16 * p));
     most = _mm512_max_ps(row[p], most);                                            // of a NaN: the second
     wrong = static_cast<__mmask16>(wrong | _mm512_fpclass_ps_mask(row[p], 0x99));  // NaN or infinite
   }
@@ -170,8 +172,7 @@ float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t*
   const __m512i fours = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
   __m512i total = _mm512_setzero_si512();
   auto* to = reinterpret_cast<std::byte*>(q);
-#pragma GCC unroll 4
-  for (size_t p = 0; p < kPanels; ++p, to += 128) {
+  for (size_t p = 0; p < n_panels; ++p, to += 128) {
     const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(row[p], by), half));
     total = _mm512_add_epi32(total, value);
     const __m128i low = _mm512_cvtepi32_epi8(value);
@@ -190,59 +191,119 @@ inline __m512i sums_of(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm512_add_epi32(_mm512_shuffle_i64x2(ab, cd, 0x88), _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
-void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+constexpr size_t kTogether = 2;  // groups that are summed together: 8 coefficients
+
+struct ValueGroups {
+  const std::byte* at[kTogether];  // in the first panel
+  size_t stride, n_blocks;
+  uint8_t bits[kTogether];
+  const uint8_t* tables;
+
+  void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
+#pragma GCC unroll 2
+    for (size_t i = 0; i < kTogether; ++i)
+      unpack_block(at[i] + block * kPanels * stride, stride, bits[i], tables, levels[i]);
+  }
+};
+
+// y[c * y_stride + i] of the 8 coefficients for those of `mask`. `unpacked` [block][group][panel][64]: levels
+// looked up before, or null.
+template <int kCols>
+void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const std::byte* w,
+                     size_t w_stride, const int32_t* zeros, const float* scales, __m256 level_scale,
+                     __mmask8 mask, float* y, size_t y_stride) {
+  __m512i low[kCols][kTogether], high[kCols][kTogether];
+#pragma GCC unroll 4
+  for (int c = 0; c < kCols; ++c) {
+#pragma GCC unroll 2
+    for (size_t i = 0; i < kTogether; ++i) low[c][i] = high[c][i] = _mm512_setzero_si512();
+  }
+  for (size_t block = 0; block < groups.n_blocks; ++block, w += kPanels * 128) {
+    __m512i levels[kTogether][kPanels];
+    if (unpacked == nullptr) {
+      groups.unpack(block, levels);
+    } else {
+#pragma GCC unroll 8
+      for (size_t k = 0; k < kTogether * kPanels; ++k)
+        levels[k / kPanels][k % kPanels] = load64(unpacked + (block * kTogether * kPanels + k) * 64);
+    }
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kCols; ++c) {
+        const std::byte* own = w + static_cast<size_t>(c) * w_stride + 128 * p;
+        const __m512i lows = load64(own), highs = load64(own + 64);
+#pragma GCC unroll 2
+        for (size_t i = 0; i < kTogether; ++i) {
+          low[c][i] = _mm512_dpbusd_epi32(low[c][i], lows, levels[i][p]);
+          high[c][i] = _mm512_dpbusd_epi32(high[c][i], highs, levels[i][p]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < kCols; c += 2) {
+    const int d = c + 1 < kCols ? c + 1 : c;
+    __m512i sums[2 * kTogether];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 2 * kTogether; ++i) {
+      const int of = i < kTogether ? c : d;
+      sums[i] = _mm512_add_epi32(low[of][i % kTogether], _mm512_slli_epi32(high[of][i % kTogether], 8));
+    }
+    const __m512i both = sums_of(sums[0], sums[1], sums[2], sums[3]);
+#pragma GCC unroll 2
+    for (int of = c; of <= d; ++of) {
+      if (scales[of] == 0) continue;
+      const __m256i dot = of == c ? _mm512_castsi512_si256(both) : _mm512_extracti64x4_epi64(both, 1);
+      const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, _mm256_set1_epi32(zeros[of])));
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scales[of]), level_scale);
+      float* to = y + static_cast<size_t>(of) * y_stride;
+      const __m256 sum = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, to), _mm256_mul_ps(scale, value));
+      _mm256_mask_storeu_ps(to, mask, sum);
+    }
+  }
+}
+
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
-  constexpr size_t kTogether = 4;  // groups: 16 coefficients, a register of sums
-  const __m512 all_scales = _mm512_maskz_loadu_ps(0x1ff, level_scales);
-  const __m128i each_four = _mm_set_epi8(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-  for (size_t first = 0; first < n_groups; first += kTogether, y += 16) {
-    __m512i levels[kTogether][kPanels];
-    uint8_t own[kTogether] = {};
-    if (first + kTogether <= n_groups) {
-      std::memcpy(own, bits + first, kTogether);
-    } else {
-      std::memcpy(own, bits + first, n_groups - first);
+  alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
+  const auto* weights = reinterpret_cast<const std::byte*>(w);
+  const size_t w_stride = n_blocks * kWeightWidth * sizeof(int16_t);
+  for (size_t g = 0; g < n_groups; g += kTogether, y += 4 * kTogether) {
+    ValueGroups groups = {{panels, panels}, stride, n_blocks, {bits[g], 0}, tables};
+    panels += 8 * bits[g];
+    if (g + 1 < n_groups) {
+      groups.at[1] = panels;
+      groups.bits[1] = bits[g + 1];
+      panels += 8 * bits[g + 1];
     }
-#pragma GCC unroll 4
-    for (size_t i = 0; i < kTogether; ++i) {
-      unpack_block(panels, stride, own[i], tables, levels[i]);
-      panels += 8 * own[i];
-    }
-    int32_t four;
-    std::memcpy(&four, own, sizeof four);
-    const __m512i bits_of = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_cvtsi32_si128(four), each_four));
-    const __mmask16 mask = _mm512_test_epi32_mask(bits_of, bits_of);
+    const auto mask =
+        static_cast<__mmask8>((groups.bits[0] != 0 ? 0x0f : 0) | (groups.bits[1] != 0 ? 0xf0 : 0));
     if (mask == 0) continue;
-    const __m512 level_scale = _mm512_permutexvar_ps(bits_of, all_scales);
-    for (size_t c = 0; c < n_cols; ++c) {
-      if (scales[c] == 0) continue;
-      const auto* weights = reinterpret_cast<const std::byte*>(w + c * kWeightWidth);
-      __m512i sums[kTogether];
-#pragma GCC unroll 4
-      for (__m512i& sum : sums) sum = _mm512_setzero_si512();
-#pragma GCC unroll 4
-      for (size_t p = 0; p < kPanels; ++p) {
-        const __m512i high = load64(weights + 128 * p + 64);
-#pragma GCC unroll 4
-        for (size_t i = 0; i < kTogether; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], high, levels[i][p]);
+    const __m256 level_scale =
+        _mm256_set_m128(_mm_set1_ps(level_scales[groups.bits[1]]), _mm_set1_ps(level_scales[groups.bits[0]]));
+    const std::byte* unpacked = nullptr;
+    if (n_cols > 4) {
+      for (size_t block = 0; block < n_blocks; ++block) {
+        __m512i levels[kTogether][kPanels];
+        groups.unpack(block, levels);
+#pragma GCC unroll 8
+        for (size_t k = 0; k < kTogether * kPanels; ++k)
+          _mm512_storeu_si512(buffer + (block * kTogether * kPanels + k) * 64,
+                              levels[k / kPanels][k % kPanels]);
       }
-#pragma GCC unroll 4
-      for (__m512i& sum : sums) sum = _mm512_slli_epi32(sum, 8);
-#pragma GCC unroll 4
-      for (size_t p = 0; p < kPanels; ++p) {
-        const __m512i low = load64(weights + 128 * p);
-#pragma GCC unroll 4
-        for (size_t i = 0; i < kTogether; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], low, levels[i][p]);
-      }
-      const __m512i dot =
-          _mm512_sub_epi32(sums_of(sums[0], sums[1], sums[2], sums[3]), _mm512_set1_epi32(zeros[c]));
-      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(scales[c]), level_scale);
-      float* to = y + c * y_stride;
-      const __m512 sum =
-          _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), _mm512_mul_ps(scale, _mm512_cvtepi32_ps(dot)));
-      _mm512_mask_storeu_ps(to, mask, sum);
+      unpacked = buffer;
     }
+    const auto tile = [&](auto kernel, size_t c) {
+      kernel(groups, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, level_scale, mask,
+             y + c * y_stride, y_stride);
+    };
+    size_t c = 0;
+    for (; c + 3 <= n_cols && n_cols - c != 4; c += 3) tile(dot_values_tile<3>, c);
+    if (n_cols - c == 4) tile(dot_values_tile<4>, c);
+    if (n_cols - c == 2) tile(dot_values_tile<2>, c);
+    if (n_cols - c == 1) tile(dot_values_tile<1>, c);
   }
 }
 
@@ -256,6 +317,7 @@ void turn_factors_512(const float* factors, const float* middle, size_t n_pairs,
                       const float* powers, float* x) {
   __m512 sums[kTurnTerms];
   for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  float* odd = x + n_fast + kEvenTerms;
   for (size_t i = 0; i < n_pairs; i += 16, powers += 16) {
     const __m512 c = _mm512_loadu_ps(factors + i), s = _mm512_loadu_ps(factors + n_pairs + i);
     const __m512 at = _mm512_loadu_ps(middle + i), by = _mm512_loadu_ps(middle + n_pairs + i);
@@ -264,7 +326,7 @@ void turn_factors_512(const float* factors, const float* middle, size_t n_pairs,
     if (i < n_fast) {
       const auto mask = static_cast<__mmask16>(n_fast - i >= 16 ? 0xffff : (1u << (n_fast - i)) - 1);
       _mm512_mask_storeu_ps(x + i, mask, a);
-      _mm512_mask_storeu_ps(x + n_fast + i, mask, b);
+      _mm512_mask_storeu_ps(odd + i, mask, b);
     }
 #pragma GCC unroll 5
     for (size_t term = 0; term < kTurnTerms; ++term) {
@@ -274,12 +336,25 @@ void turn_factors_512(const float* factors, const float* middle, size_t n_pairs,
   }
   const __m128 t0 = four_lanes(sums[0]), t1 = four_lanes(sums[1]), t2 = four_lanes(sums[2]),
                t3 = four_lanes(sums[3]), t4 = four_lanes(sums[4]);
-  const __m128 first = _mm_add_ps(_mm_movelh_ps(t0, t1), _mm_movehl_ps(t1, t0));
-  const __m128 second = _mm_add_ps(_mm_movelh_ps(t2, t3), _mm_movehl_ps(t3, t2));
+  const __m128 evens = _mm_add_ps(_mm_movelh_ps(t0, t2), _mm_movehl_ps(t2, t0));
+  const __m128 odds = _mm_add_ps(_mm_movelh_ps(t1, t3), _mm_movehl_ps(t3, t1));
   const __m128 last = _mm_add_ps(t4, _mm_movehl_ps(t4, t4));
-  _mm_storeu_ps(x + 2 * n_fast,
-                _mm_add_ps(_mm_shuffle_ps(first, second, 0x88), _mm_shuffle_ps(first, second, 0xdd)));
-  _mm_store_ss(x + 2 * n_fast + 4, _mm_add_ss(last, _mm_shuffle_ps(last, last, 1)));
+  const __m128 four = _mm_add_ps(_mm_shuffle_ps(evens, odds, 0x88), _mm_shuffle_ps(evens, odds, 0xdd));
+  _mm_storel_pi(reinterpret_cast<__m64*>(x + n_fast), four);
+  _mm_store_ss(x + n_fast + 2, _mm_add_ss(last, _mm_shuffle_ps(last, last, 1)));
+  _mm_storeh_pi(reinterpret_cast<__m64*>(odd + n_fast), four);
+}
+
+void unfold_512(const float* even, const float* odd, size_t n_cols, float* y) {
+  const __m512i mirror = _mm512_set_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (size_t c = 0; c < n_cols; ++c, even += 32, odd += 32, y += kCodeBlock) {
+    const __m512 e0 = _mm512_loadu_ps(even), e1 = _mm512_loadu_ps(even + 16);
+    const __m512 o0 = _mm512_loadu_ps(odd), o1 = _mm512_loadu_ps(odd + 16);
+    _mm512_storeu_ps(y, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e1, o1)));
+    _mm512_storeu_ps(y + 16, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e0, o0)));
+    _mm512_storeu_ps(y + 32, _mm512_add_ps(e0, o0));
+    _mm512_storeu_ps(y + 48, _mm512_add_ps(e1, o1));
+  }
 }
 
 inline void expand_scales_512(const std::byte* codes, size_t stride, const float* table, float* scales) {
@@ -293,7 +368,7 @@ inline void expand_scales_512(const std::byte* codes, size_t stride, const float
 
 }  // namespace
 
-const CodeKernels kAvx512CodeKernels = {"avx512",   dot_keys,          quantize_weights,
-                                        dot_values, expand_scales_512, turn_factors_512};
+const CodeKernels kAvx512CodeKernels = {"avx512",          dot_keys,         quantize_weights, dot_values,
+                                        expand_scales_512, turn_factors_512, unfold_512};
 
 }  // namespace frugal::llm

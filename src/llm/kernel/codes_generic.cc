@@ -47,31 +47,34 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   }
 }
 
-float quantize_weights(const float* w, const float* scales, int16_t* q, int32_t* sum) {
-  float row[kCodeBlock], largest = 0, wrong = 0;  // `wrong` is 0 or NaN
-  for (int t = 0; t < kCodeBlock; ++t) {
-    row[t] = w[t] * scales[t];
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+                       int32_t* sum) {
+  float row[kMaxValueBlocks * kCodeBlock], largest = 0, wrong = 0;  // `wrong` is 0 or NaN
+  const size_t n = n_blocks * kCodeBlock;
+  for (size_t t = 0; t < n; ++t) {
+    row[t] = w[t / kCodeBlock * w_stride + t % kCodeBlock] * scales[t];
     largest = std::max(largest, row[t]);
     wrong += row[t] - row[t];
   }
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
   *sum = 0;
-  for (int t = 0; t < kCodeBlock; ++t) {
+  for (size_t t = 0; t < n; ++t) {
     const float scaled = row[t] * inverse + 0.5f;
     const int value = scaled >= 0 && scaled < kWeightMax + 1 ? static_cast<int>(scaled) : 0;
     *sum += value;
-    for (int i = 0; i < 4; ++i) q[t / 4 * 16 + i * 4 + t % 4] = static_cast<int16_t>(value);
+    for (size_t i = 0; i < 4; ++i) q[t / 4 * 16 + i * 4 + t % 4] = static_cast<int16_t>(value);
   }
   return inverse > 0 ? largest / kWeightMax + wrong : wrong;
 }
 
-void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
-  uint8_t levels[kCodeBlock * 4];
+  uint8_t levels[kMaxValueBlocks * kCodeBlock * 4];
+  const size_t n_tokens = n_blocks * kCodeBlock;
   for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g) {
     if (bits[g] == 0) continue;
-    for (size_t panel = 0; panel < kCodeBlock / 16; ++panel)
+    for (size_t panel = 0; panel < n_tokens / 16; ++panel)
       unpack(panels + panel * stride, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0),
              levels + 64 * panel);
     for (size_t c = 0; c < n_cols; ++c) {
@@ -79,16 +82,16 @@ void dot_values(const std::byte* panels, size_t stride, const uint8_t* bits, siz
       const float scale = scales[c] * level_scales[bits[g]];
       for (size_t i = 0; i < 4; ++i) {
         int32_t dot = 0;
-        for (size_t t = 0; t < kCodeBlock; ++t)
-          dot += levels[t / 4 * 16 + i * 4 + t % 4] * w[c * kWeightWidth + t / 4 * 16 + t % 4];
+        for (size_t t = 0; t < n_tokens; ++t)
+          dot += levels[t / 4 * 16 + i * 4 + t % 4] * w[c * n_blocks * kWeightWidth + t / 4 * 16 + t % 4];
         y[c * y_stride + 4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
       }
     }
   }
 }
 
-constexpr CodeKernels kGenericCodeKernels = {"generic",  dot_keys,      quantize_weights,
-                                             dot_values, expand_scales, turn_factors};
+constexpr CodeKernels kGenericCodeKernels = {
+    "generic", dot_keys, quantize_weights, dot_values, expand_scales, turn_factors, unfold};
 
 }  // namespace
 

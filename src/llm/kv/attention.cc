@@ -83,10 +83,8 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
     if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
     kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, state.sum + col);
   }
-  for (int i = 0; i < n_blocks; ++i) {
-    cache.add_values(tile.layer, tile.kv_head, first_block + i, n_tokens(i), queries, scratch + i * stride,
-                     state.out, scratch + kBlocks * stride);
-  }
+  cache.add_values(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch, stride,
+                   state.out, scratch + kBlocks * stride);
 }
 
 void merge_state(const AttentionState& total, const AttentionState& part, int first, int last,

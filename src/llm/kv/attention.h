@@ -12,8 +12,6 @@
 
 namespace frugal::llm {
 
-inline constexpr int kKvChunk = 256;  // tokens; a multiple of kKvBlock
-
 // Consecutive query rows of one sequence against one KV head.
 struct AttentionTile {
   const KvCache* cache = nullptr;

@@ -8,7 +8,7 @@
 // Whole tokens are held with 8 bits (the keys as they are, the values in the coordinates of their atoms).
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
 // levels; the mean of the keys, which turns with the position, is a product in floats with a table of
-// cosines. Values: weights as 15-bit integers times levels. docs/design/kv-codec.md.
+// cosines. Values: weights of a chunk as 15-bit integers times levels. docs/design/kv-codec.md.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -28,6 +28,7 @@ namespace {
 constexpr int kSinks = 4;
 constexpr int kRingBlocks = 3;
 constexpr int kRingTokens = kRingBlocks * kKvBlock;
+static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
 // x as integers of at most 127 in size times the returned scale; not finite: zeros, and a scale that is NaN.
 float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
@@ -152,21 +153,33 @@ class CsrCache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, float* out, float* scratch) const override {
+                  const float* weights, size_t stride, float* out, float* scratch) const override {
     const Whole whole = whole_of(layer, head);
-    const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
-    const auto slot = static_cast<size_t>(block % kRingBlocks) * kKvBlock;
-    if (n_whole > 0) {
-      add_whole(whole.values + slot * dim(), whole.value_scales + slot * dim() / 32, n_tokens, weights,
-                n_whole, out, scratch);
+    const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
+    // Of the columns, those that see block i whole; never fewer than of the block before.
+    int n_whole[kKvChunk / kKvBlock] = {};
+    for (int i = 0; i < n_blocks; ++i) {
+      n_whole[i] = queries.first_col_at((block + i + 2) * kKvBlock);
+      const auto slot = static_cast<size_t>((block + i) % kRingBlocks) * kKvBlock;
+      if (n_whole[i] > 0) {
+        add_whole(whole.values + slot * dim(), whole.value_scales + slot * dim() / 32,
+                  std::min(kKvBlock, n_tokens - i * kKvBlock), weights + static_cast<size_t>(i) * stride,
+                  n_whole[i], out, scratch);
+      }
     }
-    if (n_whole == queries.n_cols) return;
-    const auto first = static_cast<size_t>(n_whole);
-    weights += first * kKvBlock;
-    out += first * dim();
-    const int n_cols = queries.n_cols - n_whole;
-    if (block == 0) add_whole(whole.sink_values, whole.sink_scales, kSinks, weights, n_cols, out, scratch);
-    add_codes(layer, head, block, weights, n_cols, out);
+    if (block == 0 && n_whole[0] < queries.n_cols) {
+      const auto first = static_cast<size_t>(n_whole[0]);
+      add_whole(whole.sink_values, whole.sink_scales, kSinks, weights + first * kKvBlock,
+                queries.n_cols - n_whole[0], out + first * dim(), scratch);
+    }
+    // Columns that see the first n of the blocks coded.
+    for (int n = n_blocks; n > 0; --n) {
+      const int first = n_whole[n - 1], last = n == n_blocks ? queries.n_cols : n_whole[n];
+      if (first == last) continue;
+      const auto skipped = static_cast<size_t>(first);
+      add_codes(layer, head, block, n, weights + skipped * kKvBlock, stride, last - first,
+                out + skipped * dim());
+    }
   }
 
   void restore(int layer, int head, float* out) const override {
@@ -370,31 +383,38 @@ class CsrCache final : public KvCache {
     }
   }
 
-  void add_codes(int layer, int head, int block, const float* weights, int n_cols, float* out) const {
+  // Of n_blocks coded blocks.
+  void add_codes(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
+                 int n_cols, float* out) const {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
     if (side.n_groups == 0) return;
-    prefetch_block(layer, KvSide::kValues, head, block + 1);
+    prefetch_block(layer, KvSide::kValues, head, block + n_blocks);
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
-    alignas(64) float token_scales[kKvBlock];
-    code_kernels().expand_scales(panel + side.scale_offset, side.panel_bytes, scales_.data(), token_scales);
+    const auto n = static_cast<size_t>(n_blocks);
+    alignas(64) float token_scales[kKvChunk];
+    for (size_t i = 0; i < n; ++i) {
+      code_kernels().expand_scales(panel + side.scale_offset + 4 * i * side.panel_bytes, side.panel_bytes,
+                                   scales_.data(), token_scales + i * kKvBlock);
+    }
     if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
     constexpr size_t kTile = 6;
-    alignas(64) int16_t integers[kTile * kWeightWidth];
+    alignas(64) int16_t integers[kTile * kMaxValueBlocks * kWeightWidth];
+    const size_t width = n * kWeightWidth;
     float scales[kTile];
     int32_t zeros[kTile];
     const auto end = static_cast<size_t>(n_cols);
     for (size_t first = 0; first < end; first += kTile) {
-      const size_t n = std::min(kTile, end - first);
-      for (size_t c = 0; c < n; ++c) {
-        scales[c] = code_kernels().quantize_weights(weights + (first + c) * kKvBlock, token_scales,
-                                                    integers + c * kWeightWidth, &zeros[c]);
+      const size_t n_tile = std::min(kTile, end - first);
+      for (size_t c = 0; c < n_tile; ++c) {
+        scales[c] = code_kernels().quantize_weights(weights + (first + c) * kKvBlock, stride, token_scales, n,
+                                                    integers + c * width, &zeros[c]);
         // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
         zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
       }
-      code_kernels().dot_values(panel, side.panel_bytes, side.bits.data(), static_cast<size_t>(side.n_groups),
-                                levels.table.data(), levels.scale.data(), integers, n, zeros, scales,
-                                out + first * dim(), dim());
+      code_kernels().dot_values(panel, side.panel_bytes, n, side.bits.data(),
+                                static_cast<size_t>(side.n_groups), levels.table.data(), levels.scale.data(),
+                                integers, n_tile, zeros, scales, out + first * dim(), dim());
     }
   }
 

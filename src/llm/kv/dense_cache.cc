@@ -62,12 +62,14 @@ class FloatCache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, float* out, float*) const override {
-    const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
-    const T* next = ends_chunk(block) ? keys_at(layer, head) + size_t(block + 1) * kKvBlock * dim()
-                                      : rows + kKvBlock * padded();
-    product({rows, padded(), 16, padded() / 16, size_t(n_tokens), next}, weights, kKvBlock, queries.n_cols,
-            out, padded(), true);
+                  const float* weights, size_t stride, float* out, float*) const override {
+    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride) {
+      const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
+      const T* next = ends_chunk(block) ? keys_at(layer, head) + size_t(block + 1) * kKvBlock * dim()
+                                        : rows + kKvBlock * padded();
+      product({rows, padded(), 16, padded() / 16, size_t(std::min(n_tokens, kKvBlock)), next}, weights,
+              kKvBlock, queries.n_cols, out, padded(), true);
+    }
   }
 
   uint64_t bytes_used(int n_tokens) const override {
@@ -197,8 +199,12 @@ class Q8Cache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, float* out, float* scratch) const override {
-    const int n_cols = queries.n_cols;
+                  const float* weights, size_t stride, float* out, float* scratch) const override {
+    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride)
+      add_block(layer, head, block, std::min(n_tokens, kKvBlock), queries.n_cols, weights, out, scratch);
+  }
+  void add_block(int layer, int head, int block, int n_tokens, int n_cols, const float* weights, float* out,
+                 float* scratch) const {
     const int8_t* rows = values_at(layer, head) + size_t(block) * kKvBlock * dim();
     const uint16_t* row_scales = scales_at(layer, head) + size_t(block) * kKvBlock * groups();
     for (size_t group = 0; group < groups();

@@ -57,8 +57,8 @@ std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const auto idx = static_cast<size_t>(layer * empty_.n_kv_heads + head);
   std::vector<double> shares(static_cast<size_t>(end_), 0.0);
-  const std::vector<float> keys = sample(layer, KvSide::kKeys, head),
-                           values = sample(layer, KvSide::kValues, head);
+  const std::vector<float> keys = vectors(layer, KvSide::kKeys, head),
+                           values = vectors(layer, KvSide::kValues, head);
   std::vector<float> q(dim), p, out(dim);
   for (size_t place = 0; place < queries_[idx].size() / dim; ++place) {
     const uint16_t* from = &queries_[idx][place * dim];

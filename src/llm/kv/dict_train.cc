@@ -82,6 +82,9 @@ void DictionaryTrainer::tap(int layer, int position, const float* k, const float
   const size_t at =
       (static_cast<size_t>(layer) * static_cast<size_t>(capacity_) + static_cast<size_t>(begin_ + position)) *
       width;
+  // Halves saturate and do not show it.
+  const auto finite = [](float x) { return std::isfinite(x); };
+  if (!std::all_of(k, k + width, finite) || !std::all_of(v, v + width, finite)) finite_ = false;
   kernels().to_f16(k, width, &samples_[0][at]);
   kernels().to_f16(v, width, &samples_[1][at]);
 }
@@ -104,8 +107,7 @@ void DictionaryTrainer::tap_queries(int layer, int head, const KvQueries& querie
   }
 }
 
-// The vectors of a head as they were tapped: [n, dim].
-std::vector<float> DictionaryTrainer::sample(int layer, KvSide side, int head) const {
+std::vector<float> DictionaryTrainer::vectors(int layer, KvSide side, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim), heads = static_cast<size_t>(empty_.n_kv_heads);
   std::vector<float> x;
   for (size_t i = 0; i < static_cast<size_t>(end_); ++i) {
@@ -117,13 +119,13 @@ std::vector<float> DictionaryTrainer::sample(int layer, KvSide side, int head) c
   return x;
 }
 
-// What a basis is fitted to. Keys: see HeadBasis; values have no mean.
+// Keys: see HeadBasis; values have no mean.
 DictionaryTrainer::Rows DictionaryTrainer::rows(int layer, KvSide side, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const bool keys = side == KvSide::kKeys;
   std::vector<double> shares(static_cast<size_t>(end_), 1.0);
   if (keys) shares = shares_of(layer, head);
-  const std::vector<float> all = sample(layer, side, head);
+  const std::vector<float> all = vectors(layer, side, head);
   std::vector<double> sum(dim, 0.0);
   std::vector<float> turned(dim);
   double total = 0;
@@ -253,12 +255,8 @@ Result<Dictionary> DictionaryTrainer::fit(int n_threads, const std::function<boo
     return Error{ErrorCode::kInvalidArgument,
                  strf("%d tokens of text are too few to train on: give 1024 or more, better 10,000", end_)};
   }
-  for (const auto& side : samples_) {
-    for (const uint16_t half : side) {
-      if ((half & 0x7c00) == 0x7c00)
-        return Error{ErrorCode::kInvalidArgument,
-                     "the model gives keys or values that are not finite numbers"};
-    }
+  if (!finite_) {
+    return Error{ErrorCode::kInvalidArgument, "the model gives keys or values that are not finite numbers"};
   }
   Dictionary out = empty_;
   out.bases.resize(static_cast<size_t>(out.n_layers) * 2 * static_cast<size_t>(out.n_kv_heads));

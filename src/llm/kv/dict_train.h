@@ -3,9 +3,11 @@
 // attention).
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "llm/kv/dictionary.h"
@@ -29,14 +31,7 @@ class DictionaryTrainer {
   // that are not finite.
   Result<Dictionary> fit(int n_threads, const std::function<bool(double)>& progress) const;
 
- private:
-  friend class TapCache;
-  friend class TapSource;
-  void tap(int layer, int position, const float* k, const float* v);
-  void tap_queries(int layer, int head, const KvQueries& queries);
-  void fit_layer(int layer, Dictionary& out) const;
-  void fit_head(int layer, KvSide side, int head, HeadBasis& basis, std::vector<float>& coefficients) const;
-
+  // What a basis is fitted to.
   struct Rows {
     // [n, dim], less the mean; the first tokens of a text are left out. Keys: where they stand in the text,
     // then the same keys turned to positions anywhere in the context.
@@ -45,10 +40,20 @@ class DictionaryTrainer {
     std::vector<float> mean;    // [dim]
   };
   Rows rows(int layer, KvSide side, int head) const;
+  // The vectors of a head as they were tapped, [tokens_taken(), dim], and where in its text each stands.
+  std::vector<float> vectors(int layer, KvSide side, int head) const;
+  std::span<const int> positions() const { return {positions_.data(), static_cast<size_t>(end_)}; }
+
+ private:
+  friend class TapCache;
+  friend class TapSource;
+  void tap(int layer, int position, const float* k, const float* v);
+  void tap_queries(int layer, int head, const KvQueries& queries);
+  void fit_layer(int layer, Dictionary& out) const;
+  void fit_head(int layer, KvSide side, int head, HeadBasis& basis, std::vector<float>& coefficients) const;
+
   // A position below n_positions for the idx-th vector.
   int spread_position(size_t idx) const;
-  // The vectors of a head as they were tapped, [n, dim].
-  std::vector<float> sample(int layer, KvSide side, int head) const;
   // What attention makes of a head's keys (dict_attention.cc): what each token counts, mean about 1; the
   // second moment of the queries, [dim, dim], empty when there was none.
   std::vector<double> shares_of(int layer, int head) const;
@@ -59,6 +64,7 @@ class DictionaryTrainer {
   int capacity_, n_positions_, begin_ = 0, end_ = 0;
   std::vector<uint16_t> samples_[2];  // keys, values: [n_layers, capacity, heads * dim], f16
   std::vector<int> positions_;        // [capacity]
+  std::atomic<bool> finite_{true};    // all that was tapped
   static constexpr int kSkipped = 4;  // the first tokens of a text stay whole: they are no example
   static constexpr int kQueryStride = 11;
   static constexpr uint16_t kNoQuery = 0xffff;

@@ -16,7 +16,8 @@
 
 namespace frugal::llm {
 
-inline constexpr int kKvBlock = 64;  // tokens
+inline constexpr int kKvBlock = 64;   // tokens
+inline constexpr int kKvChunk = 256;  // tokens whose softmax is computed together; a multiple of kKvBlock
 
 struct KvShape {
   int n_layers = 0;
@@ -62,10 +63,11 @@ class KvCache {
   virtual void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                            float* scores) const = 0;
 
-  // out[col * padded_dim + d] += sum over t < n_tokens of weights[col * kKvBlock + t] * v[block * 64 + t][d],
-  // in the order of t. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
+  // Of the blocks of one chunk, from `block` on: out[col * padded_dim + d] += sum over t < n_tokens of
+  // weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 * stride + col
+  // * kKvBlock + t % 64]. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
   virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                          const float* weights, float* out, float* scratch) const = 0;
+                          const float* weights, size_t stride, float* out, float* scratch) const = 0;
 
   // Rows of one sequence that a forward pass may store ahead of the attention that reads them; a cache that
   // keeps only the newest tokens whole has a limit. 0 = any number.

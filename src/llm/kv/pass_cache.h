@@ -11,7 +11,7 @@ namespace frugal::llm {
 class PassCache : public KvCache {
  public:
   PassCache(const KvShape& shape, std::unique_ptr<KvCache> inner)
-      : KvCache(shape, KvFormat::kF32), inner_(std::move(inner)) {}
+      : KvCache(shape, inner->format()), inner_(std::move(inner)) {}
   void store(int layer, int position, const float* k, const float* v) override {
     inner_->store(layer, position, k, v);
   }
@@ -24,9 +24,12 @@ class PassCache : public KvCache {
     inner_->score_block(layer, head, block, n, queries, scores);
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  float* out, float* scratch) const override {
-    inner_->add_values(layer, head, block, n, queries, weights, out, scratch);
+                  size_t stride, float* out, float* scratch) const override {
+    inner_->add_values(layer, head, block, n, queries, weights, stride, out, scratch);
   }
+  int max_rows_ahead() const override { return inner_->max_rows_ahead(); }
+  bool can_rewind(int n_held, int n_past) const override { return inner_->can_rewind(n_held, n_past); }
+  void restore(int layer, int head, float* out) const override { inner_->restore(layer, head, out); }
   uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
   uint64_t save_bytes(int n) const override { return inner_->save_bytes(n); }
   void save(int n, std::byte* image) const override { inner_->save(n, image); }

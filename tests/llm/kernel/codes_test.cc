@@ -25,7 +25,7 @@ struct Case {
   std::vector<std::byte> panel;
   std::vector<uint8_t> tables = std::vector<uint8_t>(16 * 5);
 
-  explicit Case(Rng& rng) {
+  explicit Case(Rng& rng, size_t n_panels = 4) {
     for (uint8_t& level : tables) level = static_cast<uint8_t>(rng.below(kLevelMax + 1));
     constexpr size_t kGroups = 11;
     for (size_t g = 0; g < kGroups; ++g) {
@@ -33,7 +33,7 @@ struct Case {
       stride += 8u * bits.back();
     }
     stride += 8;  // something else stands there
-    for (size_t p = 0; p < 4; ++p) {
+    for (size_t p = 0; p < n_panels; ++p) {
       panel.resize(p * stride);
       for (size_t g = 0; g < kGroups; ++g) {
         const size_t at = panel.size();
@@ -96,42 +96,49 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
-    for (const size_t n_cols : {1, 2, 3, 5, 10}) {
-      const Case c(rng);
-      const size_t n_groups = c.bits.size();
-      std::vector<int16_t> w(n_cols * kWeightWidth);
-      std::vector<int32_t> zeros(n_cols), values(n_cols * kCodeBlock);
+    for (const auto& [n_cols, n_blocks] :
+         {std::pair<size_t, size_t>{1, 1}, {2, 4}, {3, 3}, {3, 4}, {4, 4}, {5, 2}, {10, 4}}) {
+      const Case c(rng, 4 * n_blocks);
+      const size_t n_groups = c.bits.size(), n_tokens = n_blocks * kCodeBlock,
+                   width = n_blocks * kWeightWidth, stride = kCodeBlock + 16;
+      std::vector<int16_t> w(n_cols * width);
+      std::vector<int32_t> zeros(n_cols), values(n_cols * n_tokens);
       std::vector<float> scales(n_cols), y(n_cols * 4 * n_groups, 0.5f), level_scales(9);
       for (float& x : level_scales) x = static_cast<float>(rng.uniform());
-      const std::vector<float> ones(kCodeBlock, 1.0f);
+      const std::vector<float> ones(n_tokens, 1.0f);
       for (size_t col = 0; col < n_cols; ++col) {
-        std::vector<float> weights(kCodeBlock);
+        std::vector<float> weights(n_blocks * stride);
         for (float& x : weights) x = rng.below(4) == 0 ? 1.0f : static_cast<float>(rng.uniform());
         if (col == 3) std::fill(weights.begin(), weights.end(), 0.0f);
-        scales[col] = set->quantize_weights(weights.data(), ones.data(), &w[col * kWeightWidth], &zeros[col]);
+        if (col == 2) std::fill(weights.begin(), weights.end(), 1.0f);  // the largest sums
+        scales[col] = set->quantize_weights(weights.data(), stride, ones.data(), n_blocks, &w[col * width],
+                                            &zeros[col]);
         // How the weights lie is the set's own: the plain set says what they are, and their sum tells.
-        int16_t plain[kWeightWidth];
+        std::vector<int16_t> plain(width);
         int32_t sum = 0;
-        ASSERT_EQ(find_code_kernels("generic")->quantize_weights(weights.data(), ones.data(), plain, &sum),
+        ASSERT_EQ(find_code_kernels("generic")->quantize_weights(weights.data(), stride, ones.data(),
+                                                                 n_blocks, plain.data(), &sum),
                   scales[col]);
         ASSERT_EQ(zeros[col], sum);
-        for (size_t t = 0; t < kCodeBlock; ++t) {
+        for (size_t t = 0; t < n_tokens; ++t) {
           // To the nearest: half of a step off, and 32000 * 2^-23 of a step by rounding.
           const int16_t value = plain[t / 4 * 16 + t % 4];
-          ASSERT_NEAR(static_cast<float>(value) * scales[col], weights[t], 0.504f / kWeightMax);
-          values[col * kCodeBlock + t] = value;
+          ASSERT_NEAR(static_cast<float>(value) * scales[col],
+                      weights[t / kCodeBlock * stride + t % kCodeBlock], 0.504f / kWeightMax);
+          values[col * n_tokens + t] = value;
           sum -= value;
         }
         ASSERT_EQ(sum, 0);
       }
-      set->dot_values(c.panel.data(), c.stride, c.bits.data(), n_groups, c.tables.data(), level_scales.data(),
-                      w.data(), n_cols, zeros.data(), scales.data(), y.data(), 4 * n_groups);
+      set->dot_values(c.panel.data(), c.stride, n_blocks, c.bits.data(), n_groups, c.tables.data(),
+                      level_scales.data(), w.data(), n_cols, zeros.data(), scales.data(), y.data(),
+                      4 * n_groups);
       for (size_t col = 0; col < n_cols; ++col) {
         for (size_t g = 0; g < n_groups; ++g) {
           for (size_t i = 0; i < 4; ++i) {
             int32_t sum = 0;
-            for (size_t t = 0; t < kCodeBlock; ++t)
-              sum += c.level(t / 16, g, t % 16 / 4 * 16 + i * 4 + t % 4) * values[col * kCodeBlock + t];
+            for (size_t t = 0; t < n_tokens; ++t)
+              sum += c.level(t / 16, g, t % 16 / 4 * 16 + i * 4 + t % 4) * values[col * n_tokens + t];
             const float scale = scales[col] * level_scales[c.bits[g]];
             const float added = c.bits[g] == 0 ? 0 : scale * static_cast<float>(sum - zeros[col]);
             ASSERT_EQ(y[(col * n_groups + g) * 4 + i], 0.5f + added) << col << " " << int{c.bits[g]};
@@ -165,6 +172,7 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
       set->expand_scales(codes.data(), 11, table.data(), scales.data());
       if (first.empty()) first = x;
       EXPECT_EQ(x, first) << name;
+      const float* odd = &x[n_fast + kEvenTerms];
       std::vector<double> a(n_pairs), b(n_pairs);
       for (size_t i = 0; i < n_pairs; ++i) {
         const double c = factors[i], s = factors[n_pairs + i], at = middle[i], by = middle[n_pairs + i];
@@ -172,7 +180,7 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
         b[i] = s * at - c * by;
         if (i < n_fast) {  // two products of a few units, each rounded
           EXPECT_NEAR(x[i], a[i], 4e-6);
-          EXPECT_NEAR(x[n_fast + i], b[i], 4e-6);
+          EXPECT_NEAR(odd[i], b[i], 4e-6);
         }
       }
       for (size_t term = 0; term < kTurnTerms; ++term) {
@@ -182,11 +190,31 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
           sum += part;
           size += std::fabs(part);
         }
-        EXPECT_NEAR(x[2 * n_fast + term], sum, 2e-6 * size);  // 16 roundings of 2^-24 in a row at most
+        EXPECT_NEAR((term % 2 == 0 ? x.data() : odd)[n_fast + term / 2], sum,
+                    2e-6 * size);  // 16 roundings of 2^-24 in a row at most
       }
       for (size_t t = 0; t < kCodeBlock; ++t) {
         const auto byte = static_cast<size_t>(codes[t / 16 * 11 + t % 16 / 2]);
         EXPECT_EQ(scales[t], table[t % 2 == 0 ? byte & 15 : byte >> 4]);
+      }
+    }
+  }
+}
+
+TEST(Codes, EverySetUnfoldsABlockFromItsMiddle) {
+  Rng rng(6);
+  for (const char* name : {"generic", "avx2", "avx512"}) {
+    const CodeKernels* set = find_code_kernels(name);
+    if (set == nullptr) continue;
+    constexpr size_t kCols = 5, kHalf = kCodeBlock / 2;
+    std::vector<float> even(kCols * kHalf), odd(even.size()), y(kCols * kCodeBlock);
+    for (float& v : even) v = static_cast<float>(rng.normal());
+    for (float& v : odd) v = static_cast<float>(rng.normal());
+    set->unfold(even.data(), odd.data(), kCols, y.data());
+    for (size_t c = 0; c < kCols; ++c) {
+      for (size_t i = 0; i < kHalf; ++i) {
+        EXPECT_EQ(y[c * kCodeBlock + kHalf + i], even[c * kHalf + i] + odd[c * kHalf + i]) << name;
+        EXPECT_EQ(y[c * kCodeBlock + kHalf - 1 - i], even[c * kHalf + i] - odd[c * kHalf + i]) << name;
       }
     }
   }
@@ -201,7 +229,9 @@ TEST(Codes, WeightsThatAreNotFiniteShow) {
       weights[20] = bad;
       std::vector<int16_t> w(kWeightWidth);
       int32_t sum = 0;
-      EXPECT_TRUE(std::isnan(set->quantize_weights(weights.data(), ones.data(), w.data(), &sum))) << name;
+      EXPECT_TRUE(
+          std::isnan(set->quantize_weights(weights.data(), kCodeBlock, ones.data(), 1, w.data(), &sum)))
+          << name;
     }
   }
 }

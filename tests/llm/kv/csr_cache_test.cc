@@ -130,7 +130,8 @@ TEST(CsrCache, SumsAreThoseOfTheDecodedValues) {
   for (int col = 0; col < kGroup; ++col) {
     for (int t = 0; t < kKvBlock; ++t) sum[col] += weights[static_cast<size_t>(col * kKvBlock + t)];
   }
-  f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), out.data(), spare.data());
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), kGroup * kKvBlock, out.data(),
+                      spare.data());
   for (int col = 0; col < kGroup; ++col) {
     float* row = &out[static_cast<size_t>(col * kDim)];
     for (int i = 0; i < kDim; ++i) row[i] /= static_cast<float>(sum[col]);
@@ -161,7 +162,8 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
   for (const int block : {0, 2}) {
     f.cache->score_block(0, 0, block, kKvBlock, tile, scores.data());
     std::fill(out.begin(), out.end(), 0.0f);
-    f.cache->add_values(0, 0, block, kKvBlock, tile, weights.data(), out.data(), spare.data());
+    f.cache->add_values(0, 0, block, kKvBlock, tile, weights.data(), weights.size(), out.data(),
+                        spare.data());
     for (int row = 0; row < n_rows; ++row) {
       std::vector<std::byte> own(f.cache->query_scratch_bytes(kGroup));
       const KvQueries alone{kGroup, &q[static_cast<size_t>(row * kGroup * kDim)], own.data(), first + row,
@@ -170,7 +172,8 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
       std::vector<float> a(kGroup * kKvBlock), b(kGroup * kDim);
       f.cache->score_block(0, 0, block, kKvBlock, alone, a.data());
       f.cache->add_values(0, 0, block, kKvBlock, alone,
-                          &weights[static_cast<size_t>(row * kGroup * kKvBlock)], b.data(), spare.data());
+                          &weights[static_cast<size_t>(row * kGroup * kKvBlock)], weights.size(), b.data(),
+                          spare.data());
       EXPECT_EQ(std::memcmp(a.data(), &scores[static_cast<size_t>(row * kGroup * kKvBlock)], a.size() * 4), 0)
           << row;
       EXPECT_EQ(std::memcmp(b.data(), &out[static_cast<size_t>(row * kGroup * kDim)], b.size() * 4), 0)
@@ -212,7 +215,7 @@ TEST(CsrCache, TakesNumbersThatAreNotFinite) {
   f.cache->prepare(0, 0, queries);
   std::vector<float> scores(2 * kKvBlock), out(2 * kDim), spare(2 * kKvBlock);
   f.cache->score_block(0, 0, 2, kKvBlock, queries, scores.data());
-  f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), out.data(), spare.data());
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), scores.size(), out.data(), spare.data());
   EXPECT_TRUE(std::isnan(scores[0]));  // it shows
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <numeric>
 
 #include "base/file.h"
@@ -128,6 +129,40 @@ TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
   };
   EXPECT_LT(largest(kContext), 6);
   EXPECT_GT(largest(kText), 100);
+}
+
+// Of a model whose keys or values are no numbers somewhere; and of a text of no tokens.
+TEST(Dictionary, IsNotFittedToWhatIsNoNumber) {
+  constexpr int kText = 1100, kDim = 32;
+  Dictionary empty;
+  empty.n_layers = empty.n_kv_heads = 1;
+  empty.head_dim = empty.n_rot = kDim;
+  empty.turns.assign(kDim / 2, 0.1f);
+  const auto fitted = [&](float bad, bool in_keys) {
+    DictionaryTrainer trainer(empty, kText, kText);
+    const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();
+    trainer.begin_text(kText);
+    Rng rng(3);
+    for (int t = 0; t < kText; ++t) {
+      float k[kDim], v[kDim];
+      for (float& channel : k) channel = static_cast<float>(rng.normal());
+      for (float& channel : v) channel = static_cast<float>(rng.normal());
+      if (t == 700) (in_keys ? k : v)[5] = bad;
+      cache->store(0, t, k, v);
+    }
+    return trainer.fit(1, {});
+  };
+  EXPECT_TRUE(fitted(1.0f, true).ok());
+  for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+    for (const bool in_keys : {false, true}) {
+      const auto result = fitted(bad, in_keys);
+      ASSERT_FALSE(result.ok());
+      EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+      EXPECT_NE(result.error().message.find("not finite"), std::string::npos);
+    }
+  }
+  DictionaryTrainer nothing(empty, kText, kText);
+  EXPECT_EQ(nothing.fit(1, {}).error().code, ErrorCode::kInvalidArgument);
 }
 
 }  // namespace
