@@ -329,7 +329,7 @@ Result<std::vector<HostTensor>> RemotePeers::run_tile(size_t worker, const TileJ
   auto answer = mailbox_.request(known[worker - 1].address, request);
   if (!answer.ok()) {
     const std::lock_guard lock(mutex_);
-    if (answer.error().code != ErrorCode::kNotFound)
+    if (answer.error().code != ErrorCode::kNotFound && answer.error().code != ErrorCode::kUnsupported)
       std::erase_if(peers_, [&](const Session& s) { return s.address == known[worker - 1].address; });
     return answer.error();
   }

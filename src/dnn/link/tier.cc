@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "dnn/exec/check_bits.h"
 #include "dnn/pack/pack.h"
 #include "dnn/plan/vsm.h"
 
@@ -132,6 +133,7 @@ Result<TierRunner::TilePart> TierRunner::tile_for(const std::vector<int>& vertic
   if (segment.inputs.size() != 1) return Error{ErrorCode::kInvalidArgument, "a tiled run reads one tensor"};
   FRUGAL_TRY(const Tile tile, make_tile(network_->graph(), segment, region_of(b)));
   FRUGAL_TRY(std::unique_ptr<Part> compiled, network_->compile_tile(segment, tile, n_threads_));
+  FRUGAL_TRY_STATUS(check_bits(*network_, segment, tile, n_threads_, *compiled));
   const int input = segment.inputs[0];
   return tiles_.put(std::move(key), {input, tile.held.at(input), region_of(b), std::move(compiled)});
 }
@@ -145,10 +147,14 @@ Status TierRunner::prepare(const Division& division) {
       if (const auto part = part_for(stage.vertices); !part.ok()) return part.error();
       continue;
     }
-    if (const auto shape = shape_for(stage.chain); !shape.ok()) return shape.error();
+    FRUGAL_TRY(const std::shared_ptr<ChainShape> shape, shape_for(stage.chain));
     for (const TiledRun* run : stage.chain) {
-      if (const auto tile = tile_for(run->vertices, run->tiles[0]); !tile.ok()) return tile.error();
+      const auto tile = tile_for(run->vertices, run->tiles[0]);
+      if (!tile.ok() && tile.error().code != ErrorCode::kUnsupported) return tile.error();
+      if (!tile.ok()) shape->is_refused = true;
     }
+    if (!shape->is_refused) continue;
+    if (const auto part = part_for(stage.vertices); !part.ok()) return part.error();
   }
   return {};
 }
@@ -262,7 +268,7 @@ Result<std::vector<HostTensor>> TierRunner::run_tile(const TileJob& job) {
   return given;
 }
 
-Result<std::shared_ptr<const TierRunner::ChainShape>> TierRunner::shape_for(
+Result<std::shared_ptr<TierRunner::ChainShape>> TierRunner::shape_for(
     const std::vector<const TiledRun*>& chain) {
   std::vector<int64_t> key;
   for (const TiledRun* run : chain) {
@@ -294,12 +300,13 @@ Result<std::shared_ptr<const TierRunner::ChainShape>> TierRunner::shape_for(
       if (!goes_on(graph, segments.back(), chain[j - 1]->tiles, segment, run.tiles))
         return Error{ErrorCode::kInvalidArgument, "a tiled run does not go on from the one before it"};
       std::vector<Range> owned, needed;
-      for (const Region& region : shape->back().writes) owned.push_back(region.axes[0]);
+      for (const Region& region : shape->runs.back().writes) owned.push_back(region.axes[0]);
       for (const Region& region : one.reads) needed.push_back(region.axes[0]);
-      for (size_t i = 0; i < owned.size(); ++i) shape->back().gives.push_back(shared_rows(owned, needed, i));
+      for (size_t i = 0; i < owned.size(); ++i)
+        shape->runs.back().gives.push_back(shared_rows(owned, needed, i));
     }
     segments.push_back(std::move(segment));
-    shape->push_back(std::move(one));
+    shape->runs.push_back(std::move(one));
   }
   if (chain.back()->stays)
     return Error{ErrorCode::kInvalidArgument, "tiles stay with workers that have nothing more to do"};
@@ -332,15 +339,22 @@ std::vector<Result<std::vector<HostTensor>>> TierRunner::run_tiles(const std::ve
 // What a lost worker kept is lost, so a chain begins anew then, and needs no other worker at all: the same
 // bits, later.
 Status TierRunner::run_tiled(const std::vector<const TiledRun*>& chain, Values& values) {
-  FRUGAL_TRY(const std::shared_ptr<const ChainShape> shape, shape_for(chain));
-  const auto at = values.find(shape->front().input);
+  FRUGAL_TRY(const std::shared_ptr<ChainShape> shape, shape_for(chain));
+  const auto at = values.find(shape->runs.front().input);
   if (at == values.end()) return {ErrorCode::kInvalidArgument, "the input of a tiled run has not arrived"};
   const HostTensor& input = at->second;
+  const auto without_tiles = [&] {
+    std::vector<int> vertices;
+    for (const TiledRun* run : chain)
+      vertices.insert(vertices.end(), run->vertices.begin(), run->vertices.end());
+    return run_plain(vertices, values);
+  };
+  if (shape->is_refused) return without_tiles();
   const uint64_t name = next_chain_.fetch_add(1) ^ chain_salt_;
   const size_t n = chain.front()->tiles.size();
   std::vector<std::vector<TileJob::Piece>> shared(n);  // of the run before, by who computed them
   for (size_t j = 0; j < chain.size(); ++j) {
-    const RunShape& here = (*shape)[j];
+    const RunShape& here = shape->runs[j];
     std::vector<TileJob> jobs(n);
     for (size_t i = 0; i < n; ++i) {
       TileJob& job = jobs[i];
@@ -354,7 +368,7 @@ Status TierRunner::run_tiled(const std::vector<const TiledRun*>& chain, Values& 
         job.pieces.push_back({here.reads[i].axes[0], slice(input, here.whole, here.reads[i])});
         continue;
       }
-      for (const Range& missing : missing_rows(here.reads[i].axes[0], (*shape)[j - 1].writes[i].axes[0])) {
+      for (const Range& missing : missing_rows(here.reads[i].axes[0], shape->runs[j - 1].writes[i].axes[0])) {
         for (const auto& pieces : shared) {
           for (const TileJob::Piece& piece : pieces) {
             const Range rows{std::max(missing.begin, piece.rows.begin),
@@ -367,9 +381,14 @@ Status TierRunner::run_tiled(const std::vector<const TiledRun*>& chain, Values& 
       }
     }
     std::vector<Result<std::vector<HostTensor>>> tiles = run_tiles(jobs);
+    for (const auto& tile : tiles) {
+      if (tile.ok() || tile.error().code != ErrorCode::kUnsupported) continue;
+      shape->is_refused = true;
+      return without_tiles();
+    }
     for (size_t i = 0; i < n && chain.size() == 1; ++i) {
       if (!tiles[i].ok() && i > 0) tiles[i] = run_tile(jobs[i]);
-      if (!tiles[i].ok()) return tiles[i].error();
+      if (!tiles[i].ok() && tiles[i].error().code != ErrorCode::kUnsupported) return tiles[i].error();
     }
     const Tensor& output = network_->graph().tensors[static_cast<size_t>(here.output)];
     const auto is_sound = [&](size_t i) {
@@ -382,11 +401,7 @@ Status TierRunner::run_tiled(const std::vector<const TiledRun*>& chain, Values& 
       return true;
     };
     for (size_t i = 0; i < n; ++i) {
-      if (is_sound(i)) continue;
-      std::vector<int> vertices;
-      for (const TiledRun* run : chain)
-        vertices.insert(vertices.end(), run->vertices.begin(), run->vertices.end());
-      return run_plain(vertices, values);
+      if (!is_sound(i)) return without_tiles();
     }
     if (chain[j]->stays) {
       for (size_t i = 0; i < n; ++i) {

@@ -88,7 +88,7 @@ class TilePeers {
  public:
   virtual ~TilePeers() = default;
   // Worker i, from 1: the tile, or the rows of it that the job gives. kUnavailable: there is none, or it does
-  // not answer. kNotFound: it kept nothing of this chain.
+  // not answer. kNotFound: it kept nothing of this chain. kUnsupported: as TierRunner::run_tile.
   virtual Result<std::vector<HostTensor>> run_tile(size_t worker, const TileJob& job) = 0;
 };
 
@@ -104,7 +104,8 @@ class TierRunner {
 
   // Runs the vertices with tier[v] == k on `values` and adds what they make.
   Status run(const Division& division, Values& values, FrameCost& cost);
-  // One tile. kNotFound: it goes on from a tile that is not (or no longer) here.
+  // One tile. kNotFound: it goes on from a tile that is not (or no longer) here. kUnsupported: its bits would
+  // not be those of the whole.
   Result<std::vector<HostTensor>> run_tile(const TileJob& job);
   // Packs what is to cross the next link packed; unpacks what came packed, but for what only passes through.
   Status pack(const Division& division, Values& values, FrameCost& cost);
@@ -136,11 +137,16 @@ class TierRunner {
     std::vector<Region> reads, writes;      // [n_tiles]
     std::vector<std::vector<Range>> gives;  // [n_tiles], of its tile, when it stays
   };
-  using ChainShape = std::vector<RunShape>;
+  struct ChainShape {
+    std::vector<RunShape> runs;
+    // A tile of it does not give the bits of the whole: all of the chain is computed here, as if there were
+    // no tiles.
+    std::atomic<bool> is_refused{false};
+  };
   std::vector<Stage> stages_of(const Division& division) const;
   Result<std::shared_ptr<Part>> part_for(const std::vector<int>& vertices);
   Result<TilePart> tile_for(const std::vector<int>& vertices, const TileBounds& bounds);
-  Result<std::shared_ptr<const ChainShape>> shape_for(const std::vector<const TiledRun*>& chain);
+  Result<std::shared_ptr<ChainShape>> shape_for(const std::vector<const TiledRun*>& chain);
   // Computes in its turn, and makes it last as long as a host `slowdown` times slower would take.
   Status at_pace(const std::function<Status()>& work);
   Status run_part(Part& part, const std::vector<const HostTensor*>& inputs, std::vector<HostTensor>& outputs);
@@ -159,9 +165,9 @@ class TierRunner {
   std::mutex cache_mutex_, compute_mutex_;
   Recent<std::vector<int>, std::shared_ptr<Part>> parts_{8};  // by vertices; each holds a copy of its weights
   Recent<std::vector<int64_t>, TilePart> tiles_{60};          // by vertices and bounds, likewise
-  Recent<std::vector<int64_t>, std::shared_ptr<const ChainShape>> shapes_{60};  // by these of all runs
-  Recent<uint64_t, TileKept> kept_{16};  // by chain, of frames under way
-  Crew crew_;                            // last: its threads use the rest
+  Recent<std::vector<int64_t>, std::shared_ptr<ChainShape>> shapes_{60};  // by these of all runs
+  Recent<uint64_t, TileKept> kept_{16};                                   // by chain, of frames under way
+  Crew crew_;                                                             // last: its threads use the rest
 };
 
 // Runs tiers k, k + 1, ... of a division: this tier's share here, the rest over `next` (may be null for the

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "dnn/exec/check_bits.h"
 #include "dnn/graph/tiles.h"
 #include "dnn/pack/pack.h"
 
@@ -36,10 +37,12 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Processor time of one thread, as vertices are timed.
+// Processor time of one thread, as vertices are timed. kUnsupported: the tile gives other bits than the
+// whole.
 Result<double> time_tile(const Network& network, const Segment& segment, const Tile& tile, int n_threads,
                          int repetitions) {
   FRUGAL_TRY(const std::unique_ptr<Part> part, network.compile_tile(segment, tile, n_threads));
+  FRUGAL_TRY_STATUS(check_bits(network, segment, tile, n_threads, *part));
   std::vector<HostTensor> inputs, outputs;
   for (const int t : segment.inputs) {
     const Tensor& tensor = network.graph().tensors[static_cast<size_t>(t)];
@@ -102,7 +105,13 @@ Status measure_tiles(const Network& network, int repetitions, Profile& profile) 
         row_tiles(graph.tensors[static_cast<size_t>(segment.output)], std::array<double, 4>{1, 1, 1, 1});
     if (quarters.size() < 2) continue;
     FRUGAL_TRY(const Tile tile, make_tile(graph, segment, quarters[1]));
-    FRUGAL_TRY(const double seconds, time_tile(network, segment, tile, profile.n_threads, repetitions));
+    const Result<double> timed = time_tile(network, segment, tile, profile.n_threads, repetitions);
+    if (!timed.ok() && timed.error().code == ErrorCode::kUnsupported) {  // never worth it
+      for (const int v : tile.vertices)
+        measured.tile_fixed_seconds[static_cast<size_t>(v)] = measured.vertex_seconds[static_cast<size_t>(v)];
+      continue;
+    }
+    FRUGAL_TRY(const double seconds, timed);
     // What it takes beyond its share, spread over the rest of its vertices.
     double shares = 0, rest = 0;
     for (const int v : tile.vertices) {

@@ -253,6 +253,87 @@ TEST(Coordinator, TilesThatStayGiveWhatTheWholeGives) {
   }
 }
 
+// A network whose executor adds in another order for tiles: the last bit of each tile's first value is
+// another.
+class OtherBits final : public Network {
+ public:
+  explicit OtherBits(std::shared_ptr<const Network> network) : network_(std::move(network)) {}
+  const Graph& graph() const override { return network_->graph(); }
+  Result<std::shared_ptr<const Network>> reshaped(
+      const std::vector<std::vector<int64_t>>& input_shapes) const override {
+    return network_->reshaped(input_shapes);
+  }
+  Result<std::unique_ptr<Part>> compile(std::span<const int> vertices, int n_threads,
+                                        std::span<const int> outputs) const override {
+    return network_->compile(vertices, n_threads, outputs);
+  }
+  Result<std::unique_ptr<Part>> compile_whole(int n_threads) const override {
+    return network_->compile_whole(n_threads);
+  }
+  Result<Measurement> measure(int n_threads, int repetitions) const override {
+    return network_->measure(n_threads, repetitions);
+  }
+  Result<std::unique_ptr<Part>> compile_tile(const Segment& segment, const Tile& tile,
+                                             int n_threads) const override {
+    auto part = network_->compile_tile(segment, tile, n_threads);
+    if (!part.ok()) return part.error();
+    return std::unique_ptr<Part>(std::make_unique<Tile1>(*std::move(part)));
+  }
+
+ private:
+  class Tile1 final : public Part {
+   public:
+    explicit Tile1(std::unique_ptr<Part> part) : part_(std::move(part)) {}
+    const std::vector<int>& inputs() const override { return part_->inputs(); }
+    const std::vector<int>& outputs() const override { return part_->outputs(); }
+    std::string precision() const override { return part_->precision(); }
+    Status run(std::span<const HostTensor* const> inputs, std::vector<HostTensor>& outputs) override {
+      const Status status = part_->run(inputs, outputs);
+      if (status.ok()) outputs[0].bytes[0] ^= std::byte{1};
+      return status;
+    }
+
+   private:
+    std::unique_ptr<Part> part_;
+  };
+  std::shared_ptr<const Network> network_;
+};
+
+TEST(TierRunner, TilesOfOtherBitsAreNotUsed) {
+  const Bench bench("resnet18");
+  const Graph& graph = bench.network->graph();
+  Tier tier = bench.cluster.tiers[1];
+  tier.worker_speeds = {1, 1};
+  tier.peer_latency_seconds = 0;
+  tier.peer_bytes_per_second = 1e12;
+  std::vector<int> labels(graph.vertices.size(), 1);
+  labels[0] = 0;
+  const Division division{labels, TilePlanner(graph, tier, 1).tile(labels)};
+  ASSERT_FALSE(division.runs.empty());
+  const Values input = bench.input(1), expected = bench.expected(input);
+  // Here, and with the other worker alone.
+  for (const bool here : {true, false}) {
+    const auto other = std::make_shared<OtherBits>(bench.network);
+    TierRunner edge(here ? other : bench.network, 1, 1);
+    edge.set_peers(std::make_shared<LocalPeers>(
+        std::vector<std::shared_ptr<TierRunner>>{std::make_shared<TierRunner>(other, 1, 1)}, 0, 1e12));
+    EXPECT_TRUE(edge.prepare(division).ok());
+    for (int frame = 0; frame < 2; ++frame) {
+      Values values = input;
+      FrameCost cost(3);
+      const Status status = edge.run(division, values, cost);
+      ASSERT_TRUE(status.ok()) << status.error().message;
+      EXPECT_EQ(values.at(expected.begin()->first).bytes, expected.begin()->second.bytes);
+    }
+    TileJob job;
+    job.vertices = division.runs[0].vertices;
+    job.tile = division.runs[0].tiles[0];
+    if (here) {
+      EXPECT_EQ(edge.run_tile(job).error().code, ErrorCode::kUnsupported);
+    }
+  }
+}
+
 TEST(TierRunner, RefusesTileJobsThatDoNotFit) {
   const Bench bench("resnet18");
   const Graph& graph = bench.network->graph();
