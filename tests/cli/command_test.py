@@ -123,6 +123,16 @@ class CommandTest(unittest.TestCase):
                    for more in ([], ["-t", "1"], ["--chunk", "5"], ["-t", "2", "--chunk", "1"])}
         self.assertEqual(len(answers), 1, answers)
 
+    def test_one_processor_gives_the_same_answer(self):
+        words = ("run", "-m", model(), "-p", "Tell me about rivers.", "-n", "16", "--json")
+        everywhere = json.loads(self.answered(*words).stdout)["text"]
+        one = min(os.sched_getaffinity(0))
+        done = subprocess.run(["taskset", "-c", str(one), COMMAND, *words], capture_output=True, timeout=240)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(json.loads(done.stdout)["text"], everywhere)
+        told = subprocess.run(["taskset", "-c", str(one), COMMAND, "doctor", "--json"], capture_output=True, timeout=240)
+        self.assertEqual(json.loads(told.stdout)["processors"], 1)
+
     def test_stop_string_and_seed(self):
         args = ["run", "-m", model(), "-p", "Count: one, two, three,", "--raw", "-n", "20", "--json"]
         whole = json.loads(self.answered(*args).stdout)["text"]

@@ -54,6 +54,7 @@ class Writer {
 
   void add_metadata(bool gemma, bool qwen) {
     const auto u32 = [&](const char* name, int value) { file_.u32(key(name), static_cast<uint32_t>(value)); };
+    if (model_.alignment != 32) file_.u32("general.alignment", file_.alignment = model_.alignment);
     file_.text("general.architecture", model_.architecture)
         .text("general.name", "tiny " + model_.architecture);
     u32("block_count", model_.n_layers);

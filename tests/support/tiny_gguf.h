@@ -41,6 +41,7 @@ struct TinyModel {
   std::string rope_scaling;       // "", "linear", "yarn"
   float rope_scaling_factor = 4;  // with rope_scaling
   bool rope_factors = false;      // llama: a rope_freqs.weight tensor, as of Llama 3.1
+  uint32_t alignment = 32;        // of tensors in the file, at least 8
   std::string chat_template;      // "": one that fits the architecture
 };
 

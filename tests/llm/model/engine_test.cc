@@ -12,6 +12,7 @@
 
 #include "base/file.h"
 #include "frugal/llm.h"
+#include "llm/model/gguf.h"
 #include "support/temp_file.h"
 #include "support/tiny_gguf.h"
 
@@ -126,6 +127,34 @@ TEST_F(EngineTest, ErrorsChangeNothing) {
   ASSERT_TRUE(e->prefill(a, tokens(22)).ok());  // exactly full
   EXPECT_EQ(code({{a, negative.empty() ? ten : std::span<const Token>(ten).first(1), LogitRows::kLast}}),
             range);
+}
+
+// Tensors of the mapped file may lie at any multiple of 8 bytes, between the rows that vectors are loaded
+// from.
+TEST_F(EngineTest, WeightsAtOddPlacesOfTheFileGiveTheSameBits) {
+  for (const TensorType type : test::tiny_weight_types()) {
+    test::TinyModel tiny;
+    tiny.weights = type;
+    tiny.n_embd = 96;
+    tiny.n_vocab = 333;
+    std::vector<float> logits[2];
+    for (const uint32_t alignment : {32u, 8u}) {
+      tiny.alignment = alignment;
+      const std::string bytes = test::tiny_gguf(tiny);
+      const auto parsed = GgufFile::parse(std::as_bytes(std::span(bytes)));
+      ASSERT_TRUE(parsed.ok()) << parsed.error().message;
+      bool odd = false;
+      for (const GgufTensor& tensor : parsed->tensors()) odd = odd || tensor.offset % 32 != 0;
+      EXPECT_EQ(odd, alignment == 8);
+      const frugal::test::TempFile file(bytes);
+      auto model = Model::load(file.path());
+      ASSERT_TRUE(model.ok()) << model.error().message;
+      const auto e = Engine::create(*model, {}).value();
+      logits[alignment == 8] = step(*e, e->open_sequence().value(), tokens(20));
+    }
+    ASSERT_EQ(logits[0].size(), logits[1].size());
+    EXPECT_EQ(std::memcmp(logits[0].data(), logits[1].data(), logits[0].size() * sizeof(float)), 0);
+  }
 }
 
 TEST_F(EngineTest, TruncationForgets) {
