@@ -34,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<float> scores(64), spare(64), out(dim);
   (*cache)->prepare(0, 0, queries);
   (*cache)->score_block(0, 0, 1, 64, queries, scores.data());
-  (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), out.data(), spare.data());
+  (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, out.data(), spare.data());
   (*cache)->restore(0, 0, out.data());
   return 0;
 }

@@ -13,6 +13,8 @@
 #include "base/team.h"
 #include "base/text.h"
 #include "cli/child_process.h"
+#include "cli/commands.h"
+#include "cli/console.h"
 #include "cli/llm_options.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
@@ -104,5 +106,15 @@ double product_peak(int n_threads) {
 }
 
 std::string kernel_isa() { return llm::kernels().name; }
+
+int report_bench(const BenchContext& context, const std::vector<BenchRow>& rows, const std::string& out,
+                 bool json) {
+  if (!out.empty()) {
+    if (const Status status = write_bench(out, context, rows); !status.ok()) return fail(status.error());
+  }
+  return print(json ? bench_json(context, rows) : bench_table(rows))
+             ? kExitOk
+             : fail({ErrorCode::kIo, "the result could not be written to stdout"});
+}
 
 }  // namespace frugal::cli

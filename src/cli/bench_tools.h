@@ -1,9 +1,11 @@
-// Measuring tools that benches share: memory of a child process, the machine's read bandwidth.
+// Tools that benches share: memory of a child process, the machine's read bandwidth, how they end.
 #pragma once
 
 #include <functional>
 #include <string>
+#include <vector>
 
+#include "cli/bench_report.h"
 #include "frugal/result.h"
 
 namespace frugal::cli {
@@ -22,5 +24,10 @@ double product_peak(int n_threads);
 
 // The instruction set of the kernels in use: "avx2".
 std::string kernel_isa();
+
+// How a bench ends: rows to `out` when it is not empty, and to stdout as JSON or as a table. Gives the exit
+// code.
+int report_bench(const BenchContext& context, const std::vector<BenchRow>& rows, const std::string& out,
+                 bool json);
 
 }  // namespace frugal::cli

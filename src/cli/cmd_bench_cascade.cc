@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cli/bench_cascade.h"
+#include "cli/bench_tools.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 
@@ -31,13 +32,7 @@ int bench(Options options) {
   BenchContext context;
   context.bench = "cascade";
   context.command = this_command_line();
-  if (!options.out.empty()) {
-    const Status written = write_bench(options.out, context, options.bench.rows);
-    if (!written.ok()) return fail(written.error());
-  }
-  return print(options.json ? bench_json(context, options.bench.rows) : bench_table(options.bench.rows))
-             ? kExitOk
-             : kExitFailure;
+  return report_bench(context, options.bench.rows, options.out, options.json);
 }
 
 }  // namespace

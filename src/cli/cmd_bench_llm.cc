@@ -457,12 +457,7 @@ int run(BenchFlags flags) {
     if (model.ok())
       context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
   }
-  if (!flags.out.empty()) {
-    if (const Status status = write_bench(flags.out, context, *rows); !status.ok())
-      return fail(status.error());
-  }
-  const std::string out = flags.json ? bench_json(context, *rows) : bench_table(*rows);
-  return print(out) ? kExitOk : fail({ErrorCode::kIo, "the result could not be written to stdout"});
+  return report_bench(context, *rows, flags.out, flags.json);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "cli/bench_report.h"
+#include "cli/bench_tools.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/meter_setup.h"
@@ -458,11 +459,7 @@ int bench(BenchOptions options) {
   context.bench = "meter";
   context.threads = 1;
   context.command = this_command_line();
-  if (!options.out.empty()) {
-    const Status written = write_bench(options.out, context, rows);
-    if (!written.ok()) return fail(written.error());
-  }
-  return print(options.json ? bench_json(context, rows) : bench_table(rows)) ? kExitOk : kExitFailure;
+  return report_bench(context, rows, options.out, options.json);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "cli/answer.h"
 #include "cli/bench_report.h"
+#include "cli/bench_tools.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/kv_dictionary.h"
@@ -187,13 +188,7 @@ int run(GenerateFlags flags) {
   context.model = std::filesystem::path((*model)->info().path).filename().string();
   context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
   context.command = this_command_line();
-  if (!flags.out.empty()) {
-    if (const Status status = write_bench(flags.out, context, rows); !status.ok())
-      return fail(status.error());
-  }
-  return print(flags.json ? bench_json(context, rows) : bench_table(rows))
-             ? kExitOk
-             : fail({ErrorCode::kIo, "the result could not be written to stdout"});
+  return report_bench(context, rows, flags.out, flags.json);
 }
 
 }  // namespace
