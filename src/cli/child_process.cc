@@ -67,6 +67,18 @@ Result<ChildOutput> run_command(std::vector<std::string> words, bool with_stderr
   });
 }
 
+bool finds_command(const std::string& name) {
+  if (name.find('/') != std::string::npos) return ::access(name.c_str(), X_OK) == 0;
+  const char* set = std::getenv("PATH");
+  const std::string path = set == nullptr ? "" : set;
+  for (size_t at = 0; at <= path.size();) {
+    const size_t end = std::min(path.find(':', at), path.size());
+    if (::access((path.substr(at, end - at) + "/" + name).c_str(), X_OK) == 0) return true;
+    at = end + 1;
+  }
+  return false;
+}
+
 Result<double> run_llama_bench(const LlamaBenchCase& bench) {
   FRUGAL_TRY(const ChildOutput out, run_command({bench.command,
                                                  "-m",

@@ -27,6 +27,9 @@ struct LlamaBenchCase {
   int depth = 0;       // after so many
   std::string kv = "f16";
 };
+// Can a command of this name be started: a path, or found on PATH?
+bool finds_command(const std::string& name);
+
 // Tokens per second, the better of flash attention off and on. kUnavailable when the command fails.
 Result<double> run_llama_bench(const LlamaBenchCase& bench);
 

@@ -12,11 +12,13 @@
 #include "base/text.h"
 #include "cli/bench_report.h"
 #include "cli/bench_tools.h"
+#include "cli/child_process.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/cot_plot.h"
 #include "cli/cot_record.h"
 #include "cli/cot_report.h"
+#include "cli/kv_dictionary.h"
 #include "cli/llm_options.h"
 #include "cli/meter_setup.h"
 
@@ -108,11 +110,22 @@ Status check(const CotFlags& flags) {
   FRUGAL_TRY_STATUS(need("--reps", flags.setup.reps, 1, 100));
   FRUGAL_TRY_STATUS(need("--peer-every", flags.peer_every, 1, 1 << 30));
   FRUGAL_TRY_STATUS(need("--window", flags.setup.decode.max_draft, 0, llm::kLongestDraft));
+  for (const std::string& command : flags.setup.speculators) {
+    const std::string tool = command.substr(0, command.find_first_of(":@"));
+    if (!finds_command(tool)) {
+      return refuse(
+          "--speculators: there is no command '" + tool +
+          "'; `python3 scripts/bootstrap.py --peers` builds llama.cpp's tools into the folder bin of "
+          "`python3 scripts/bootstrap.py --print peers`, which has to be on PATH");
+    }
+  }
   return {};
 }
 
-// Runs every question again as a glance and as Trunc-CoT, by the rules of the chosen point.
-Status run_rules(CotRunner& runner, const Questions& questions, bool shows, std::vector<CotRecord>* records) {
+// Runs every question again as a glance and as Trunc-CoT, by the rules of the chosen point, until `end` (wall
+// seconds; 0 = no limit). Rules depend on all questions, so this comes when the last of them is done.
+Status run_rules(CotRunner& runner, const Questions& questions, bool shows, double end,
+                 std::vector<CotRecord>* records) {
   const std::vector<CotPoint> curve = glance_curve(*records);
   if (curve.empty()) return {};
   const double target = chosen_target(curve);
@@ -122,7 +135,9 @@ Status run_rules(CotRunner& runner, const Questions& questions, bool shows, std:
     bar.update(++done, static_cast<double>(records->size()));
     const auto same = [&](const auto& q) { return q.second->task == record.task && q.first == record.index; };
     const auto question = std::find_if(questions.begin(), questions.end(), same);
-    if (question == questions.end() || is_repetitive(record.task)) continue;
+    if (question == questions.end() || is_repetitive(record.task) || (record.glance && record.trunc))
+      continue;
+    if (end > 0 && wall_seconds() > end) return {};
     for (const bool trunc : {false, true}) {
       const CotRule rule = rule_for(*records, record, target, trunc);
       std::optional<CotGlance>& out = trunc ? record.trunc : record.glance;
@@ -141,10 +156,10 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
   const llm::ModelInfo& info = engine.model().info();
   const std::string head = strf(
       "{\"model\": \"%016llx\", \"shots\": %d, \"max_tokens\": %d, \"fixed_length\": %d, \"every\": %d, "
-      "\"window\": %d, \"fixed_window\": %d, \"reps\": %d, \"pool\": %d}",
+      "\"window\": %d, \"fixed_window\": %d, \"reps\": %d, \"pool\": %d, \"kv\": \"%s\"}",
       static_cast<unsigned long long>(info.file_hash), flags.setup.n_shots, flags.setup.max_tokens,
       flags.setup.fixed_length ? 1 : 0, flags.setup.every, flags.setup.decode.max_draft,
-      flags.setup.decode.fixed ? 1 : 0, flags.setup.reps, flags.setup.pool ? 1 : 0);
+      flags.setup.decode.fixed ? 1 : 0, flags.setup.reps, flags.setup.pool ? 1 : 0, flags.engine.kv.c_str());
   FRUGAL_TRY(std::vector<CotRecord> records, read_records(flags.records, head));
   std::unique_ptr<llm::peer::Peer> peer;
   if (!flags.no_peer) {
@@ -164,21 +179,22 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
              data.questions.size(), flags.skip)};
   }
   ProgressBar bar("evaluating", "questions", !flags.json);
-  const double begin = wall_seconds();
+  const double end = flags.seconds > 0 ? wall_seconds() + flags.seconds : 0;
   int done = 0;
   for (const auto& [index, question] : questions) {
     bar.update(++done, static_cast<double>(questions.size()));
     const std::string key = strf("%s/%d", question->task.c_str(), index);
     if (std::any_of(records.begin(), records.end(), [&](const CotRecord& r) { return r.key == key; }))
       continue;
-    if (flags.seconds > 0 && wall_seconds() - begin > flags.seconds) break;
+    if (end > 0 && wall_seconds() > end) break;
     auto record = runner.run(*question, index, index % flags.peer_every == 0);
     if (!record.ok() && record.error().code == ErrorCode::kCancelled) break;  // what there is, is reported
     if (!record.ok()) return record.error();
     records.push_back(std::move(record).value());
     FRUGAL_TRY_STATUS(write_records(flags.records, head, records));
   }
-  FRUGAL_TRY_STATUS(run_rules(runner, questions, !flags.json, &records));
+  if (records.size() == questions.size())
+    FRUGAL_TRY_STATUS(run_rules(runner, questions, !flags.json, end, &records));
   FRUGAL_TRY_STATUS(write_records(flags.records, head, records));
   return records;
 }
@@ -207,6 +223,8 @@ int run(CotFlags& flags) {
   model_options.n_threads = options->n_threads;
   auto model = llm::Model::load(*path, model_options);
   if (!model.ok()) return fail(model.error());
+  if (const Status status = choose_cache(flags.engine, *model, *options, !flags.json); !status.ok())
+    return fail(status.error());
   auto engine = llm::Engine::create(*model, *options);
   if (!engine.ok()) return fail(engine.error());
   const auto records = evaluate(flags, *data, *path, **engine, **meter);
@@ -290,7 +308,10 @@ Action add_cot_eval(CLI::App& app) {
   app.add_option("--records", flags->records,
                  "keep what was measured of each question here, and go on from what is there")
       ->type_name("FILE");
-  app.add_option("--seconds", flags->seconds, "begin no question after this time; 0 = no limit")
+  app.add_option("--seconds", flags->seconds,
+                 "begin no question after this time; 0 = no limit. With --records the same command goes on "
+                 "later, and "
+                 "rules are run when all questions are done")
       ->capture_default_str();
   app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
       ->type_name("FILE");

@@ -19,7 +19,8 @@ void add_decode_options(CLI::App& app, DecodeFlags& flags) {
   app.add_flag("--show-glance", flags.show_glance,
                "on a terminal, show approximate tokens dimmed until they turn exact");
   app.add_option("--cot-budget", flags.budget,
-                 "glance: draw the answer when the rationale has cost this: 200 (tokens), 5s, 3J or 0.01g "
+                 "glance: draw the answer when the rationale has cost this: 200 (tokens), 50it (iterations, "
+                 "which are forwards), 5s, 3J or 0.01g "
                  "(gCO2e, needs --region or the like)")
       ->type_name("AMOUNT");
   app.add_option("--answer-trigger", flags.trigger, "glance: the words after which the answer is read")
@@ -63,6 +64,8 @@ Result<CotBudget> parse_cot_budget(std::string_view text) {
   const std::string_view unit = trim(std::string_view(end));
   if (unit.empty() || unit == "tokens") {
     budget.unit = CotBudget::kTokens;
+  } else if (unit == "it") {
+    budget.unit = CotBudget::kIterations;
   } else if (unit == "s") {
     budget.unit = CotBudget::kSeconds;
   } else if (unit == "J") {
@@ -72,9 +75,10 @@ Result<CotBudget> parse_cot_budget(std::string_view text) {
   }
   if (end == copy.c_str() || budget.unit == CotBudget::kNone || !(budget.amount > 0) ||
       !std::isfinite(budget.amount)) {
-    return Error{
-        ErrorCode::kInvalidArgument,
-        "--cot-budget is '" + copy + "', but must be a number above 0 and one of nothing (tokens), s, J, g"};
+    return Error{ErrorCode::kInvalidArgument,
+                 "--cot-budget is '" + copy +
+                     "', but must be a number above 0 and one of nothing (tokens), "
+                     "it (iterations), s, J, g"};
   }
   return budget;
 }

@@ -15,7 +15,7 @@ struct DecodeFlags {
   std::string mode = "exact";  // "exact", "glance", "greedy"
   int window = llm::kLongestDraft;
   bool stats = false, show_glance = false;
-  std::string budget;  // "200", "5s", "3J", "0.01g"
+  std::string budget;  // "200", "50it", "5s", "3J", "0.01g"
   std::string trigger = " Therefore, the answer is";
   int answer_tokens = 16;
   float confidence = 0.8f;
@@ -28,10 +28,11 @@ Result<llm::DecodeOptions> decode_options(const DecodeFlags& flags);
 
 // What a rationale may cost.
 struct CotBudget {
-  enum Unit { kNone, kTokens, kSeconds, kJoules, kGrams } unit = kNone;
+  enum Unit { kNone, kTokens, kIterations, kSeconds, kJoules, kGrams } unit = kNone;
   double amount = 0;
 };
-// "200" (tokens), "5s", "3J", "0.01g" (gCO2e); empty: none. kInvalidArgument.
+// "200" (tokens), "50it" (iterations: forwards after the prompt's), "5s", "3J", "0.01g" (gCO2e); empty: none.
+// kInvalidArgument.
 Result<CotBudget> parse_cot_budget(std::string_view text);
 
 }  // namespace frugal::cli

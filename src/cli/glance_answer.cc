@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
@@ -52,6 +53,8 @@ Result<llm::GlanceResult> glance_prompt(llm::Engine& engine, llm::SequenceId seq
   rule.confidence = flags.confidence;
   rule.stable = flags.agreeing;
   if (budget.unit == CotBudget::kTokens) rule.most_tokens = static_cast<int>(std::min(budget.amount, 1e9));
+  if (budget.unit == CotBudget::kIterations)
+    rule.most_iterations = static_cast<int>(std::min(std::ceil(budget.amount), 1e9));
   if (budget.unit == CotBudget::kSeconds) rule.most_seconds = budget.amount;
   const meter::Snapshot before = meter.snapshot();
   const Usage begun = engine.usage();

@@ -69,6 +69,30 @@ class CommandTest(unittest.TestCase):
         self.refused(2, "f16", "run", "-m", model(), "-p", "a", "--kv", "f12")
         self.refused(2, "stop string", "run", "-m", model(), "-p", "a", "--stop", "")
 
+    def test_a_budget_in_iterations_ends_a_rationale(self):
+        question = ["run", "-m", model(), "-p", "How much is 12 + 30? Think step by step.", "--temperature", "0", "--decode",
+                    "glance", "--confidence", "2"]
+        glance = json.loads(self.answered(*question, "--cot-budget", "5it", "--json").stdout)
+        self.assertEqual(glance["decoding"]["forwards"], 5)
+        self.assertTrue(glance["glance"]["out_of_budget"])
+        self.assertEqual(glance["stop_reason"], "glance")
+        for amount in ("0it", "-1", "5x", "it"):
+            self.refused(2, f"--cot-budget is '{amount}'", *question, f"--cot-budget={amount}")
+
+    def test_evaluation_of_chains_refuses_what_it_cannot_do(self):
+        with tempfile.TemporaryDirectory() as folder:
+            empty, data = pathlib.Path(folder) / "empty.jsonl", pathlib.Path(folder) / "data.jsonl"
+            empty.write_text("")
+            data.write_text('{"task": "gsm8k", "question": "1 + 1?", "answer": "2"}\nnot JSON\n')
+            self.refused(3, "holds no question", "cot", "eval", "-m", model(), "--data", str(empty))
+            self.refused(2, "there is no command 'not-there'", "cot", "eval", "-m", model(), "--data", str(data),
+                         "--speculators", "not-there:ngram-mod@9")
+            done = self.answered("cot", "eval", "-m", model(), "--data", str(data), "--skip", "0", "--no-peer", "--no-glance",
+                                 "-n", "4", "--shots", "0", "--reps", "1", "--json")
+            self.assertIn("data.jsonl:2:", done.stderr.decode())
+            rows = {row["name"]: row for row in json.loads(done.stdout)}
+            self.assertEqual((rows["exact_differences"]["ours"], rows["exact_differences"]["n"]), (0, 1))
+
     def test_thread_count_zero_means_all(self):
         done = self.answered("run", "-m", model(), "-p", "Hello", "-n", "2", "-t", "0", "--json")
         self.assertGreaterEqual(json.loads(done.stdout)["threads"], 1)

@@ -267,11 +267,12 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
   FRUGAL_TRY_STATUS(glancer.prefill());
   const double begin = wall_seconds();
   int next = rule.first;
-  while (!glancer.done()) {
+  for (int iterations = 0; !glancer.done(); ++iterations) {
     glancer.cancel_if_asked();
     if (glancer.done()) break;
     const int n = static_cast<int>(glancer.tokens().size());
     out.out_of_budget = (rule.most_tokens > 0 && n >= rule.most_tokens) ||
+                        (rule.most_iterations > 0 && iterations >= rule.most_iterations) ||
                         (rule.most_seconds > 0 && wall_seconds() - begin >= rule.most_seconds) ||
                         (rule.spent && rule.spent());
     const bool asks = n >= rule.first && !glancer.said();

@@ -35,6 +35,7 @@ struct GlanceOptions {
   bool wrong = false;               // count looks whose approximate tokens turned out wrong
   // What the rationale may cost; when it is spent, the answer is drawn whatever it is. 0 = no limit.
   int most_tokens = 0;
+  int most_iterations = 0;  // forwards after the prefill
   double most_seconds = 0;
   std::function<bool()> spent;  // other budgets; may be empty
 };

@@ -343,10 +343,10 @@ constexpr const char* kExamples =
 void check_real(const char* name, int n_tokens) {
   const auto model = real_model(name);
   const auto prompt = model->tokenizer().encode(kExamples, true, false).value();
-  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kQ8_0}) {
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kQ8_0, KvFormat::kCsr}) {
     const Answer expected = reference(model, kv, 512, prompt, at_most(n_tokens));
     for (const int window : {1, 4, 16}) {
-      if (kv == KvFormat::kQ8_0 && window != 4) continue;
+      if (kv != KvFormat::kF16 && window != 4) continue;
       GenerateOptions options = at_most(n_tokens);
       options.decode.max_draft = window;
       options.decode.fixed = window < 16;

@@ -192,6 +192,12 @@ TEST_F(Glance, ABudgetEndsTheRationale) {
   EXPECT_GE(result.rationale.tokens.size(), 20u);
   EXPECT_LT(result.rationale.tokens.size(), 20u + kLongestDraft + 1);
   rule = never;
+  rule.most_iterations = 5;
+  result = run(rule);
+  EXPECT_TRUE(result.glanced);
+  EXPECT_TRUE(result.out_of_budget);
+  EXPECT_EQ(result.rationale.decode_forwards, 5);
+  rule = never;
   rule.most_seconds = 1e-9;
   result = run(rule);
   EXPECT_TRUE(result.out_of_budget);
