@@ -16,15 +16,6 @@
 namespace frugal::cascade {
 namespace {
 
-std::vector<float> predict_all(const RewardModel& model, const Replayed& requests) {
-  const auto d = static_cast<size_t>(model.n_features()), m = static_cast<size_t>(model.n_chains());
-  std::vector<float> all(static_cast<size_t>(requests.n) * m);
-  for (size_t i = 0; i < static_cast<size_t>(requests.n); ++i) {
-    model.predict(std::span(requests.features).subspan(i * d, d), std::span(all).subspan(i * m, m));
-  }
-  return all;
-}
-
 // What the best static chain earns on requests that it was not chosen by: in each fold, the chain that is
 // best on the others. On the requests that chose it, the best of many chains looks better than it is, and no
 // policy that is judged on unseen requests could be asked to match that.

@@ -109,6 +109,28 @@ std::vector<int> choose_menu(const budget::ChainTable& table, std::span<const fl
   return menu;
 }
 
+Result<std::vector<int>> menu_of_fit(const std::string& folder, const CascadeSpec& spec,
+                                     const RewardModel& model, int most) {
+  FRUGAL_TRY(const auto fit, load_replayed(folder, "fit", spec));
+  FRUGAL_TRY(const auto table, chain_table(spec, {}));
+  const auto m = static_cast<size_t>(spec.n_chains());
+  std::vector<double> earned(m, 0);
+  for (size_t i = 0; i < fit.rewards.size(); ++i) earned[i % m] += static_cast<double>(fit.rewards[i]);
+  const double target = *std::max_element(earned.begin(), earned.end()) / fit.n;
+  const std::vector<float> predicted = predict_all(model, fit);
+  const double price = price_for_reward(*table, predicted, fit.rewards, fit.n, target).price;
+  return choose_menu(*table, predicted, fit.n, price, most);
+}
+
+std::vector<float> predict_all(const RewardModel& model, const Replayed& requests) {
+  const auto d = static_cast<size_t>(model.n_features()), m = static_cast<size_t>(model.n_chains());
+  std::vector<float> all(static_cast<size_t>(requests.n) * m);
+  for (size_t i = 0; i < static_cast<size_t>(requests.n); ++i) {
+    model.predict(std::span(requests.features).subspan(i * d, d), std::span(all).subspan(i * m, m));
+  }
+  return all;
+}
+
 void keep_menu(std::vector<float>& predicted, size_t m, std::span<const int> menu) {
   for (size_t i = 0; i < predicted.size(); ++i) {
     if (!std::binary_search(menu.begin(), menu.end(), static_cast<int>(i % m))) predicted[i] = NAN;

@@ -42,6 +42,12 @@ void restrict_chains(std::vector<float>& predicted, const CascadeSpec& spec, Pol
 // most to the sum of the best reward - price * cost. Ascending.
 std::vector<int> choose_menu(const budget::ChainTable& table, std::span<const float> predicted, int n,
                              double price, int most);
+// The menu at the price of equal reward on the fitting requests of a cascade's folder: what these requests
+// would earn by the best chain for everyone. kNotFound, kCorrupt: features_fit.npy, rewards_fit.npy.
+Result<std::vector<int>> menu_of_fit(const std::string& folder, const CascadeSpec& spec,
+                                     const RewardModel& model, int most);
+// Rewards of every chain for every request, [n, n_chains].
+std::vector<float> predict_all(const RewardModel& model, const Replayed& requests);
 // Leaves only the chains of a menu.
 void keep_menu(std::vector<float>& predicted, size_t n_chains, std::span<const int> menu);
 

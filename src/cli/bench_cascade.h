@@ -38,6 +38,8 @@ Status bench_cascade_service(CascadeBench& bench);
 Status bench_cascade_share(CascadeBench& bench);
 // Ablations of the reward model, and the policies, where the true rewards are known.
 Status bench_cascade_ablation(CascadeBench& bench);
+// A day of 10^8 requests.
+Status bench_cascade_scale(CascadeBench& bench);
 // FLOPs and joules saved by a trained cascade; a year of a carbon budget.
 Status bench_cascade_quality(CascadeBench& bench);
 

@@ -13,8 +13,8 @@ namespace frugal::cli {
 
 namespace {
 
-// Chosen after replays of test requests (docs/design/cascade-quality.md): to be chosen on `fit`.
-constexpr int kMenu = 3, kMaxBatch = 32;
+// Chosen on `fit` (docs/design/cascade-quality.md).
+constexpr int kMenu = 3;
 
 // A share and its 95 % interval over trainings, seeds and resamples of users, and that of each training.
 std::string banded(std::vector<double> draws, const std::vector<double>& each) {
@@ -77,6 +77,11 @@ void add_savings(CascadeBench& bench, const std::vector<JudgedCascade>& all, boo
 
 // What the report shows of one training: how the measures rank chains, and the static chains.
 void add_costs(CascadeBench& bench, const JudgedCascade& judged) {
+  bench.add(
+      "max_batch", judged.max_batch, "requests",
+      "that a model scores in one call: the fastest for the static chain that earns most on the fitting "
+      "requests, first training; processor time of a request there by batch: " +
+          judged.batches);
   const auto ranks = cascade::compare_ranks(judged.flops, judged.cpu_s, 3);
   std::string worst;
   for (const auto& pair : ranks.worst) {
@@ -168,7 +173,7 @@ Status bench_trained(CascadeBench& bench) {
   options.evaluate.seeds = bench.quick ? 3 : 5;
   options.replay.rounds = options.costs.rounds = bench.quick ? 3 : 5;
   options.evaluate.menu = kMenu;
-  options.replay.max_batch = kMaxBatch;
+  options.replay.max_batch = 0;
   for (const std::string& folder : bench.cascade_folders) {
     FRUGAL_TRY(auto judged, judge_cascade(folder, **meter, options));
     bench.say(strf("%s: best static chain %s", judged.spec.source.c_str(),

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <thread>
 
+#include "base/text.h"
+
 namespace frugal::cli {
 namespace {
 
@@ -31,6 +33,31 @@ SavedWithBand saved_with_band(const JudgedCascade& judged, bool price_cpu,
   return saved;
 }
 
+// Where the batch is not given: of the powers of two the one that serves the static chain that earns most on
+// the fitting requests in the least processor time there.
+Status choose_batch(const std::string& folder, const cascade::Replayed& fit, meter::PowerMeter& meter,
+                    JudgeOptions& options, JudgedCascade& judged) {
+  const auto m = static_cast<size_t>(judged.spec.n_chains());
+  std::vector<double> earned(m, 0);
+  for (size_t i = 0; i < fit.rewards.size(); ++i) earned[i % m] += static_cast<double>(fit.rewards[i]);
+  cascade::ReplayPolicy best;
+  best.chain = static_cast<int>(std::max_element(earned.begin(), earned.end()) - earned.begin());
+  double least = 0;
+  for (const int batch : {8, 16, 32, 64, 128}) {
+    cascade::ReplayOptions replay = options.replay;
+    replay.max_batch = batch;
+    replay.rate = 0;
+    FRUGAL_TRY(const auto result,
+               cascade::replay(folder, "fit", judged.spec, fit, {&best, 1}, meter, replay));
+    const double cpu_s = result.arms[0].cpu_s;
+    judged.batches += strf("%s%d: %.1f us", judged.batches.empty() ? "" : ", ", batch, 1e6 * cpu_s);
+    if (options.replay.max_batch > 0 && cpu_s >= least) continue;
+    options.replay.max_batch = batch;
+    least = cpu_s;
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<JudgedCascade> judge_cascade(const std::string& folder, meter::PowerMeter& meter,
@@ -44,6 +71,8 @@ Result<JudgedCascade> judge_cascade(const std::string& folder, meter::PowerMeter
     if (!options.progress) return {};
     return [&options, part](const std::string& what) { options.progress(part + what); };
   };
+  if (options.replay.max_batch == 0) FRUGAL_TRY_STATUS(choose_batch(folder, fit, meter, options, judged));
+  judged.max_batch = options.replay.max_batch;
   options.costs.progress = saying("");
   options.costs.batches.back() = options.replay.max_batch;
   FRUGAL_TRY(judged.costs, cascade::measure_costs(folder, "fit", judged.spec, meter, options.costs));

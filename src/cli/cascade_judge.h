@@ -11,6 +11,8 @@ struct JudgeOptions {
   cascade::EvaluateOptions evaluate = {};
   cascade::ReplayOptions replay = {};
   cascade::CostMeasureOptions costs = {};
+  // replay.max_batch 0: the one of 8 to 128 in which the static chain that earns most on `fit` takes the
+  // least processor time there.
   std::string split = "test";  // that is served; "fit": for choosing parameters
   int requests = 0;            // the first so many are served; 0: all
   std::function<void(const std::string&)> progress = {};
@@ -20,6 +22,8 @@ struct JudgedCascade {
   cascade::CascadeSpec spec;
   cascade::CascadeCosts costs;
   std::vector<double> flops, cpu_s;  // [n_chains], of a request; cpu_s at the largest batch
+  int max_batch = 0;                 // that served
+  std::string batches;               // what each took on `fit`, where it was chosen
   cascade::Evaluation by_flops, by_cpu;
   cascade::Replayed served;  // the requests that judge
   std::vector<int> rows;     // of the split, those requests

@@ -17,11 +17,10 @@ struct Options {
   bool json = false;
 };
 
-constexpr std::pair<const char*, Status (*)(CascadeBench&)> kParts[] = {{"control", bench_cascade_control},
-                                                                        {"service", bench_cascade_service},
-                                                                        {"share", bench_cascade_share},
-                                                                        {"ablation", bench_cascade_ablation},
-                                                                        {"quality", bench_cascade_quality}};
+constexpr std::pair<const char*, Status (*)(CascadeBench&)> kParts[] = {
+    {"control", bench_cascade_control}, {"service", bench_cascade_service},
+    {"share", bench_cascade_share},     {"ablation", bench_cascade_ablation},
+    {"scale", bench_cascade_scale},     {"quality", bench_cascade_quality}};
 
 int bench(Options options) {
   options.bench.say = [](const std::string& what) { std::fprintf(stderr, "frugal: %s\n", what.c_str()); };
@@ -44,8 +43,8 @@ Action add_bench_cascade(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--cascade", options->bench.cascade_folders,
                  "folders of trained cascades (scripts/train_cascade.py), for flops_saved and joules_saved");
-  app.add_option("--only", options->only, "one part: control, service, share, ablation or quality")
-      ->check(CLI::IsMember({"control", "service", "share", "ablation", "quality"}));
+  app.add_option("--only", options->only, "one part: control, service, share, ablation, scale or quality")
+      ->check(CLI::IsMember({"control", "service", "share", "ablation", "scale", "quality"}));
   app.add_flag("--quick", options->bench.quick, "a quarter of the day, fewer rounds");
   app.add_flag("--json", options->json, "print JSON");
   app.add_option("--out", options->out, "also write the rows to this file, for docs/benchmarks.md");

@@ -146,8 +146,9 @@ Action add_cascade_replay(CLI::App& app) {
                  "the allocator chooses among so many chains, picked on the fitting requests; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--max-batch", options->judge.replay.max_batch, "requests that a model scores in one call")
-      ->check(CLI::Range(1, 1024))
+  app.add_option("--max-batch", options->judge.replay.max_batch,
+                 "requests that a model scores in one call; 0: what is fastest on the fitting requests")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_flag("--json", options->json, "print JSON");
   options->meter = add_meter_options(app);

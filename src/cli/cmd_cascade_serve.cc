@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "cascade/pricing.h"
 #include "cascade/serve/http.h"
 #include "cli/carbon_source.h"
 #include "cli/commands.h"
@@ -22,6 +23,7 @@ struct Options {
   std::string costs;
   double latency_ms = 0;
   bool items = false;
+  int menu = 0;
   cascade::HttpServeOptions http{.port = 8077};
   cascade::SidecarOptions sidecar;
   budget::ShareOptions share;
@@ -129,6 +131,13 @@ int serve(Options options) {
                                             "'; give its number or its name as in an answer of /v1/decide"});
     }
   }
+  if (options.menu > 0) {
+    const auto model = cascade::RewardModel::load(options.sidecar.model_path, *spec);
+    if (!model.ok()) return fail(model.error());
+    auto menu = cascade::menu_of_fit(options.cascade_folder, *spec, *model, options.menu);
+    if (!menu.ok()) return fail(menu.error());
+    options.sidecar.menu = *std::move(menu);
+  }
   if (const Status status = read_budgets(options, *spec); !status.ok()) return fail(status.error());
   if (options.items) options.sidecar.items_folder = options.cascade_folder;
   if (!options.share.url.empty()) options.sidecar.share = options.share;
@@ -187,6 +196,12 @@ Action add_cascade_serve(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--shadow", options->shadow,
                  "always answer this chain (number or name) and only count what would have been chosen");
+  app.add_option(
+         "--menu", options->menu,
+         "choose among so many chains, picked once by what they are worth to the cascade's fitting requests: "
+         "fuller batches of each; 0: all chains")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_flag("--items", options->items,
                "also run the cascade's stages (ONNX files or http:// addresses) and answer /v1/recommend");
   app.add_option("--runners", options->sidecar.items.n_runners, "threads that run stages, with --items")

@@ -121,6 +121,15 @@ class CascadeTest(unittest.TestCase):
         self.assertTrue(wait_for(told))
         self.assertEqual(cheapest["index"], 0)
 
+    def test_a_menu_is_picked_on_the_fitting_requests(self):
+        server = self.serve("--budget", "1e9", "--menu", "3")
+        menu = self.get(server)["menu"]
+        self.assertIn(len(menu), (1, 2, 3))
+        for scale in (-1, 0, 0.5, 1, 2):
+            body = {"features": [scale * value for value in BODY["features"]]}
+            self.assertIn(self.post(server, body)[1]["chain"], menu)
+        self.assertNotIn("menu", self.get(self.serve("--budget", "1e9")))
+
     def test_a_damaged_model_is_refused_at_the_start_and_while_serving(self):
         bad = self.root / "bad.frm"
         bad.write_bytes((self.root / "reward.frm").read_bytes()[:100])

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "cascade/pricing.h"
 #include "cascade/serve/answer.h"
 
 namespace frugal::cascade {
@@ -74,6 +75,10 @@ Result<std::unique_ptr<Sidecar>> Sidecar::create(CascadeSpec spec, SidecarOption
   if (options.shadow_chain >= spec.n_chains())
     return {ErrorCode::kInvalidArgument,
             strf("shadow chain %d; there are %d", options.shadow_chain, spec.n_chains())};
+  for (const int j : options.menu) {
+    if (j < 0 || j >= spec.n_chains())
+      return {ErrorCode::kInvalidArgument, strf("chain %d on the menu; there are %d", j, spec.n_chains())};
+  }
   FRUGAL_TRY(sidecar->budgets_, make_budgets(spec, options.budgets, clock_seconds(CLOCK_REALTIME)));
   sidecar->model_time_ = modified_at(options.model_path);
   FRUGAL_TRY(auto model, RewardModel::load(options.model_path, spec));
@@ -139,6 +144,11 @@ Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, double lim
       return {ErrorCode::kInvalidArgument, "feature '" + spec_.features[f] + "' is not a number"};
   }
   model.predict(lane.features, lane.rewards);
+  const double shadow_reward =
+      options_.shadow_chain < 0
+          ? 0
+          : static_cast<double>(lane.rewards[static_cast<size_t>(options_.shadow_chain)]);
+  if (!options_.menu.empty()) keep_menu(lane.rewards, lane.rewards.size(), options_.menu);
   Picked picked;
   if (limit_s > 0) {
     budget::Request request;
@@ -152,8 +162,7 @@ Result<Sidecar::Picked> Sidecar::pick(const nlohmann::json& features, double lim
   if (options_.shadow_chain >= 0) {
     picked.answered = options_.shadow_chain;
     add(shadow_flops_, budgets_.table->costs(0)[static_cast<size_t>(picked.answered)]);
-    const double reward = static_cast<double>(lane.rewards[static_cast<size_t>(picked.answered)]);
-    if (std::isfinite(reward)) add(shadow_reward_, reward);
+    if (std::isfinite(shadow_reward)) add(shadow_reward_, shadow_reward);
   }
   return picked;
 }
@@ -227,6 +236,7 @@ Sidecar::Answer Sidecar::state() const {
     one = {{"price", state.prices[i]}, {"spent", state.spent[i]}, {"window_spent", state.window_spent[i]}};
     if (std::isfinite(state.window_budget[i])) one["window_budget"] = state.window_budget[i];
   }
+  for (const int j : options_.menu) json["menu"].push_back(chain_name(spec_, j));
   if (items_ != nullptr) json["recommended"] = recommended_.load(), json["failed"] = failed_.load();
   if (share_ != nullptr) {
     const budget::ShareState shared = share_->state();

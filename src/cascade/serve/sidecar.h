@@ -37,6 +37,9 @@ struct SidecarOptions {
   budget::GovernorOptions governor = {};
   // This chain is always answered, and what would have been chosen is only counted; -1: off.
   int shadow_chain = -1;
+  // The chains on offer, ascending; empty: all. Where none may be chosen (no reward, a budget that is gone)
+  // the cheapest of all chains is still served.
+  std::vector<int> menu = {};
   std::optional<budget::ShareOptions> share = {};  // one price with other allocators
   std::string items_folder;  // of the cascade whose stages answer /v1/recommend; empty: decisions alone
   ItemOptions items = {.runner = {.open = open_scorer}};

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "base/file.h"
@@ -100,6 +101,32 @@ TEST_F(SidecarTest, ShadowModeAnswersItsChainAndCountsTheRest) {
   EXPECT_NEAR(state["shadow"]["flops_saved"].get<double>(),
               1 - chain_flops(world_.spec(), 0) / chain_flops(world_.spec(), 63), 1e-9);
   options_.shadow_chain = 64;
+  EXPECT_FALSE(Sidecar::create(world_.spec(), options_).ok());
+}
+
+TEST_F(SidecarTest, ChoosesFromTheMenuAlone) {
+  const auto bodies = [&](const std::function<void(const std::string&)>& visit) {
+    for (int i = -8; i <= 8; ++i)
+      visit(nlohmann::json({{"features", std::vector<double>(12, 0.25 * i)}}).dump());
+  };
+  auto all = make();
+  std::set<int> chosen;
+  bodies([&](const std::string& body) {
+    chosen.insert(nlohmann::json::parse(all->decide(body).body)["index"].get<int>());
+  });
+  ASSERT_FALSE(chosen.contains(17) && chosen.contains(40));
+  options_.menu = {17, 40};
+  options_.shadow_chain = 63;
+  auto few = make();
+  bodies([&](const std::string& body) {
+    const auto json = nlohmann::json::parse(few->decide(body).body);
+    EXPECT_TRUE(json["would_be"] == 17 || json["would_be"] == 40) << body;
+  });
+  const auto state = nlohmann::json::parse(few->state().body);
+  EXPECT_EQ(state["menu"],
+            nlohmann::json::array({chain_name(world_.spec(), 17), chain_name(world_.spec(), 40)}));
+  EXPECT_GT(state["shadow"]["predicted_reward_ratio"].get<double>(), 0);  // its chain is not on the menu
+  options_.menu = {64};
   EXPECT_FALSE(Sidecar::create(world_.spec(), options_).ok());
 }
 
