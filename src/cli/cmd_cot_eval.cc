@@ -34,7 +34,7 @@ struct CotFlags {
   std::vector<std::string> data;
   int limit = 40, skip = 50, peer_every = 1;
   double seconds = 0;
-  bool no_glance = false, no_peer = false, json = false;
+  bool no_glance = false, no_peer = false, cpu_time = false, json = false;
   std::string records, out, svg, windows_svg;
 };
 
@@ -156,10 +156,11 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
   const llm::ModelInfo& info = engine.model().info();
   const std::string head = strf(
       "{\"model\": \"%016llx\", \"shots\": %d, \"max_tokens\": %d, \"fixed_length\": %d, \"every\": %d, "
-      "\"window\": %d, \"fixed_window\": %d, \"reps\": %d, \"pool\": %d, \"kv\": \"%s\"}",
+      "\"window\": %d, \"fixed_window\": %d, \"reps\": %d, \"pool\": %d, \"kv\": \"%s\", \"cpu_time\": %d}",
       static_cast<unsigned long long>(info.file_hash), flags.setup.n_shots, flags.setup.max_tokens,
       flags.setup.fixed_length ? 1 : 0, flags.setup.every, flags.setup.decode.max_draft,
-      flags.setup.decode.fixed ? 1 : 0, flags.setup.reps, flags.setup.pool ? 1 : 0, flags.engine.kv.c_str());
+      flags.setup.decode.fixed ? 1 : 0, flags.setup.reps, flags.setup.pool ? 1 : 0, flags.engine.kv.c_str(),
+      flags.cpu_time ? 1 : 0);
   FRUGAL_TRY(std::vector<CotRecord> records, read_records(flags.records, head));
   std::unique_ptr<llm::peer::Peer> peer;
   if (!flags.no_peer) {
@@ -202,6 +203,7 @@ Result<std::vector<CotRecord>> evaluate(CotFlags& flags, const CotData& data, co
 int run(CotFlags& flags) {
   install_interrupt_handler();
   flags.setup.glance = !flags.no_glance;
+  if (flags.cpu_time) flags.setup.clock = process_cpu_seconds;
   if (const Status status = check(flags); !status.ok()) return fail(status.error());
   auto data = read_cot_data(flags.data);
   if (!data.ok()) return fail(data.error());
@@ -244,6 +246,7 @@ int run(CotFlags& flags) {
       "only one of llama.cpp; exact outputs compared with greedy; rules "
       "of the glance fitted on even questions and reported on odd ones, and the other way round; peer: " +
       llm::peer::description();
+  if (flags.cpu_time) context.note = "times of ours are processor times; " + context.note;
   const std::vector<BenchRow> rows = cot_rows(*records);
   if (!flags.out.empty()) {
     if (const Status status = write_bench(flags.out, context, rows); !status.ok())
@@ -293,6 +296,9 @@ Action add_cot_eval(CLI::App& app) {
       "on every --peer-every'th question also time windows of 1 to 16, adaptive and fixed, and each drafter "
       "alone");
   app.add_flag("--no-glance", flags->no_glance, "exact decoding only");
+  app.add_flag("--cpu-time", flags->cpu_time,
+               "time ours by the processor time of its threads: for a machine that others use, with -t 1 and "
+               "--no-peer");
   app.add_flag("--no-peer", flags->no_peer, "without llama.cpp");
   app.add_option("--peer-every", flags->peer_every, "run llama.cpp on every so manieth question")
       ->capture_default_str();

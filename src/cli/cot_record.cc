@@ -159,22 +159,21 @@ Result<llm::Generation> CotRunner::decode(llm::SequenceId sequence, const std::v
   options.cancel = &interrupted();
   std::vector<std::pair<size_t, double>> shown;  // bytes of text by time
   size_t n_bytes = 0;
-  double begin = wall_seconds();
+  double begin = setup_.clock();
   options.on_prefill = [&](int, int) {
-    begin = wall_seconds();
+    begin = setup_.clock();
     return true;
   };
   options.on_text = [&](std::string_view part) {
-    shown.emplace_back(n_bytes += part.size(), wall_seconds());
+    shown.emplace_back(n_bytes += part.size(), setup_.clock());
     return true;
   };
   const meter::Snapshot before = meter_.snapshot();
   FRUGAL_TRY(llm::Generation out,
              llm::generate(engine_, sequence, engine_.model().tokenizer(), prompt, options));
+  timing->seconds = timing->chain_seconds = setup_.clock() - begin;
   if (out.stop == llm::StopReason::kCancelled) return Error{ErrorCode::kCancelled, "interrupted"};
   meter_.charge(before, out.usage);
-  timing->seconds = out.decode_s;
-  timing->chain_seconds = out.decode_s;
   FRUGAL_TRY(const std::string chain, chain_of(out));
   for (const auto& [bytes, at] : shown) {
     if (bytes <= chain.size() || chain.size() == out.text.size()) continue;
@@ -298,6 +297,7 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
   llm::GlanceOptions glance;
   glance.trigger = cot_trigger(question.task);
   glance.answer_tokens = cot_answer_tokens(question.task);
+  glance.clock = setup_.clock;
   const auto side = [&](const llm::Look& look, double elapsed_s) {
     return CotLook::Side{cot_normal(question.task, look.answer),
                          look.confidence,
@@ -321,7 +321,7 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
       FRUGAL_TRY(const llm::Look without, glancer.look(0));
       look.trunc = side(without, record->chain_s);
     }
-    const double begin = wall_seconds();
+    const double begin = setup_.clock();
     if (!asks) {
       FRUGAL_TRY_STATUS(glancer.step());
     } else if (glance.answer_tokens == 1 || place == llm::Place::kTrigger) {  // as llm::glance()
@@ -334,7 +334,7 @@ Status CotRunner::trace(const CotQuestion& question, const std::vector<Token>& p
       FRUGAL_TRY_STATUS(glancer.step());
       with.accepted = glancer.accepted(with);
     }
-    record->chain_s += wall_seconds() - begin - with.seconds;
+    record->chain_s += setup_.clock() - begin - with.seconds;
     if (with.exact == 0) continue;
     look.exact = with.exact;
     look.approximate = with.approximate;
@@ -356,6 +356,7 @@ Result<CotGlance> CotRunner::run_glance(const CotQuestion& question, const CotRu
   llm::GlanceOptions glance;
   glance.trigger = cot_trigger(question.task);
   glance.answer_tokens = cot_answer_tokens(question.task);
+  glance.clock = setup_.clock;
   glance.approximate = trunc ? 0 : llm::kLongestDraft;
   glance.sentences = rule.place != llm::Place::kTrigger;
   glance.every = rule.place == llm::Place::kAnywhere ? setup_.every : 0;
@@ -369,7 +370,7 @@ Result<CotGlance> CotRunner::run_glance(const CotQuestion& question, const CotRu
              llm::glance(engine_, exact_, tokenizer, prompt, options, glance));
   if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
   CotGlance out;
-  out.seconds = result.rationale.decode_s;
+  out.seconds = result.seconds;
   out.glanced = result.glanced;
   // A chain that went on to its end names its answer itself.
   if (!result.glanced) out.answer = cot_answer(question.task, result.rationale.text);

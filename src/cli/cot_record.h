@@ -87,6 +87,7 @@ struct CotSetup {
   int reps = 2;       // each decoding so often, in turn; the fastest counts
   bool pool = false;  // also with a pool
   bool curves = false;
+  double (*clock)() = wall_seconds;  // of ours; llama.cpp is always timed by the wall clock
   llm::DecodeOptions decode;
   std::vector<std::string> speculators;  // paths of llama.cpp's tools, with ":type" where one has several
 };

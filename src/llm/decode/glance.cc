@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/clock.h"
 #include "base/text.h"
 #include "llm/vocab/tokenizer.h"
 
@@ -149,9 +148,9 @@ Status Glancer::step(std::span<const Token> trigger, Look* look) {
     asking.insert(asking.end(), trigger.begin(), trigger.end());
     window.tokens = asking;
   }
-  const double begin = wall_seconds();
+  const double begin = glance_->clock();
   FRUGAL_TRY_STATUS(engine_->forward({&window, 1}));
-  const double took = wall_seconds() - begin;
+  const double took = glance_->clock() - begin;
   costs_->add(n_rows, took);
   if (asks) {
     look->confidence = 1;
@@ -190,7 +189,7 @@ Result<bool> Glancer::read_answer(std::span<const float> logits, std::vector<Tok
 }
 
 Result<Look> Glancer::look(int approximate, float least) {
-  const double begin = wall_seconds();
+  const double begin = glance_->clock();
   const SequenceId sequence = decoding_.sequence();
   const int held = engine_->n_past(sequence);
   Look look;
@@ -232,7 +231,7 @@ Result<Look> Glancer::look(int approximate, float least) {
   }
   FRUGAL_TRY_STATUS(engine_->truncate(sequence, held));
   FRUGAL_TRY_STATUS(status);
-  look.seconds = wall_seconds() - begin;
+  look.seconds = glance_->clock() - begin;
   return look;
 }
 
@@ -265,7 +264,7 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
   const Usage before = engine.usage();
   FRUGAL_TRY(Glancer glancer, Glancer::create(engine, sequence, tokenizer, prompt, options, rule));
   FRUGAL_TRY_STATUS(glancer.prefill());
-  const double begin = wall_seconds();
+  const double begin = wall_seconds(), begin_timing = rule.clock();
   int next = rule.first;
   for (int iterations = 0; !glancer.done(); ++iterations) {
     glancer.cancel_if_asked();
@@ -315,6 +314,7 @@ Result<GlanceResult> glance(Engine& engine, SequenceId sequence, const Tokenizer
     auto last = glancer.look(0);
     if (last.ok()) out.looks.push_back(std::move(last).value());
   }
+  out.seconds = rule.clock() - begin_timing;
   if (!out.looks.empty()) out.answer = out.looks.back().answer;
   const auto stable = std::min(out.looks.size(), static_cast<size_t>(std::max(1, rule.stable)));
   int same = 0;

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "llm/decode/decoding.h"
 
 namespace frugal::llm {
@@ -37,7 +38,8 @@ struct GlanceOptions {
   int most_tokens = 0;
   int most_iterations = 0;  // forwards after the prefill
   double most_seconds = 0;
-  std::function<bool()> spent;  // other budgets; may be empty
+  std::function<bool()> spent;       // other budgets; may be empty
+  double (*clock)() = wall_seconds;  // by which looks and the result are timed
 };
 
 // Where a look is taken: anywhere, where a sentence ends, or where the draft guesses the trigger itself, so
@@ -63,6 +65,7 @@ struct GlanceResult {
   bool out_of_budget = false;
   std::string answer;
   std::vector<Look> looks;  // the last is the one that counts
+  double seconds = 0;       // from the prompt's end to the answer
   double agreement = 0;     // share of the last `stable` looks that gave the answer
 };
 

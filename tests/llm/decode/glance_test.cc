@@ -208,6 +208,22 @@ TEST_F(Glance, ABudgetEndsTheRationale) {
   EXPECT_TRUE(run(rule).out_of_budget);
 }
 
+TEST_F(Glance, IsTimedByTheGivenClock) {
+  static double now = 0;
+  GlanceOptions rule = never;
+  rule.every = 8;
+  rule.approximate = 0;
+  rule.clock = [] { return now += 1; };
+  const GlanceResult result = run(rule);
+  ASSERT_GT(result.looks.size(), 1u);
+  double looks = 0;
+  for (const Look& look : result.looks) {
+    EXPECT_EQ(look.seconds, 1);  // the clock is read before and after
+    looks += look.seconds;
+  }
+  EXPECT_GT(result.seconds, looks + result.rationale.decode_forwards);
+}
+
 TEST_F(Glance, NoRoomForTheTriggerIsNoFault) {
   rationale.max_tokens = 0;  // to the end of the context
   GlanceOptions rule = never;
