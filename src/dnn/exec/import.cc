@@ -77,6 +77,11 @@ bool element_wise(const ov::Node& node) {
              "Maximum", "Minimum"});
 }
 
+// Operators that the executor runs in whatever layout their input has.
+bool passes_layout_on(const ov::Node& node) {
+  return element_wise(node) || is_kind(node, {"Concat", "MaxPool", "AvgPool"});
+}
+
 bool is_plane(const ov::Output<ov::Node>& value) {
   return value.get_partial_shape().is_static() && value.get_shape().size() == 4;
 }
@@ -259,6 +264,42 @@ void merge_cycles(const std::vector<Node>& nodes, const std::map<const ov::Node*
   }
 }
 
+// A mean over the plane adds in another order when its input arrives in another layout, and what only passes
+// values on (a concatenation, a pool) takes the layout that it is given, which is not the same when they come
+// from another part. So a reduction stays with its producers, back to the first groups that choose a layout.
+void keep_layouts(const std::vector<Node>& nodes, const std::map<const ov::Node*, size_t>& position,
+                  std::vector<int>& group) {
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (!is_kind(*nodes[i], {"ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2",
+                             "AdaptiveAvgPool", "MVN", "NormalizeL2", "LRN", "GroupNormalization"})) {
+      continue;
+    }
+    const int own = group[i];
+    std::set<int> kept = {own};
+    for (std::vector<int> open = {own}; !open.empty();) {
+      const int reader = open.back();
+      open.pop_back();
+      const auto passes_on = [&](int g) {
+        for (size_t m = 0; m < nodes.size(); ++m) {
+          if (group[m] == g && !passes_layout_on(*nodes[m])) return false;
+        }
+        return true;
+      };
+      for (size_t k = 0; k < nodes.size(); ++k) {
+        if (group[k] != reader || (reader == own && k > i)) continue;  // what follows the reduction may vary
+        for (const auto& source : nodes[k]->input_values()) {
+          const auto producer = position.find(source.get_node());
+          if (producer == position.end() || !kept.insert(group[producer->second]).second) continue;
+          if (is_plane(source) && passes_on(group[producer->second])) open.push_back(group[producer->second]);
+        }
+      }
+    }
+    for (int& g : group) {
+      if (kept.count(g)) g = own;
+    }
+  }
+}
+
 // Group of each operator; operators of one compiled step share one.
 std::vector<int> group_operators(const std::shared_ptr<ov::Model>& model, const std::vector<Node>& nodes,
                                  int n_threads) {
@@ -302,18 +343,7 @@ std::vector<int> group_operators(const std::shared_ptr<ov::Model>& model, const 
     }
     if (group[i] < 0) group[i] = 1000000 + static_cast<int>(i);
   }
-  // A mean over the plane adds in another order when its input arrives in another layout: it stays with its
-  // producer.
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    if (!is_kind(*nodes[i], {"ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2",
-                             "AdaptiveAvgPool", "MVN", "NormalizeL2", "LRN", "GroupNormalization"})) {
-      continue;
-    }
-    const auto producer = position.find(nodes[i]->get_input_node_ptr(0));
-    if (producer == position.end()) continue;
-    const int from = group[producer->second], to = group[i];
-    std::replace(group.begin(), group.end(), from, to);
-  }
+  keep_layouts(nodes, position, group);
   merge_cycles(nodes, position, group);
   return group;
 }

@@ -132,6 +132,27 @@ TEST_P(LosslessTest, RandomThreeTierPlansAreBitwiseEqualToTheWhole) {
   EXPECT_EQ(n_different, 0) << "of " << n_plans;
 }
 
+// Each cut of a network's last vertices in topological order: reductions and what feeds them, which a cut may
+// give in another layout.
+TEST_P(LosslessTest, CutsNearTheEndAreBitwiseEqualToTheWhole) {
+  const auto network = load(GetParam());
+  const Graph& graph = network->graph();
+  const int input = graph.vertices[0].outputs[0], output = output_of(graph);
+  Values whole;
+  whole[input] = random_input(graph.tensors[static_cast<size_t>(input)], 5);
+  run_part(**network->compile_whole(1), whole);
+  const size_t n = graph.vertices.size();
+  for (size_t cut = n - std::min<size_t>(n - 2, 8); cut < n; ++cut) {
+    Values values;
+    values[input] = whole[input];
+    std::vector<int> before, after;
+    for (size_t v = 1; v < n; ++v) (v < cut ? before : after).push_back(static_cast<int>(v));
+    run_part(**network->compile(before, 1), values);
+    run_part(**network->compile(after, 1), values);
+    EXPECT_EQ(values.at(output).bytes, whole.at(output).bytes) << "cut before " << graph.vertices[cut].name;
+  }
+}
+
 // Joins `first` .. `last` of consecutive segments.
 Segment join(const Graph& graph, const std::vector<Segment>& segments, size_t first, size_t last) {
   std::vector<int> vertices;
