@@ -17,12 +17,23 @@ Estimate times(const Estimate& a, const Estimate& b) {
 
 std::string cell(const Estimate& estimate, const char* unit) {
   if (!estimate.known()) return "<td class=\"muted\">not known</td>";
-  const auto number = [](double x) { return std::fabs(x) >= 1000 ? human_count(x) : strf("%.3g ", x); };
+  // What a request takes is small: 158 uJ says more than 1.58e-4 J.
+  const char* prefix = "";
+  double scale = 1;
+  for (const char* smaller : {"m", "&micro;", "n"}) {
+    if (*unit == 0 || std::fabs(estimate.value) / scale >= 0.1 || estimate.value == 0) break;
+    prefix = smaller;
+    scale *= 1e-3;
+  }
+  const auto number = [scale](double x) {
+    return std::fabs(x / scale) >= 1000 ? human_count(x / scale) : strf("%.3g ", x / scale);
+  };
   std::string band;
   if (estimate.low < estimate.value || estimate.high > estimate.value)
-    band = strf(" <small>[%s.. %s]</small>", number(estimate.low).c_str(), number(estimate.high).c_str());
-  return strf("<td>%s%s%s <small>%s</small></td>", number(estimate.value).c_str(), unit, band.c_str(),
-              std::string(provenance_name(estimate.provenance)).c_str());
+    band = strf(" <small>[%s.. %s]</small>", number(estimate.low).c_str(),
+                std::string(trim(number(estimate.high))).c_str());
+  return strf("<td>%s%s%s%s <small>%s</small></td>", number(estimate.value).c_str(), prefix, unit,
+              band.c_str(), std::string(provenance_name(estimate.provenance)).c_str());
 }
 
 struct Arm {
@@ -135,15 +146,15 @@ std::string rank_table(const ReportInput& input) {
 }
 
 // Without the oracle, whose clicks by luck would leave the others a tenth of the height.
-std::string reward_chart(const Evaluation& evaluation, const char* cost) {
+std::string reward_chart(const Evaluation& evaluation, const char* cost, double scale) {
   Axis x{cost, true, 1e300, 0}, y{"clicks a request", false, 1e300, 0};
   std::vector<Series> series;
   for (const PolicyCurve& curve : evaluation.curves) {
     if (curve.kind == PolicyKind::kOracle) continue;
     Series one{shown_name(curve.kind), {}};
     for (const PolicyPoint& point : curve.points) {
-      one.points.emplace_back(point.cost, point.reward);
-      x.low = std::min(x.low, point.cost), x.high = std::max(x.high, point.cost);
+      one.points.emplace_back(scale * point.cost, point.reward);
+      x.low = std::min(x.low, scale * point.cost), x.high = std::max(x.high, scale * point.cost);
       y.low = std::min(y.low, point.reward), y.high = std::max(y.high, point.reward);
     }
     std::sort(one.points.begin(), one.points.end());
@@ -212,8 +223,8 @@ std::string report_html(const ReportInput& input) {
       "i{display:inline-block;width:14px;height:4px;margin-right:.4em;vertical-align:middle}"
       ".bar{display:inline-block;height:10px;background:#0072B2}</style>";
   html += "<h1>Cascade: performance, FLOPs, energy, carbon</h1>";
-  html += strf("<p>Trained on %s; %d chains; %d seeds. %s</p>", escaped(input.spec.source).c_str(),
-               input.spec.n_chains(), e.seeds, escaped(input.made).c_str());
+  html += strf("<p>Trained on %s; %d chains; %d %s. %s</p>", escaped(input.spec.source).c_str(),
+               input.spec.n_chains(), e.seeds, e.seeds == 1 ? "seed" : "seeds", escaped(input.made).c_str());
   if (input.by_cpu) html += headline(input, *input.by_cpu, "processor time");
   html += headline(input, e, "FLOPs");
   html +=
@@ -235,8 +246,8 @@ std::string report_html(const ReportInput& input) {
       ", carbon is energy times the grid's intensity; both carry the band of what they are made from, which "
       "all rows share.</small></p>";
   if (input.costs) html += rank_table(input);
-  html += "<h2>Reward against compute</h2>" + reward_chart(e, "FLOPs a request");
-  if (input.by_cpu) html += reward_chart(*input.by_cpu, "processor seconds a request");
+  html += "<h2>Reward against compute</h2>" + reward_chart(e, "FLOPs a request", 1);
+  if (input.by_cpu) html += reward_chart(*input.by_cpu, "processor time a request, us", 1e6);
   if (!e.at_equal_compute.empty()) {
     html +=
         "<h3>At half of the best static chain's FLOPs</h3><table><tr><th>against</th><th>its "

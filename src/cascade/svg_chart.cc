@@ -82,7 +82,8 @@ class Chart {
     if (axis.logarithmic) {
       for (double decade = std::pow(10, std::floor(std::log10(axis.low))); decade <= axis.high;
            decade *= 10) {
-        for (const double step : {1.0, 3.0}) {
+        for (const double step : {1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0}) {
+          if (axis.high / axis.low > 30 && step != 1 && step != 3) continue;
           if (decade * step >= axis.low && decade * step <= axis.high) at.push_back(decade * step);
         }
       }

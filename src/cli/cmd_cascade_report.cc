@@ -97,8 +97,9 @@ Action add_cascade_report(CLI::App& app) {
                  "the allocator chooses among so many chains, picked on the fitting requests; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--max-batch", options->judge.replay.max_batch, "requests that a model scores in one call")
-      ->check(CLI::Range(1, 1024))
+  app.add_option("--max-batch", options->judge.replay.max_batch,
+                 "requests that a model scores in one call; 0: what is fastest on the fitting requests")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--nj-per-flop", options->nj_per_flop,
                  "assumed energy of a FLOP, nanojoules, where the cascade's models cannot be measured")

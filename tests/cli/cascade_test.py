@@ -121,6 +121,20 @@ class CascadeTest(unittest.TestCase):
         self.assertTrue(wait_for(told))
         self.assertEqual(cheapest["index"], 0)
 
+    def test_reports_a_trained_cascade(self):
+        said = self.run_ok("cascade", "report", "shop", "--seeds", "1", "--no-day", "--out", "r.html", "--json", "r.json")
+        self.assertIn("fewer FLOPs", said)
+        page, figures = (self.root / "r.html").read_text(), json.loads((self.root / "r.json").read_text())
+        self.assertEqual(page.count("<svg"), 1)
+        for words in ("A request, side by side", "clicks a request", "gCO2e", "DCAF", "at half of the best static chain"):
+            self.assertIn(words.lower(), page.lower())
+        self.assertNotRegex(page, r"<(script|link|img)|https?://|nan\b")  # one file, without outside resources
+        for arm in figures["pfec"]:
+            self.assertGreater(arm["energy_j"]["value"], 0)
+            self.assertEqual(arm["performance"]["provenance"], "measured")
+            self.assertLessEqual(arm["carbon_gco2e"]["low"], arm["carbon_gco2e"]["high"])
+        self.assertEqual({"static", "dcaf", "cras", "greenflow", "oracle"}, set(figures["curves"]))
+
     def test_a_menu_is_picked_on_the_fitting_requests(self):
         server = self.serve("--budget", "1e9", "--menu", "3")
         menu = self.get(server)["menu"]
