@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Solves linear programmes in LP format by HiGHS, as a second opinion on frugal's own optimum.
 
-    solve_lp.py FILE.lp [FILE.lp ...]     prints a line of JSON for each: status, objective, seconds
+    solve_lp.py FILE.lp [FILE.lp ...]     prints a line of JSON for each: status, objective, seconds of processor time
 """
 
 import json
@@ -25,9 +25,9 @@ def solve(path):
     model.setOptionValue("threads", 1)
     if model.readModel(path) != highspy.HighsStatus.kOk:
         sys.exit(f"solve_lp.py: {path}: HiGHS cannot read it")
-    start = time.perf_counter()
+    start = time.process_time()
     model.run()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     optimal = model.getModelStatus() == highspy.HighsModelStatus.kOptimal
     return {"file": path, "status": model.modelStatusToString(model.getModelStatus()), "optimal": optimal,
             "objective": model.getInfo().objective_function_value if optimal else None, "seconds": seconds}
