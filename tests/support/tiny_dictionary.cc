@@ -42,11 +42,14 @@ Dictionary tiny_dictionary(uint64_t seed, int n_layers, int n_kv_heads, int head
     CoefficientLevels levels;
     levels.error = {1, 0.36f, 0.12f, 0.035f, 0.01f, 0.003f, 0.001f, 3e-4f, 1e-4f};
     levels.step = {0.1f, 0.05f};
-    for (size_t b = 0; b < kMaxLevelBits; ++b) {
-      const int n = 2 << b;
-      for (int l = 0; l < n; ++l)
-        levels.levels[b][static_cast<size_t>(l)] =
-            (static_cast<float>(2 * l + 1) / static_cast<float>(n) - 1) * 2.4f;
+    // Even levels of the code's own bits, moved a little by those after it.
+    for (size_t b = 1; b <= kMaxLevelBits; ++b) {
+      for (size_t window = 0; window < kWindows; ++window) {
+        const auto n = static_cast<float>(1 << b);
+        const auto own = static_cast<float>(window % (size_t{1} << b));
+        const float moved = static_cast<float>(window >> b) / static_cast<float>(kWindows >> b) - 0.5f;
+        levels.levels[b - 1][window] = ((2 * (own + 0.5f * moved) + 1) / n - 1) * 2.4f;
+      }
     }
     d.levels.push_back(levels);
   }

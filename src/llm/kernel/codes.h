@@ -1,16 +1,17 @@
 // Kernels of coded keys and values: groups of 4 coefficients x 16 tokens, of 0 to 4, 6 or 8 bits each,
 // multiplied with integers without leaving the code.
 //
-// A group of b bits is 8 b bytes and holds 64 codes (6 bits: half the levels, 8: the levels themselves).
-// Looked up in a table of 16 bytes they become 64 bytes of levels, 0 to kLevelMax, in an order that is the
-// caller's business (that of the codes):
-//   keys    code = token * 4 + coefficient: a 32-bit lane is a token
-//   values  code = token / 4 * 16 + coefficient * 4 + token % 4: a 32-bit lane is 4 tokens of a coefficient
-// All sums are of integers, or of floats in one stated order: every set gives the same bits.
+// The codes of a token are one stream of bits, group after group, coefficient after coefficient, each from
+// its lowest bit on. What a code of up to 6 bits means depends on what follows it: the kWindowBits bits from
+// its first on are a window, looked up in a table of kWindows levels, 0 to kLevelMax (a trellis code:
+// Marcellin and Fischer 1990; that windows of a stream make one: Tseng et al. 2024). Beyond the end bits are
+// 0. A code of 8 bits is a level itself. A panel holds 16 tokens: rows of 32 bits each of the streams, then
+// what is left as 16 and 8 bits each. A stream has a whole number of bytes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace frugal::llm {
 
@@ -24,24 +25,43 @@ inline constexpr size_t kMaxTurnedPairs = 128;
 inline constexpr int kMaxValueBlocks = 4;
 inline constexpr int kWeightMax = 32000;  // products of it with kLevelMax of kMaxValueBlocks fit 32 bits
 
-// Puts code `value` of `bits` bits at `idx` (0 to 63) of a group, over what stood there.
-inline void put_code(std::byte* group, int bits, int idx, int value) {
-  auto* bytes = reinterpret_cast<uint8_t*>(group);
-  const auto set = [](uint8_t& byte, int shift, int mask, int code) {
-    byte = static_cast<uint8_t>((byte & ~(mask << shift)) | code << shift);
-  };
-  if (bits == 8) bytes[idx] = static_cast<uint8_t>(value);
-  if (bits == 4 || bits == 6) set(bytes[idx % 32], idx / 32 * 4, 15, value & 15);
-  if (bits == 6) set(bytes[32 + idx % 16], idx / 16 * 2, 3, value >> 4);
-  if (bits == 2 || bits == 3) set(bytes[idx % 16], idx / 16 * 2, 3, value & 3);
-  if (bits == 1 || bits == 3)
-    set(bytes[(bits == 3 ? 16 : 0) + idx % 8], idx / 8, 1, bits == 3 ? value >> 2 : value);
+// A window has the bits of its own code and of those after it. Tables [bits][kWindows], of up to kTableBits.
+inline constexpr int kWindowBits = 6, kWindows = 1 << kWindowBits, kTableBits = 6;
+inline constexpr size_t kTableBytes = (kTableBits + 1) * kWindows;
+inline constexpr size_t kMaxGroups = 64;
+inline constexpr size_t kMaxStreamWords = kMaxGroups;  // of 32 bits: 8 a coefficient
+
+// Bits of a token's stream.
+inline int stream_bits(const uint8_t* bits, size_t n_groups) {
+  int sum = 0;
+  for (size_t g = 0; g < n_groups; ++g) sum += 4 * bits[g];
+  return sum;
+}
+
+// Where the 32 bits of `token` from bit 32 * word on stand in a panel of streams of n_bits, byte by byte.
+inline size_t stream_byte(int n_bits, int token, size_t word, size_t byte) {
+  const size_t left = static_cast<size_t>(n_bits) / 8 - 4 * word, t = static_cast<size_t>(token);
+  if (left >= 4) return 64 * word + 4 * t + byte;
+  if (left >= 2 && byte < 2) return 64 * word + 2 * t + byte;
+  return 64 * word + (left >= 2 ? 32 : 0) + t;
+}
+inline void put_stream(std::byte* panel, int n_bits, int token, const uint32_t* words) {
+  for (size_t i = 0; i < static_cast<size_t>(n_bits) / 8; ++i)
+    panel[stream_byte(n_bits, token, i / 4, i % 4)] = static_cast<std::byte>(words[i / 4] >> (8 * (i % 4)));
+}
+// Bits 32 * word to 32 * word + 31 of a token's stream; 0 after its end.
+inline uint32_t stream_word(const std::byte* panel, int n_bits, int token, size_t word) {
+  const size_t end = static_cast<size_t>(n_bits) / 8;
+  uint32_t bits = 0;
+  for (size_t i = 4 * word; i < 4 * word + 4 && i < end; ++i)
+    bits |= static_cast<uint32_t>(panel[stream_byte(n_bits, token, word, i % 4)]) << (8 * (i % 4));
+  return bits;
 }
 
 struct CodeKernels {
   const char* name;
-  // The 64 tokens of four panels, `stride` bytes apart; groups stand one after the other in each. `bits` and
-  // `tables` [n_groups]: group g has bits[g] and the 16 levels at tables + 16 * bits[g].
+  // The 64 tokens of four panels, `stride` bytes apart, with 64 bytes after the last that may be read. Group
+  // g has bits[g] and the levels at tables + kWindows * bits[g].
   //
   // y[c * y_stride + t] += scales[c] * (dot - zeros[c]), dot = sum over groups g and i < 4 of level(g, t, i)
   // * x[c * 4 n_groups + 4 g + i]. |x| <= 127.
@@ -60,6 +80,10 @@ struct CodeKernels {
   void (*dot_values)(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
                      size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
                      size_t n_cols, const int32_t* zeros, const float* scales, float* y, size_t y_stride);
+  // Codes of n coefficients, the last of a stream first, each of 1 to 4 bits: those of the least sum of
+  // weights[i] * (y[i] - levels[kWindows * bits[i] + window])^2, with `after` the window of what follows.
+  void (*code_path)(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
+                    const float* levels, uint8_t* codes);
   // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
   void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
   // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the

@@ -45,6 +45,41 @@ inline void unfold(const float* even, const float* odd, size_t n_cols, float* y)
   }
 }
 
+// See CodeKernels::code_path. Viterbi's search: the state is the window, and a state's last 64 >> bits values
+// are where it can come from.
+inline void code_path(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
+                      const float* levels, uint8_t* codes) {
+  alignas(64) float cost[kWindows], next[kWindows];
+  uint8_t picks[4 * kMaxGroups][kWindows];  // [size + state]: the upper half of 2 * size states was better
+  for (float& c : cost) c = 1e30f;
+  cost[after] = 0;
+  for (size_t i = 0; i < n; ++i) {
+    size_t size = kWindows;
+    for (int fold = 0; fold < bits[i]; ++fold) {
+      size /= 2;
+      for (size_t s = 0; s < size; ++s) {
+        const bool upper = cost[s + size] < cost[s];
+        picks[i][size + s] = upper ? 1 : 0;
+        cost[s] = upper ? cost[s + size] : cost[s];
+      }
+    }
+    const float* table = levels + kWindows * bits[i];
+    for (size_t s = 0; s < kWindows; ++s) {
+      const float off = y[i] - table[s];
+      next[s] = cost[s >> bits[i]] + weights[i] * (off * off);
+    }
+    std::memcpy(cost, next, sizeof cost);
+  }
+  size_t state = 0;
+  for (size_t s = 1; s < kWindows; ++s) state = cost[s] < cost[state] ? s : state;
+  for (size_t i = n; i-- > 0;) {
+    codes[i] = static_cast<uint8_t>(state & ((1u << bits[i]) - 1));
+    state >>= bits[i];
+    for (size_t size = kWindows >> bits[i]; size < kWindows; size *= 2)
+      state += picks[i][size + state] * size;
+  }
+}
+
 // See CodeKernels::expand_scales.
 inline void expand_scales(const std::byte* codes, size_t stride, const float* table, float* scales) {
   for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, codes += stride) {

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "llm/kernel/codes.inc.h"
 
@@ -13,55 +14,81 @@ extern const CodeKernels kAvx2CodeKernels;
 namespace {
 
 struct Levels {
-  __m256i a, b;  // codes 0 to 31, 32 to 63
+  __m256i a, b;  // of tokens 0 to 7, 8 to 15
 };
 
-inline Levels two_bits(const std::byte* at) {
-  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-  const __m256i both = _mm256_set_m128i(_mm_srli_epi16(low, 2), low);
-  const __m256i mask = _mm256_set1_epi8(3);
-  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
-}
-
-inline Levels one_bit(const std::byte* at) {
-  long long eight;
-  std::memcpy(&eight, at, 8);
-  const __m256i bits = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_set_epi64x(3, 2, 1, 0));
-  const __m256i mask = _mm256_set1_epi8(1);
-  return {_mm256_and_si256(bits, mask), _mm256_and_si256(_mm256_srli_epi16(bits, 4), mask)};
-}
-
-inline Levels four_bits(const std::byte* at) {
-  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
-}
-
-template <int kBits>
-inline Levels unpack(const std::byte* group, __m256i table) {
-  if constexpr (kBits == 8) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + 32))};
-  }
-  if constexpr (kBits == 6) {
-    const Levels low = four_bits(group), high = two_bits(group + 32);
-    return {_mm256_slli_epi16(_mm256_or_si256(low.a, _mm256_slli_epi16(high.a, 4)), 1),
-            _mm256_slli_epi16(_mm256_or_si256(low.b, _mm256_slli_epi16(high.b, 4)), 1)};
-  }
-  Levels codes;
-  if constexpr (kBits == 4) codes = four_bits(group);
-  if constexpr (kBits == 2 || kBits == 3) codes = two_bits(group);
-  if constexpr (kBits == 1) codes = one_bit(group);
-  if constexpr (kBits == 3) {
-    const Levels high = one_bit(group + 16);
-    codes.a = _mm256_or_si256(codes.a, _mm256_slli_epi16(high.a, 2));
-    codes.b = _mm256_or_si256(codes.b, _mm256_slli_epi16(high.b, 2));
-  }
-  return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
+// Row `word` of a panel for 8 of its tokens: 32 bits each of their streams.
+inline __m256i row(const std::byte* panel, int n_bits, size_t word, size_t half) {
+  const size_t left = static_cast<size_t>(n_bits) / 8;
+  panel += 64 * word;
+  if (4 * word + 4 <= left) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * half));
+  if (4 * word >= left) return _mm256_setzero_si256();
+  const auto bytes = [&](const std::byte* at) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + 8 * half)));
+  };
+  if (left % 4 == 1) return bytes(panel);
+  const __m256i low =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel + 16 * half)));
+  return left % 4 == 2 ? low : _mm256_or_si256(low, _mm256_slli_epi32(bytes(panel + 32), 16));
 }
 
 inline __m256i table_at(const uint8_t* table) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+// Windows from the 32 bits of each token on, looked up.
+template <int kBits>
+inline __m256i looked_up(__m256i x, const uint8_t* table) {
+  if constexpr (kBits == 8) return x;
+  const __m256i mask = _mm256_set1_epi32(kWindows - 1);
+  const auto window = [&](auto i) {
+    constexpr int kShift = decltype(i)::value;
+    return _mm256_and_si256(_mm256_slli_epi32(x, kShift * (8 - kBits)), _mm256_slli_epi32(mask, 8 * kShift));
+  };
+  const __m256i w = _mm256_or_si256(
+      _mm256_or_si256(window(std::integral_constant<int, 0>()), window(std::integral_constant<int, 1>())),
+      _mm256_or_si256(window(std::integral_constant<int, 2>()), window(std::integral_constant<int, 3>())));
+  // Bits 4 and 5 choose among four tables of 16.
+  const __m256i fourth = _mm256_slli_epi16(w, 3), fifth = _mm256_slli_epi16(w, 2);
+  const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(table_at(table), w),
+                                         _mm256_shuffle_epi8(table_at(table + 16), w), fourth);
+  const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(table_at(table + 32), w),
+                                          _mm256_shuffle_epi8(table_at(table + 48), w), fourth);
+  return _mm256_blendv_epi8(low, high, fifth);
+}
+
+// Levels of the group that begins at bit `at`, [16 tokens, 4].
+template <int kBits>
+inline Levels unpack(const std::byte* panel, int n_bits, int at, const uint8_t* tables) {
+  const auto word = static_cast<size_t>(at / 32);
+  const __m128i down = _mm_cvtsi32_si128(at % 32), up = _mm_cvtsi32_si128(32 - at % 32);
+  const auto half = [&](size_t i) {
+    const __m256i x = _mm256_or_si256(_mm256_srl_epi32(row(panel, n_bits, word, i), down),
+                                      _mm256_sll_epi32(row(panel, n_bits, word + 1, i), up));
+    return looked_up<kBits>(x, tables + (kBits == 8 ? 0 : kWindows * kBits));
+  };
+  return {half(0), half(1)};
+}
+
+// Calls f with the number of bits as a constant.
+template <typename F>
+inline void with_bits(int bits, F f) {
+  switch (bits) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    case 8:
+      return f(std::integral_constant<int, 8>());
+    default:
+      return;
+  }
 }
 
 template <int kCols>
@@ -79,38 +106,17 @@ inline void add_keys(const Levels& levels, const int8_t* x, size_t x_stride, __m
 }
 
 template <int kCols>
-void dot_keys_tile(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
+void dot_keys_tile(const std::byte* panel, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
                    const int8_t* x, size_t x_stride, const int32_t* zeros, const float* scales, float* y,
                    size_t y_stride) {
   __m256i sums[2 * kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  const __m256i table[5] = {_mm256_setzero_si256(), table_at(tables + 16), table_at(tables + 32),
-                            table_at(tables + 48), table_at(tables + 64)};
-  for (size_t g = 0; g < n_groups; ++g) {
-    const int8_t* xs = x + 4 * g;
-    switch (bits[g]) {
-      case 1:
-        add_keys<kCols>(unpack<1>(groups, table[1]), xs, x_stride, sums);
-        break;
-      case 2:
-        add_keys<kCols>(unpack<2>(groups, table[2]), xs, x_stride, sums);
-        break;
-      case 3:
-        add_keys<kCols>(unpack<3>(groups, table[3]), xs, x_stride, sums);
-        break;
-      case 4:
-        add_keys<kCols>(unpack<4>(groups, table[4]), xs, x_stride, sums);
-        break;
-      case 6:
-        add_keys<kCols>(unpack<6>(groups, table[0]), xs, x_stride, sums);
-        break;
-      case 8:
-        add_keys<kCols>(unpack<8>(groups, table[0]), xs, x_stride, sums);
-        break;
-      default:
-        break;
-    }
-    groups += 8 * bits[g];
+  const int n_bits = stream_bits(bits, n_groups);
+  int at = 0;
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
+    with_bits(bits[g], [&](auto n) {
+      add_keys<kCols>(unpack<decltype(n)::value>(panel, n_bits, at, tables), x + 4 * g, x_stride, sums);
+    });
   }
 #pragma GCC unroll 8
   for (int c = 0; c < kCols; ++c) {
@@ -125,27 +131,24 @@ void dot_keys_tile(const std::byte* groups, const uint8_t* bits, size_t n_groups
 }
 
 // Codes as levels, 64 bytes a group, for many columns to read.
-void unpack_groups(const std::byte* groups, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
+void unpack_groups(const std::byte* panel, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
                    std::byte* levels, uint8_t* wide) {
-  for (size_t g = 0; g < n_groups; groups += 8 * bits[g], ++g) {
+  const int n_bits = stream_bits(bits, n_groups);
+  int at = 0;
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
     wide[g] = bits[g] == 0 ? 0 : 8;
-    if (bits[g] == 0) continue;
-    const Levels of = bits[g] == 1   ? unpack<1>(groups, table_at(tables + 16))
-                      : bits[g] == 2 ? unpack<2>(groups, table_at(tables + 32))
-                      : bits[g] == 3 ? unpack<3>(groups, table_at(tables + 48))
-                      : bits[g] == 4 ? unpack<4>(groups, table_at(tables + 64))
-                      : bits[g] == 6 ? unpack<6>(groups, _mm256_setzero_si256())
-                                     : unpack<8>(groups, _mm256_setzero_si256());
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels), of.a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + 32), of.b);
-    levels += 64;
+    with_bits(bits[g], [&](auto n) {
+      const Levels of = unpack<decltype(n)::value>(panel, n_bits, at, tables);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels), of.a);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + 32), of.b);
+      levels += 64;
+    });
   }
 }
 
 void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
               const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
               const float* scales, float* y, size_t y_stride) {
-  constexpr size_t kMaxGroups = 64;
   const size_t x_stride = 4 * n_groups;
   alignas(32) std::byte levels[64 * kMaxGroups];
   uint8_t wide[kMaxGroups];
@@ -207,16 +210,25 @@ inline __m256i widened(__m256i levels, int half) {
                                         : _mm256_extracti128_si256(levels, 1));
 }
 
+// A panel's levels, coefficient after coefficient of four tokens.
+inline __m256i transposed(__m256i levels) {
+  const __m256i order = _mm256_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0, 15, 11, 7, 3,
+                                        14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  return _mm256_shuffle_epi8(levels, order);
+}
+
 template <int kBits, int kCols>
-inline __attribute__((always_inline)) void dot_values_tile(const std::byte* group, size_t stride,
-                                                           size_t n_blocks, __m256i table, const int16_t* w,
+inline __attribute__((always_inline)) void dot_values_tile(const std::byte* panel, size_t stride,
+                                                           size_t n_blocks, int n_bits, int at,
+                                                           const uint8_t* tables, const int16_t* w,
                                                            const int32_t* zeros, const float* scales,
                                                            float* y, size_t y_stride) {
   __m256i sums[kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
   const size_t w_stride = n_blocks * kWeightWidth;
-  for (size_t panel = 0; panel < n_blocks * (kCodeBlock / 16); ++panel, group += stride, w += 64) {
-    const Levels levels = unpack<kBits>(group, table);
+  for (size_t p = 0; p < n_blocks * (kCodeBlock / 16); ++p, panel += stride, w += 64) {
+    const Levels plain = unpack<kBits>(panel, n_bits, at, tables);
+    const Levels levels = {transposed(plain.a), transposed(plain.b)};
     const __m256i wide[4] = {widened(levels.a, 0), widened(levels.a, 1), widened(levels.b, 0),
                              widened(levels.b, 1)};
 #pragma GCC unroll 8
@@ -245,34 +257,15 @@ template <int kCols>
 void dot_values_cols(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
                      size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
                      const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
-  const __m256i none = _mm256_setzero_si256();
-  const __m256i table[5] = {none, table_at(tables + 16), table_at(tables + 32), table_at(tables + 48),
-                            table_at(tables + 64)};
-  for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g, y += 4) {
+  const int n_bits = stream_bits(bits, n_groups);
+  int at = 0;
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g, y += 4) {
     float scaled[kCols];
     for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[bits[g]];
-    switch (bits[g]) {
-      case 1:
-        dot_values_tile<1, kCols>(panels, stride, n_blocks, table[1], w, zeros, scaled, y, y_stride);
-        break;
-      case 2:
-        dot_values_tile<2, kCols>(panels, stride, n_blocks, table[2], w, zeros, scaled, y, y_stride);
-        break;
-      case 3:
-        dot_values_tile<3, kCols>(panels, stride, n_blocks, table[3], w, zeros, scaled, y, y_stride);
-        break;
-      case 4:
-        dot_values_tile<4, kCols>(panels, stride, n_blocks, table[4], w, zeros, scaled, y, y_stride);
-        break;
-      case 6:
-        dot_values_tile<6, kCols>(panels, stride, n_blocks, none, w, zeros, scaled, y, y_stride);
-        break;
-      case 8:
-        dot_values_tile<8, kCols>(panels, stride, n_blocks, none, w, zeros, scaled, y, y_stride);
-        break;
-      default:
-        break;
-    }
+    with_bits(bits[g], [&](auto n) {
+      dot_values_tile<decltype(n)::value, kCols>(panels, stride, n_blocks, n_bits, at, tables, w, zeros,
+                                                 scaled, y, y_stride);
+    });
   }
 }
 
@@ -290,7 +283,7 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
 
 }  // namespace
 
-const CodeKernels kAvx2CodeKernels = {"avx2",       dot_keys, quantize_weights, dot_values, expand_scales,
-                                      turn_factors, unfold};
+const CodeKernels kAvx2CodeKernels = {"avx2",    dot_keys,      quantize_weights, dot_values,
+                                      code_path, expand_scales, turn_factors,     unfold};
 
 }  // namespace frugal::llm

@@ -19,70 +19,61 @@ constexpr size_t kPanels = kCodeBlock / 16;
 
 inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 
-inline __m512i two_bits(const std::byte* at) {
-  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-  const __m512i shifts = _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
-                                          0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
-  return _mm512_and_si512(_mm512_srlv_epi16(all, shifts), _mm512_set1_epi8(3));
+// Row `word` of a panel: 32 bits of each token's stream.
+inline __m512i row(const std::byte* panel, size_t n_bytes, size_t word) {
+  panel += 64 * word;
+  if (4 * word + 4 <= n_bytes) return load64(panel);
+  if (4 * word >= n_bytes) return _mm512_setzero_si512();
+  const auto bytes = [](const std::byte* at) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  };
+  if (n_bytes % 4 == 1) return bytes(panel);
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)));
+  return n_bytes % 4 == 2 ? low : _mm512_or_si512(low, _mm512_slli_epi32(bytes(panel + 32), 16));
 }
 
-inline __m512i one_bit(const std::byte* at) {
-  long long eight;
-  std::memcpy(&eight, at, 8);
-  const __m512i bits = _mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-  return _mm512_and_si512(bits, _mm512_set1_epi8(1));
-}
+// Where a group's codes stand in the panels of a block, and how they become levels.
+struct GroupAt {
+  const std::byte* panels;
+  size_t stride, n_bytes;  // of a stream
+  int at, bits;            // the first bit; of a coefficient
+  const uint8_t* tables;
+};
 
-inline __m512i four_bits(const std::byte* at) {
-  const __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-  return _mm512_and_si512(_mm512_srlv_epi64(all, _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0)),
-                          _mm512_set1_epi8(15));
-}
-
-template <int kBits>
-inline __m512i unpack(const std::byte* group, __m512i table) {
-  if constexpr (kBits == 8) return load64(group);
-  if constexpr (kBits == 6) {
-    const __m512i high = _mm512_slli_epi16(two_bits(group + 32), 4);
-    return _mm512_slli_epi16(_mm512_or_si512(four_bits(group), high), 1);
-  }
-  __m512i codes = _mm512_setzero_si512();
-  if constexpr (kBits == 4) codes = four_bits(group);
-  if constexpr (kBits == 2 || kBits == 3) codes = two_bits(group);
-  if constexpr (kBits == 1) codes = one_bit(group);
-  if constexpr (kBits == 3) codes = _mm512_or_si512(codes, _mm512_slli_epi16(one_bit(group + 16), 2));
-  return _mm512_shuffle_epi8(table, codes);
-}
-
-// Levels of a group for the tokens of four panels.
-inline void unpack_block(const std::byte* group, size_t stride, int bits, const uint8_t* tables,
-                         __m512i* levels) {
-  const auto each = [&](auto of) {
+// Levels of the tokens of four panels, [token, 4]; or coefficient after coefficient of four tokens.
+template <bool kTransposed>
+inline void unpack_block(const GroupAt& group, __m512i* levels) {
+  if (group.bits == 0) {
 #pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) levels[p] = of(group + p * stride);
-  };
-  const auto table = [&] {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tables + 16 * bits)));
-  };
-  switch (bits) {
-    case 1:
-      return each([t = table()](const std::byte* at) { return unpack<1>(at, t); });
-    case 2:
-      return each([t = table()](const std::byte* at) { return unpack<2>(at, t); });
-    case 3:
-      return each([t = table()](const std::byte* at) { return unpack<3>(at, t); });
-    case 4:
-      return each([t = table()](const std::byte* at) { return unpack<4>(at, t); });
-    case 6:
-      return each([](const std::byte* at) { return unpack<6>(at, _mm512_setzero_si512()); });
-    case 8:
-      return each([](const std::byte* at) { return unpack<8>(at, _mm512_setzero_si512()); });
-    default:
-      return each([](const std::byte*) { return _mm512_setzero_si512(); });
+    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_setzero_si512();
+    return;
   }
+  // The four windows of a token from its 32 bits on, two tokens to 64 bits.
+  const long long b = group.bits, four = 0x03020100LL * b;
+  const __m512i starts = _mm512_set1_epi64(four | (four + 0x20202020LL) << 32);
+  const __m512i shift = _mm512_set1_epi32(group.at % 32);
+  const auto word = static_cast<size_t>(group.at / 32);
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+  const __m512i table = load64(group.tables + (b == 8 ? 0 : kWindows * b));
+  const auto each = [&](auto rows, auto levels_of) {
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) {
+      const std::byte* panel = group.panels + p * group.stride;
+      const __m512i bits = _mm512_shrdv_epi32(rows(panel, word), rows(panel, word + 1), shift);
+      levels[p] = levels_of(_mm512_multishift_epi64_epi8(starts, bits));
+      if constexpr (kTransposed) levels[p] = _mm512_shuffle_epi8(levels[p], order);
+    }
+  };
+  const auto looked_up = [&](__m512i windows) { return _mm512_permutexvar_epi8(windows, table); };
+  const auto as_they_are = [](__m512i windows) { return windows; };
+  const auto whole = [](const std::byte* panel, size_t i) { return load64(panel + 64 * i); };
+  const auto any = [&](const std::byte* panel, size_t i) { return row(panel, group.n_bytes, i); };
+  if (b == 8) return each(any, as_they_are);
+  if (4 * word + 8 <= group.n_bytes) return each(whole, looked_up);
+  each(any, looked_up);
 }
 
-constexpr size_t kMaxGroups = 64;
 // Levels of a block, for many columns to read: [group][panel][64].
 using Levels = std::byte[kMaxGroups * kPanels * 64];
 
@@ -96,11 +87,13 @@ void dot_keys_tile(const std::byte* panels, size_t stride, const uint8_t* bits, 
 #pragma GCC unroll 4
     for (__m512i& sum : of) sum = _mm512_setzero_si512();
   }
-  for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g) {
+  const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
+  int at = 0;
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
     if (bits[g] == 0) continue;
     __m512i levels[kPanels];
     if (unpacked == nullptr) {
-      unpack_block(panels, stride, bits[g], tables, levels);
+      unpack_block<false>({panels, stride, n_bytes, at, bits[g], tables}, levels);
     } else {
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(unpacked + (g * kPanels + p) * 64);
@@ -133,11 +126,12 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   alignas(64) Levels buffer;
   const std::byte* unpacked = nullptr;
   if (n_cols > 4 && n_groups <= kMaxGroups) {
-    const std::byte* group = panels;
-    for (size_t g = 0; g < n_groups; group += 8 * bits[g], ++g) {
+    const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
+    int at = 0;
+    for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
       __m512i levels[kPanels];
       if (bits[g] == 0) continue;
-      unpack_block(group, stride, bits[g], tables, levels);
+      unpack_block<false>({panels, stride, n_bytes, at, bits[g], tables}, levels);
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_si512(buffer + (g * kPanels + p) * 64, levels[p]);
     }
@@ -194,15 +188,16 @@ inline __m512i sums_of(__m512i a, __m512i b, __m512i c, __m512i d) {
 constexpr size_t kTogether = 2;  // groups that are summed together: 8 coefficients
 
 struct ValueGroups {
-  const std::byte* at[kTogether];  // in the first panel
-  size_t stride, n_blocks;
-  uint8_t bits[kTogether];
-  const uint8_t* tables;
+  GroupAt of[kTogether];
+  size_t n_blocks;
 
   void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
 #pragma GCC unroll 2
-    for (size_t i = 0; i < kTogether; ++i)
-      unpack_block(at[i] + block * kPanels * stride, stride, bits[i], tables, levels[i]);
+    for (size_t i = 0; i < kTogether; ++i) {
+      GroupAt group = of[i];
+      group.panels += block * kPanels * group.stride;
+      unpack_block<true>(group, levels[i]);
+    }
   }
 };
 
@@ -269,20 +264,19 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
   alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
   const auto* weights = reinterpret_cast<const std::byte*>(w);
+  const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
+  int at = 0;
   const size_t w_stride = n_blocks * kWeightWidth * sizeof(int16_t);
   for (size_t g = 0; g < n_groups; g += kTogether, y += 4 * kTogether) {
-    ValueGroups groups = {{panels, panels}, stride, n_blocks, {bits[g], 0}, tables};
-    panels += 8 * bits[g];
-    if (g + 1 < n_groups) {
-      groups.at[1] = panels;
-      groups.bits[1] = bits[g + 1];
-      panels += 8 * bits[g + 1];
-    }
+    ValueGroups groups = {{{panels, stride, n_bytes, at, bits[g], tables}, {}}, n_blocks};
+    at += 4 * bits[g];
+    groups.of[1] = {panels, stride, n_bytes, at, g + 1 < n_groups ? bits[g + 1] : 0, tables};
+    at += 4 * groups.of[1].bits;
     const auto mask =
-        static_cast<__mmask8>((groups.bits[0] != 0 ? 0x0f : 0) | (groups.bits[1] != 0 ? 0xf0 : 0));
+        static_cast<__mmask8>((groups.of[0].bits != 0 ? 0x0f : 0) | (groups.of[1].bits != 0 ? 0xf0 : 0));
     if (mask == 0) continue;
-    const __m256 level_scale =
-        _mm256_set_m128(_mm_set1_ps(level_scales[groups.bits[1]]), _mm_set1_ps(level_scales[groups.bits[0]]));
+    const __m256 level_scale = _mm256_set_m128(_mm_set1_ps(level_scales[groups.of[1].bits]),
+                                               _mm_set1_ps(level_scales[groups.of[0].bits]));
     const std::byte* unpacked = nullptr;
     if (n_cols > 4) {
       for (size_t block = 0; block < n_blocks; ++block) {
@@ -366,9 +360,56 @@ inline void expand_scales_512(const std::byte* codes, size_t stride, const float
   }
 }
 
+// As the plain loops: states are four registers, and the halves that they are folded to come with masks.
+void code_path_512(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
+                   const float* levels, uint8_t* codes) {
+  uint32_t picks[4 * kMaxGroups];
+  uint16_t more[4 * kMaxGroups][3];
+  alignas(64) float start[kWindows];
+  for (float& c : start) c = 1e30f;
+  start[after] = 0;
+  __m512 cost[4];
+  for (size_t j = 0; j < 4; ++j) cost[j] = _mm512_load_ps(start + 16 * j);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const auto fold = [](__m512& low, __m512 high) {
+    const __mmask16 upper = _mm512_cmp_ps_mask(high, low, _CMP_LT_OQ);
+    low = _mm512_mask_blend_ps(upper, low, high);
+    return static_cast<uint16_t>(upper);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    const int b = bits[i];
+    picks[i] = fold(cost[0], cost[2]);
+    picks[i] |= static_cast<uint32_t>(fold(cost[1], cost[3])) << 16;
+    if (b > 1) more[i][0] = fold(cost[0], cost[1]);
+    if (b > 2) more[i][1] = fold(cost[0], _mm512_shuffle_f32x4(cost[0], cost[0], 0xee));
+    if (b > 3) more[i][2] = fold(cost[0], _mm512_shuffle_f32x4(cost[0], cost[0], 0x55));
+    const float* table = levels + kWindows * b;
+    const __m512 at = _mm512_set1_ps(y[i]), weight = _mm512_set1_ps(weights[i]);
+    const __m512 from[4] = {cost[0], cost[0], b > 1 ? cost[0] : cost[1], b > 1 ? cost[0] : cost[1]};
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512i states = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * j));
+      const __m512i earlier = _mm512_srl_epi32(states, _mm_cvtsi32_si128(b));
+      const __m512 off = _mm512_sub_ps(at, _mm512_loadu_ps(table + 16 * j));
+      cost[j] = _mm512_add_ps(_mm512_permutexvar_ps(earlier, from[j]),
+                              _mm512_mul_ps(weight, _mm512_mul_ps(off, off)));
+    }
+  }
+  alignas(64) float end[kWindows];
+  for (size_t j = 0; j < 4; ++j) _mm512_store_ps(end + 16 * j, cost[j]);
+  size_t state = 0;
+  for (size_t s = 1; s < kWindows; ++s) state = end[s] < end[state] ? s : state;
+  for (size_t i = n; i-- > 0;) {
+    codes[i] = static_cast<uint8_t>(state & ((1u << bits[i]) - 1));
+    state >>= bits[i];
+    for (int k = bits[i]; k-- > 1;) state += (more[i][k - 1] >> state & 1u) << (5 - k);
+    state += (picks[i] >> state & 1u) << 5;
+  }
+}
+
 }  // namespace
 
-const CodeKernels kAvx512CodeKernels = {"avx512",          dot_keys,         quantize_weights, dot_values,
-                                        expand_scales_512, turn_factors_512, unfold_512};
+const CodeKernels kAvx512CodeKernels = {"avx512",      dot_keys,          quantize_weights, dot_values,
+                                        code_path_512, expand_scales_512, turn_factors_512, unfold_512};
 
 }  // namespace frugal::llm

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "llm/kernel/codes.inc.h"
 #include "llm/kernel/kernel.h"
@@ -13,16 +14,16 @@ extern const CodeKernels kAvx512CodeKernels;
 
 namespace {
 
-void unpack(const std::byte* group, int bits, const uint8_t* table, uint8_t* levels) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(group);
-  for (int idx = 0; idx < 64; ++idx) {
-    int code = 0;
-    if (bits == 4 || bits == 6) code = bytes[idx % 32] >> (idx / 32 * 4) & 15;
-    if (bits == 6) code |= (bytes[32 + idx % 16] >> (idx / 16 * 2) & 3) << 4;
-    if (bits == 2 || bits == 3) code = bytes[idx % 16] >> (idx / 16 * 2) & 3;
-    if (bits == 1) code = bytes[idx % 8] >> (idx / 8) & 1;
-    if (bits == 3) code |= (bytes[16 + idx % 8] >> (idx / 8) & 1) << 2;
-    levels[idx] = bits == 8 ? bytes[idx] : bits == 6 ? static_cast<uint8_t>(2 * code) : table[code];
+// Levels of a group that begins at bit `at` of its panel's streams: [16 tokens, 4].
+void unpack(const std::byte* panel, int n_bits, int at, int bits, const uint8_t* tables, uint8_t* levels) {
+  for (int token = 0; token < 16; ++token) {
+    const auto word = static_cast<size_t>(at / 32);
+    uint64_t both = stream_word(panel, n_bits, token, word);
+    both |= static_cast<uint64_t>(stream_word(panel, n_bits, token, word + 1)) << 32;
+    both >>= at % 32;
+    for (int i = 0; i < 4; ++i, both >>= bits)
+      *levels++ = bits == 8 ? static_cast<uint8_t>(both)
+                            : tables[kWindows * bits + static_cast<int>(both & (kWindows - 1))];
   }
 }
 
@@ -30,19 +31,23 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
               const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
               const float* scales, float* y, size_t y_stride) {
   uint8_t levels[64];
-  for (size_t c = 0; c < n_cols; ++c) {
-    for (size_t panel = 0; panel < kCodeBlock / 16; ++panel) {
-      int32_t dots[16] = {};
-      const std::byte* group = panels + panel * stride;
-      for (size_t g = 0; g < n_groups; group += 8 * bits[g], ++g) {
-        if (bits[g] == 0) continue;
-        unpack(group, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0), levels);
+  const int n_bits = stream_bits(bits, n_groups);
+  for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, panels += stride, y += 16) {
+    int at = 0;
+    std::vector<int32_t> dots(n_cols * 16, 0);
+    for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
+      if (bits[g] == 0) continue;
+      unpack(panels, n_bits, at, bits[g], tables, levels);
+      for (size_t c = 0; c < n_cols; ++c) {
         for (size_t t = 0; t < 16; ++t) {
-          for (size_t i = 0; i < 4; ++i) dots[t] += levels[t * 4 + i] * x[(c * n_groups + g) * 4 + i];
+          for (size_t i = 0; i < 4; ++i)
+            dots[c * 16 + t] += levels[t * 4 + i] * x[(c * n_groups + g) * 4 + i];
         }
       }
+    }
+    for (size_t c = 0; c < n_cols; ++c) {
       for (size_t t = 0; t < 16; ++t)
-        y[c * y_stride + 16 * panel + t] += scales[c] * static_cast<float>(dots[t] - zeros[c]);
+        y[c * y_stride + t] += scales[c] * static_cast<float>(dots[c * 16 + t] - zeros[c]);
     }
   }
 }
@@ -72,26 +77,27 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
   uint8_t levels[kMaxValueBlocks * kCodeBlock * 4];
   const size_t n_tokens = n_blocks * kCodeBlock;
-  for (size_t g = 0; g < n_groups; panels += 8 * bits[g], ++g) {
+  const int n_bits = stream_bits(bits, n_groups);
+  int at = 0;
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
     if (bits[g] == 0) continue;
     for (size_t panel = 0; panel < n_tokens / 16; ++panel)
-      unpack(panels + panel * stride, bits[g], tables + (bits[g] <= 4 ? 16 * bits[g] : 0),
-             levels + 64 * panel);
+      unpack(panels + panel * stride, n_bits, at, bits[g], tables, levels + 64 * panel);
     for (size_t c = 0; c < n_cols; ++c) {
       if (scales[c] == 0) continue;
       const float scale = scales[c] * level_scales[bits[g]];
       for (size_t i = 0; i < 4; ++i) {
         int32_t dot = 0;
         for (size_t t = 0; t < n_tokens; ++t)
-          dot += levels[t / 4 * 16 + i * 4 + t % 4] * w[c * n_blocks * kWeightWidth + t / 4 * 16 + t % 4];
+          dot += levels[4 * t + i] * w[c * n_blocks * kWeightWidth + t / 4 * 16 + t % 4];
         y[c * y_stride + 4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
       }
     }
   }
 }
 
-constexpr CodeKernels kGenericCodeKernels = {
-    "generic", dot_keys, quantize_weights, dot_values, expand_scales, turn_factors, unfold};
+constexpr CodeKernels kGenericCodeKernels = {"generic", dot_keys,      quantize_weights, dot_values,
+                                             code_path, expand_scales, turn_factors,     unfold};
 
 }  // namespace
 
@@ -99,7 +105,9 @@ const CodeKernels* find_code_kernels(const char* name) {
   if (std::strcmp(name, "generic") == 0) return &kGenericCodeKernels;
 #ifdef FRUGAL_HAVE_AVX2
   if (std::strcmp(name, "avx2") == 0 && find_kernels(name) != nullptr) return &kAvx2CodeKernels;
-  if (std::strcmp(name, "avx512") == 0 && find_kernels(name) != nullptr) return &kAvx512CodeKernels;
+  if (std::strcmp(name, "avx512") == 0 && find_kernels(name) != nullptr &&
+      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2"))
+    return &kAvx512CodeKernels;
 #endif
   return nullptr;
 }

@@ -348,22 +348,24 @@ class CsrCache final : public KvCache {
     const LevelPlan& levels = plan_->levels_of(layer, of);
     std::byte* panel = panel_at(layer, of, head, position / 16);
     const int token = position % 16;
-    float inverse = 1;
-    if (of == KvSide::kValues && side.n_groups > 0) {
+    if (side.n_groups == 0) return;
+    alignas(64) float scaled[kMaxCodedDim];
+    uint8_t codes[kMaxCodedDim];
+    if (of == KvSide::kValues) {
       const int code = token_scale_code(mean_square(side, y));
       auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[token / 2];
       byte = static_cast<uint8_t>(token % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-      inverse = 1 / token_scale(code);
+      for (int i = 0; i < 4 * side.n_groups; ++i) scaled[i] = y[i] * (1 / token_scale(code));
+      y = scaled;
     }
-    for (int g = 0; g < side.n_groups; ++g) {
-      const auto group = static_cast<size_t>(g);
-      const int bits = side.bits[group];
-      for (int i = 0; bits > 0 && i < kAtomGroup; ++i) {
-        put_code(panel + side.offset[group], bits,
-                 of == KvSide::kKeys ? token * 4 + i : token / 4 * 16 + i * 4 + token % 4,
-                 levels.code_of(bits, y[4 * g + i] * inverse));
-      }
+    code_token(side, levels, y, codes);
+    uint32_t words[kMaxStreamWords + 1] = {};
+    for (int i = 0, at = 0; i < 4 * side.n_groups; at += side.bits[static_cast<size_t>(i / 4)], ++i) {
+      const uint64_t code = static_cast<uint64_t>(codes[i]) << at % 32;
+      words[at / 32] |= static_cast<uint32_t>(code);
+      words[at / 32 + 1] |= static_cast<uint32_t>(code >> 32);
     }
+    put_stream(panel, side.stream_bits, token, words);
   }
 
   void score_codes(int layer, int head, int block, const Prepared& p, int first_col, int n_cols,

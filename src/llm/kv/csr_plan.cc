@@ -11,22 +11,23 @@
 namespace frugal::llm {
 namespace {
 
-LevelPlan level_plan(const CoefficientLevels& levels) {
+LevelPlan level_plan(const CoefficientLevels& of) {
   LevelPlan plan;
   for (size_t bits = 1; bits <= kMaxLevelBits; ++bits) {
-    const auto& values = levels.levels[bits - 1];
-    const size_t n = size_t{1} << bits;
     float largest = 1e-6f;
-    for (size_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(values[i]));
+    for (const float level : of.levels[bits - 1]) largest = std::max(largest, std::fabs(level));
     plan.scale[bits] = largest / kLevelCentre;
-    for (size_t i = 0; i < n; ++i) {
-      const long level = std::lround(values[i] / plan.scale[bits]) + kLevelCentre;
-      plan.table[16 * bits + i] = static_cast<uint8_t>(std::clamp(level, 0l, long{kLevelMax}));
-      if (i > 0) plan.bounds[bits][i - 1] = 0.5f * (values[i - 1] + values[i]);
+    for (size_t window = 0; window < kWindows; ++window) {
+      const long level = std::lround(of.levels[bits - 1][window] / plan.scale[bits]) + kLevelCentre;
+      plan.table[kWindows * bits + window] = static_cast<uint8_t>(std::clamp(level, 0l, long{kLevelMax}));
     }
   }
-  plan.scale[6] = levels.step[0] / 2;
-  plan.scale[8] = levels.step[1];
+  for (size_t code = 0; code < kWindows; ++code)
+    plan.table[kWindows * 6 + code] = static_cast<uint8_t>(2 * code);
+  plan.scale[6] = of.step[0] / 2;
+  plan.scale[8] = of.step[1];
+  for (size_t i = 0; i < kTableBytes; ++i)
+    plan.levels[i] = plan.scale[i / kWindows] * static_cast<float>(plan.table[i] - kLevelCentre);
   return plan;
 }
 
@@ -40,16 +41,42 @@ std::vector<float> transposed(const std::vector<float>& a, size_t n) {
 
 }  // namespace
 
-int LevelPlan::code_of(int bits, float y) const {
-  if (bits > kMaxLevelBits) {  // not a number becomes the lowest level
-    const float places = bits == 6 ? 0.5f * y / scale[6] + 32 : y / scale[8] + (kLevelCentre + 0.5f);
-    const float largest = bits == 6 ? 63 : static_cast<float>(kLevelMax);
-    return static_cast<int>(std::min(std::max(0.0f, places), largest));
+int LevelPlan::even_code(int bits, float y) const {  // not a number becomes the lowest level
+  const float places = bits == 6 ? 0.5f * y / scale[6] + 32 : y / scale[8] + (kLevelCentre + 0.5f);
+  const float largest = bits == 6 ? 63 : static_cast<float>(kLevelMax);
+  return static_cast<int>(std::min(std::max(0.0f, places), largest));
+}
+
+void code_token(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes) {
+  float path_y[kMaxCodedDim], path_weights[kMaxCodedDim];
+  uint8_t path_bits[kMaxCodedDim], path_codes[kMaxCodedDim];
+  int places[kMaxCodedDim], after = 0;
+  for (int i = 4 * side.n_groups; i > 0;) {  // from the end, where a stream's windows begin
+    int n = 0;
+    for (; i > 0; --i) {
+      const auto at = static_cast<size_t>(i - 1);
+      const uint8_t bits = side.bits[at / 4];
+      codes[at] = 0;
+      if (bits > kMaxLevelBits) break;
+      if (bits == 0) continue;
+      path_y[n] = y[at];
+      path_weights[n] = side.weights[at];
+      path_bits[n] = bits;
+      places[n++] = i - 1;
+    }
+    code_kernels().code_path(path_y, path_weights, path_bits, static_cast<size_t>(n), after,
+                             levels.levels.data(), path_codes);
+    for (int k = 0; k < n; ++k) {
+      codes[places[k]] = path_codes[k];
+      after = (after << path_bits[k] | path_codes[k]) % kWindows;
+    }
+    if (i > 0) {
+      const int code = levels.even_code(side.bits[static_cast<size_t>(i - 1) / 4], y[i - 1]);
+      codes[i - 1] = static_cast<uint8_t>(code);
+      after = code % kWindows;
+      --i;
+    }
   }
-  int code = 0;
-  for (int b = 0; b < (1 << bits) - 1; ++b)
-    code += y > bounds[static_cast<size_t>(bits)][static_cast<size_t>(b)] ? 1 : 0;
-  return code;
 }
 
 CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
@@ -76,11 +103,10 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     for (size_t g = 0; g < n_groups; ++g) {
       if (given[g] > 0) plan.n_groups = static_cast<int>(g) + 1;
     }
-    for (int g = 0; g < plan.n_groups; ++g) {
-      plan.bits.push_back(given[g]);
-      plan.offset.push_back(plan.panel_bytes);
-      plan.panel_bytes += 8u * given[g];
-    }
+    plan.bits.assign(given, given + plan.n_groups);
+    plan.stream_bits = stream_bits(given, static_cast<size_t>(plan.n_groups));
+    plan.panel_bytes = static_cast<uint32_t>(2 * plan.stream_bits);
+    plan.weights.assign(basis.weight.begin(), basis.weight.begin() + 4 * plan.n_groups);
     if (!keys && plan.n_groups > 0) {
       plan.scale_offset = plan.panel_bytes;
       plan.panel_bytes += 8;
@@ -90,6 +116,7 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     plan.synthesis = keys ? basis.synthesis : transposed(basis.synthesis, n);
     hash = fnv1a(std::as_bytes(std::span(basis.mean)), hash);
     hash = fnv1a(std::as_bytes(std::span(basis.analysis)), hash);
+    hash = fnv1a(std::as_bytes(std::span(basis.weight)), hash);
     sides.push_back(std::move(plan));
   }
   for (int layer = 0; layer < n_layers; ++layer) {

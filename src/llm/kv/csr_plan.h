@@ -9,13 +9,15 @@
 
 namespace frugal::llm {
 
-// Codes of one head, keys or values. A panel holds 16 tokens: the used groups one after the other.
+// Codes of one head, keys or values, in panels of 16 tokens (llm/kernel/codes.h).
 struct SidePlan {
-  int n_groups = 0;              // up to the last with bits
-  std::vector<uint8_t> bits;     // [n_groups]
-  std::vector<uint32_t> offset;  // [n_groups], bytes from the panel's beginning
-  uint32_t scale_offset = 0;     // of values with codes: 8 bytes, a scale's code for each token
+  int n_groups = 0;           // up to the last with bits
+  std::vector<uint8_t> bits;  // [n_groups]
+  int stream_bits = 0;        // of a token
+  uint32_t scale_offset =
+      0;  // of values with codes: 8 bytes after the streams, a scale's code for each token
   uint32_t panel_bytes = 0;
+  std::vector<float> weights;   // [4 n_groups]: what a unit of squared error costs
   std::vector<float> mean;      // [dim]
   std::vector<float> analysis;  // [dim of x, atom]: panels of 16 atoms side by side
   std::vector<float>
@@ -24,16 +26,16 @@ struct SidePlan {
 
 // Quantisers of one layer, keys or values.
 struct LevelPlan {
-  std::array<std::array<float, 15>, kMaxLevelBits + 1> bounds{};  // [bits][2^bits - 1], ascending
-  // Integer levels of 1 to 4 bits, 0 to 126. Codes of 6 bits are twice themselves, of 8 bits themselves.
-  alignas(16) std::array<uint8_t, 16 * (kMaxLevelBits + 1)> table{};
+  // Integer levels, 0 to 126, by bits and window. Codes of 6 bits are twice themselves, of 8 bits themselves.
+  alignas(64) std::array<uint8_t, kTableBytes> table{};
   std::array<float, kMaxAtomBits + 1> scale{};  // a coefficient is scale * (level - centre)
+  std::array<float, kTableBytes> levels{};      // that, by bits and window
 
-  int code_of(int bits, float y) const;
-  int level_of(int bits, int code) const {
-    return bits == 8 ? code : bits == 6 ? 2 * code : table[static_cast<size_t>(16 * bits + code)];
-  }
+  int even_code(int bits, float y) const;  // of 6 and 8 bits
 };
+
+// Codes [4 n_groups] of a token's coefficients [4 n_groups]; of groups without bits 0.
+void code_token(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes);
 
 struct CsrPlan {
   CsrPlan(const Dictionary& dictionary, double bits);

@@ -32,7 +32,7 @@ uint64_t checksum_of(const Head& head, std::span<const std::byte> payload) {
 
 uint64_t payload_bytes_of(const Head& head) {
   const uint64_t dim = head.head_dim, bases = uint64_t{head.n_layers} * 2 * head.n_kv_heads;
-  const uint64_t levels = (2 + 4 + 8 + 16) + 2 + kMaxAtomBits + 1;
+  const uint64_t levels = kMaxLevelBits * kWindows + 2 + kMaxAtomBits + 1;
   return uint64_t{head.n_layers} * (head.n_rot / 2) * 4 + uint64_t{head.n_layers} * 2 * levels * 4 +
          bases * (2 * dim * 4 + dim * dim * 2);
 }
@@ -79,11 +79,7 @@ Result<Dictionary> parse_dictionary(std::span<const std::byte> bytes, const std:
   floats(out.turns.data(), out.turns.size());
   out.levels.resize(size_t{head.n_layers} * 2);
   for (CoefficientLevels& levels : out.levels) {
-    for (size_t b = 0; b < kMaxLevelBits; ++b) {
-      floats(levels.levels[b].data(), size_t{2} << b);
-      for (size_t i = 1; i < size_t{2} << b; ++i)
-        if (!(levels.levels[b][i] > levels.levels[b][i - 1])) return corrupt("has levels out of order");
-    }
+    for (auto& of : levels.levels) floats(of.data(), of.size());
     floats(levels.step.data(), levels.step.size());
     floats(levels.error.data(), levels.error.size());
   }
@@ -132,7 +128,7 @@ Status write_dictionary(const Dictionary& dictionary, const std::string& path) {
   const auto put = [&](const void* data, size_t n) { payload.append(static_cast<const char*>(data), n); };
   put(dictionary.turns.data(), dictionary.turns.size() * sizeof(float));
   for (const CoefficientLevels& levels : dictionary.levels) {
-    for (size_t b = 0; b < kMaxLevelBits; ++b) put(levels.levels[b].data(), (size_t{2} << b) * sizeof(float));
+    for (const auto& of : levels.levels) put(of.data(), of.size() * sizeof(float));
     put(levels.step.data(), levels.step.size() * sizeof(float));
     put(levels.error.data(), levels.error.size() * sizeof(float));
   }

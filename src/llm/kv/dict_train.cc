@@ -1,6 +1,7 @@
 #include "llm/kv/dict_train.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -188,9 +189,35 @@ std::vector<double> covariance_of(const std::vector<float>& x, const std::vector
 
 }  // namespace
 
+struct DictionaryTrainer::Coefficients {
+  std::vector<float> values;
+  std::vector<CoefficientRow> rows;
+};
+
+namespace {
+
+// Bits of a head's groups of atoms for a mean of `wanted` a channel, by reverse water-filling.
+std::vector<int> filled_bits(const std::vector<float>& weights, double wanted) {
+  std::vector<int> bits(weights.size() / kAtomGroup);
+  double low = -60, high = 60;  // of the logarithm of the water's level
+  for (int step = 0; step < 50; ++step) {
+    const double level = (low + high) / 2;
+    double sum = 0;
+    for (size_t g = 0; g < bits.size(); ++g) {
+      const double weight = static_cast<double>(weights[g * kAtomGroup]);
+      bits[g] = static_cast<int>(std::clamp(std::lround(0.5 * (std::log2(weight + 1e-30) - level)), 0l, 6l));
+      sum += bits[g];
+    }
+    (sum > wanted * static_cast<double>(bits.size()) ? low : high) = level;
+  }
+  return bits;
+}
+
+}  // namespace
+
 // Basis, weights and mean of one head; appends a sample of its coefficients.
 void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& basis,
-                                 std::vector<float>& coefficients) const {
+                                 Coefficients& sample) const {
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const Rows rows = this->rows(layer, side, head);
   basis.mean = rows.mean;
@@ -225,6 +252,9 @@ void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& ba
   if (!invert(basis.synthesis, dim)) basis.synthesis.clear();
   // Coefficients that are likely to get bits: of the first half of the atoms, those of values over their
   // token's scale.
+  constexpr std::array<double, 4> kBudgets = {1, 1.75, 2.5, 3.5};  // of the rows by turns
+  std::array<std::vector<int>, kBudgets.size()> bits;
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = filled_bits(basis.weight, kBudgets[i]);
   std::vector<float> y(dim);
   const size_t n = rows.shares.size(), step = std::max<size_t>(1, n / 1024);
   for (size_t r = 0; r < n; r += step) {
@@ -236,17 +266,25 @@ void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& ba
     }
     const float scale =
         side == KvSide::kValues ? token_scale(token_scale_code(energy / static_cast<float>(dim))) : 1.0f;
-    for (size_t i = 0; i < dim / 2; ++i) coefficients.push_back(y[i] / scale);
+    CoefficientRow& row = sample.rows.emplace_back();
+    for (size_t i = 0; i < dim; ++i) {
+      const int own = bits[r / step % bits.size()][i / kAtomGroup];
+      if (i < dim / 2) sample.values.push_back(y[i] / scale);
+      if (own < 1 || own > kMaxLevelBits) continue;
+      row.y.push_back(y[i] / scale);
+      row.weights.push_back(basis.weight[i] / basis.weight[0]);
+      row.bits.push_back(static_cast<uint8_t>(own));
+    }
   }
 }
 
 void DictionaryTrainer::fit_layer(int layer, Dictionary& out) const {
   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
-    std::vector<float> coefficients;
+    Coefficients sample;
     for (int head = 0; head < empty_.n_kv_heads; ++head)
-      fit_head(layer, side, head, out.bases[out.basis_index(layer, side, head)], coefficients);
+      fit_head(layer, side, head, out.bases[out.basis_index(layer, side, head)], sample);
     out.levels[static_cast<size_t>(layer) * 2 + (side == KvSide::kValues ? 1 : 0)] =
-        quantisers_of(std::move(coefficients));
+        quantisers_of(std::move(sample.values), sample.rows);
   }
 }
 

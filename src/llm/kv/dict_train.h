@@ -50,7 +50,8 @@ class DictionaryTrainer {
   void tap(int layer, int position, const float* k, const float* v);
   void tap_queries(int layer, int head, const KvQueries& queries);
   void fit_layer(int layer, Dictionary& out) const;
-  void fit_head(int layer, KvSide side, int head, HeadBasis& basis, std::vector<float>& coefficients) const;
+  struct Coefficients;  // a sample of them, for their quantisers
+  void fit_head(int layer, KvSide side, int head, HeadBasis& basis, Coefficients& sample) const;
 
   // A position below n_positions for the idx-th vector.
   int spread_position(size_t idx) const;

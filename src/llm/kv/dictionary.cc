@@ -45,39 +45,62 @@ std::vector<uint8_t> allot_bits(const Dictionary& dictionary, double bits) {
   const auto dim = static_cast<size_t>(dictionary.head_dim);
   const size_t n_groups = dim / kAtomGroup;
   std::vector<uint8_t> allotted(dictionary.bases.size() * n_groups, 0);
-  struct Offer {
-    double gain;
-    size_t idx;  // group among all; ties go to the first
-    bool operator<(const Offer& other) const {
-      return gain != other.gain ? gain < other.gain : idx > other.idx;
-    }
-  };
-  const auto next_of = [](int have) { return have < kMaxLevelBits ? have + 1 : have + 2; };
-  const auto gain_of = [&](size_t idx, int have) {
-    const size_t base = idx / n_groups, group = idx % n_groups;
+  // What a group's next bits bring, for each of them; nothing if they are not `n`.
+  const auto gain_of = [&](size_t base, size_t group, int have, int n) {
+    const int next = have < kMaxLevelBits ? have + 1 : have + 2;
+    if (next - have != n || next > kMaxAtomBits) return -1.0;
     const CoefficientLevels& levels = dictionary.levels[base / static_cast<size_t>(dictionary.n_kv_heads)];
     double weight = 0;
     for (size_t i = 0; i < kAtomGroup; ++i)
       weight += static_cast<double>(dictionary.bases[base].weight[group * kAtomGroup + i]);
-    const int next = next_of(have);
     return weight *
            static_cast<double>(levels.error[static_cast<size_t>(have)] -
                                levels.error[static_cast<size_t>(next)]) /
-           (next - have);
+           n;
+  };
+  // The best next two bits of a base: of one group, or one each.
+  struct Offer {
+    double gain;
+    size_t base, first, second;  // groups among the base's; ties go to the first base
+    bool operator<(const Offer& other) const {
+      return gain != other.gain ? gain < other.gain : base > other.base;
+    }
+  };
+  const auto offer_of = [&](size_t base) {
+    Offer best{-1, base, n_groups, n_groups};
+    uint8_t* have = &allotted[base * n_groups];
+    double single[2] = {-1, -1};
+    size_t groups[2] = {n_groups, n_groups};
+    for (int turn = 0; turn < 2; ++turn) {  // the second bit comes after the first
+      for (size_t g = 0; g < n_groups; ++g) {
+        const double gain = gain_of(base, g, have[g], 1);
+        if (gain > single[turn]) single[turn] = gain, groups[turn] = g;
+      }
+      if (turn == 0 && groups[0] < n_groups) ++have[groups[0]];
+    }
+    if (groups[0] < n_groups) --have[groups[0]];
+    if (groups[1] < n_groups) best = {(single[0] + single[1]) / 2, base, groups[0], groups[1]};
+    for (size_t g = 0; g < n_groups; ++g) {
+      const double gain = gain_of(base, g, have[g], 2);
+      if (gain > best.gain) best = {gain, base, g, g};
+    }
+    return best;
   };
   std::priority_queue<Offer> offers;
-  for (size_t idx = 0; idx < allotted.size(); ++idx) offers.push({gain_of(idx, 0), idx});
+  const auto offer = [&](size_t base) {
+    const Offer next = offer_of(base);
+    if (next.first < n_groups) offers.push(next);
+  };
+  for (size_t base = 0; base < dictionary.bases.size(); ++base) offer(base);
   // The scales of values come off the budget.
   const double scales = static_cast<double>(dictionary.bases.size() / 2) * kScaleBits / kAtomGroup;
   auto left = static_cast<int64_t>(std::floor(bits * static_cast<double>(allotted.size()) - scales + 1e-9));
-  while (left > 0 && !offers.empty()) {
-    const size_t idx = offers.top().idx;
+  for (; left >= 2 && !offers.empty(); left -= 2) {
+    const Offer best = offers.top();
     offers.pop();
-    const int have = allotted[idx], next = next_of(have);
-    if (next - have > left) continue;
-    left -= next - have;
-    allotted[idx] = static_cast<uint8_t>(next);
-    if (next < kMaxAtomBits) offers.push({gain_of(idx, next), idx});
+    ++allotted[best.base * n_groups + best.first];
+    ++allotted[best.base * n_groups + best.second];
+    offer(best.base);
   }
   return allotted;
 }

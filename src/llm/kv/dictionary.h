@@ -1,6 +1,6 @@
 // Dictionary: what the CSR codec knows about a model. For each layer and KV head, of keys and of values: a
 // mean, an analysis basis whose rows are the atoms, and the weight of each atom's error; for each layer,
-// scalar quantisers of 1 to 4 bits. docs/formats/dictionary.md, docs/design/kv-codec.md.
+// quantisers of 1 to 4 bits. docs/formats/dictionary.md, docs/design/kv-codec.md.
 //
 // A Recipe spends a budget of bits on atoms: most atoms of a vector get none, so a code is sparse.
 #pragma once
@@ -16,13 +16,14 @@
 
 #include "frugal/llm.h"
 #include "frugal/result.h"
+#include "llm/kernel/codes.h"
 #include "llm/kv/kv_cache.h"
 
 namespace frugal::llm {
 
-inline constexpr uint32_t kDictionaryVersion = 2;  // of the file
+inline constexpr uint32_t kDictionaryVersion = 3;  // of the file
 inline constexpr int kAtomGroup = 4;               // atoms that share a number of bits
-inline constexpr int kMaxLevelBits = 4;  // bits of a coefficient with trained levels; 6 and 8 have even steps
+inline constexpr int kMaxLevelBits = 4;  // bits of a code with trained levels; 6 and 8 have even steps
 inline constexpr int kMaxAtomBits = 8;
 // What an atom may have. A few atoms carry scores of several nats, and would drown all else in their error.
 inline constexpr std::array<uint8_t, 7> kAtomBits = {0, 1, 2, 3, 4, 6, 8};
@@ -44,8 +45,8 @@ inline int token_scale_code(float mean_square) {
 
 // Quantisers of coefficients with unit variance, one for each number of bits.
 struct CoefficientLevels {
-  // levels[b - 1]: 2^b values in ascending order.
-  std::array<std::array<float, 1 << kMaxLevelBits>, kMaxLevelBits> levels{};
+  // levels[b - 1]: of codes of b bits, by window (llm/kernel/codes.h).
+  std::array<std::array<float, kWindows>, kMaxLevelBits> levels{};
   std::array<float, 2> step{};  // of 6 bits (64 levels), of 8 (127), around 0
   // Mean squared error with b bits; [0] is 1; 5 and 7 are not used.
   std::array<float, kMaxAtomBits + 1> error{};
@@ -103,7 +104,8 @@ Result<Dictionary> parse_dictionary(std::span<const std::byte> bytes, const std:
 Status write_dictionary(const Dictionary& dictionary, const std::string& path);
 
 // Bits of each group of atoms, [bases, dim / kAtomGroup], that sum to at most `bits` a channel with the least
-// weighted error: greedy, which is optimal as long as each further bit brings less than the one before.
+// weighted error: greedy, which is optimal as long as each further bit brings less than the one before. Each
+// base has an even number, so that a stream has whole bytes.
 std::vector<uint8_t> allot_bits(const Dictionary& dictionary, double bits);
 
 // A cache source for csr:<bits>. kInvalidArgument for bits outside [0.25, 4]; kUnsupported head sizes.

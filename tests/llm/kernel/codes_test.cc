@@ -13,44 +13,45 @@ namespace {
 
 constexpr uint8_t kBits[] = {8, 6, 4, 3, 2, 1, 0};
 
-uint32_t codes_of(int bits) { return bits == 8 ? kLevelMax + 1 : 1u << bits; }
-int level_of(int bits, int code, const uint8_t* table) {
-  return bits == 8 ? code : bits == 6 ? 2 * code : table[code];
-}
-
 struct Case {
   std::vector<uint8_t> bits;
-  std::vector<std::vector<int>> codes;  // [panel and group][64]
-  size_t stride = 0;                    // of panels
+  std::vector<std::vector<bool>> streams;  // [panel and token], with nothing after the end
+  size_t stride = 0;                       // of panels
   std::vector<std::byte> panel;
-  std::vector<uint8_t> tables = std::vector<uint8_t>(16 * 5);
+  std::vector<uint8_t> tables = std::vector<uint8_t>(kTableBytes);
 
+  // Streams of whole bytes, with any number of them left beside rows of 4.
   explicit Case(Rng& rng, size_t n_panels = 4) {
     for (uint8_t& level : tables) level = static_cast<uint8_t>(rng.below(kLevelMax + 1));
     constexpr size_t kGroups = 11;
-    for (size_t g = 0; g < kGroups; ++g) {
-      bits.push_back(kBits[g < 7 ? g : rng.below(7)]);
-      stride += 8u * bits.back();
-    }
-    stride += 8;  // something else stands there
+    for (size_t g = 0; g < kGroups; ++g) bits.push_back(kBits[g < 7 ? g : rng.below(7)]);
+    while (stream_bits(bits.data(), kGroups) % 8 != 0) bits.back() = kBits[rng.below(7)];
+    const auto n_bits = static_cast<size_t>(stream_bits(bits.data(), kGroups));
+    stride = 2 * n_bits + 8;  // something else stands there
+    panel.resize(n_panels * stride + 64, std::byte{0xff});
     for (size_t p = 0; p < n_panels; ++p) {
-      panel.resize(p * stride);
-      for (size_t g = 0; g < kGroups; ++g) {
-        const size_t at = panel.size();
-        panel.resize(at + 8u * bits[g], std::byte{0xff});
-        codes.emplace_back();
-        for (int idx = 0; idx < 64; ++idx) {
-          const uint32_t n = codes_of(bits[g]);
-          codes.back().push_back(static_cast<int>(rng.below(4) == 0 ? n - 1 : rng.below(n)));
-          if (bits[g] > 0) put_code(panel.data() + at, bits[g], idx, codes.back().back());
+      for (int token = 0; token < 16; ++token) {
+        std::vector<bool>& stream = streams.emplace_back();
+        const bool ones = rng.below(8) == 0;
+        for (const uint8_t b : bits) {
+          for (int i = 0; i < 4; ++i) {  // a code of 8 bits is a level
+            const uint32_t code = rng.below(b == 8 ? kLevelMax + 1 : 1u << b);
+            for (int bit = 0; bit < b; ++bit) stream.push_back(ones && b < 8 ? true : code >> bit & 1);
+          }
         }
+        uint32_t words[kMaxStreamWords] = {};
+        for (size_t i = 0; i < n_bits; ++i) words[i / 32] |= static_cast<uint32_t>(stream[i]) << i % 32;
+        put_stream(&panel[p * stride], static_cast<int>(n_bits), token, words);
+        stream.resize(n_bits + 8, false);
       }
     }
-    panel.resize(panel.size() + 32);
   }
-  int level(size_t p, size_t group, size_t idx) const {
-    return level_of(bits[group], codes[p * bits.size() + group][idx],
-                    tables.data() + (bits[group] <= 4 ? 16 * bits[group] : 0));
+  int level(size_t token, size_t group, size_t i) const {
+    const auto at = static_cast<size_t>(stream_bits(bits.data(), group)) + i * bits[group];
+    int window = 0;
+    for (size_t bit = 0; bit < (bits[group] == 8 ? 8 : kWindowBits); ++bit)
+      window |= static_cast<int>(streams[token][at + bit]) << bit;
+    return bits[group] == 8 ? window : tables[static_cast<size_t>(kWindows * bits[group] + window)];
   }
 };
 
@@ -80,7 +81,7 @@ TEST(Codes, EverySetGivesTheSumsOfLevels) {
           int32_t sum = 0;
           for (size_t g = 0; g < n_groups; ++g) {
             for (size_t i = 0; i < 4 && c.bits[g] > 0; ++i)
-              sum += c.level(t / 16, g, t % 16 * 4 + i) * x[col * 4 * n_groups + 4 * g + i];
+              sum += c.level(t, g, i) * x[col * 4 * n_groups + 4 * g + i];
           }
           const float added = scales[col] * static_cast<float>(sum - zeros[col]);
           ASSERT_EQ(y[col * kCodeBlock + t], 0.25f + added);
@@ -137,13 +138,58 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
         for (size_t g = 0; g < n_groups; ++g) {
           for (size_t i = 0; i < 4; ++i) {
             int32_t sum = 0;
-            for (size_t t = 0; t < n_tokens; ++t)
-              sum += c.level(t / 16, g, t % 16 / 4 * 16 + i * 4 + t % 4) * values[col * n_tokens + t];
+            for (size_t t = 0; t < n_tokens; ++t) sum += c.level(t, g, i) * values[col * n_tokens + t];
             const float scale = scales[col] * level_scales[c.bits[g]];
             const float added = c.bits[g] == 0 ? 0 : scale * static_cast<float>(sum - zeros[col]);
             ASSERT_EQ(y[(col * n_groups + g) * 4 + i], 0.5f + added) << col << " " << int{c.bits[g]};
           }
         }
+      }
+    }
+  }
+}
+
+// Against every path there is, and set against set.
+TEST(Codes, EverySetFindsTheBestPath) {
+  Rng rng(9);
+  for (int round = 0; round < 60; ++round) {
+    const size_t n = round < 40 ? 4 : 30;
+    std::vector<float> levels(5 * kWindows), y, weights;
+    for (float& level : levels) level = static_cast<float>(rng.normal());
+    std::vector<uint8_t> bits;
+    for (size_t i = 0; i < n; ++i) {
+      y.push_back(static_cast<float>(rng.normal()));
+      weights.push_back(static_cast<float>(rng.uniform()) + 0.1f);
+      bits.push_back(static_cast<uint8_t>(1 + rng.below(n == 4 ? 3 : 4)));
+    }
+    const int after = static_cast<int>(rng.below(kWindows));
+    const auto cost_of = [&](const std::vector<uint8_t>& codes) {
+      double cost = 0;
+      for (size_t i = 0, window = static_cast<size_t>(after); i < n; ++i) {
+        window = (window << bits[i] | codes[i]) % kWindows;
+        const double off = static_cast<double>(y[i] - levels[kWindows * bits[i] + window]);
+        cost += static_cast<double>(weights[i]) * off * off;
+      }
+      return cost;
+    };
+    double least = 1e30;
+    for (uint32_t all = 0; n == 4 && all < 1u << 12; ++all) {
+      std::vector<uint8_t> codes;
+      for (size_t i = 0; i < n; ++i) codes.push_back(static_cast<uint8_t>(all >> (3 * i) & 7));
+      bool possible = true;
+      for (size_t i = 0; i < n; ++i) possible = possible && codes[i] < 1 << bits[i];
+      if (possible) least = std::min(least, cost_of(codes));
+    }
+    std::vector<uint8_t> first;
+    for (const char* name : {"generic", "avx2", "avx512"}) {
+      const CodeKernels* set = find_code_kernels(name);
+      if (set == nullptr) continue;
+      std::vector<uint8_t> codes(n);
+      set->code_path(y.data(), weights.data(), bits.data(), n, after, levels.data(), codes.data());
+      if (first.empty()) first = codes;
+      EXPECT_EQ(codes, first) << name;
+      if (n == 4) {
+        EXPECT_NEAR(cost_of(codes), least, 1e-5) << name;  // floats: 4 sums of about 1
       }
     }
   }

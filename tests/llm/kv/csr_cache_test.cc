@@ -59,12 +59,19 @@ struct Filled {
         side == KvSide::kValues && n > 0
             ? static_cast<double>(token_scale(token_scale_code(static_cast<float>(energy / n))))
             : 1;
-    for (int a = 0; a < 4 * of.n_groups; ++a) {
+    std::vector<float> scaled;
+    for (const double coefficient : y) scaled.push_back(static_cast<float>(coefficient / scale));
+    std::vector<uint8_t> codes(y.size());
+    code_token(of, levels, scaled.data(), codes.data());
+    int window = 0;  // the bits of a code and of those after it
+    for (int a = 4 * of.n_groups - 1; a >= 0; --a) {
       const int bits = of.bits[static_cast<size_t>(a / 4)];
       if (bits == 0) continue;
-      const int code = levels.code_of(bits, static_cast<float>(y[static_cast<size_t>(a)] / scale));
-      const double level = scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) *
-                           (levels.level_of(bits, code) - kLevelCentre);
+      window = (window << bits | codes[static_cast<size_t>(a)]) % kWindows;
+      const int place = bits == 8 ? codes[static_cast<size_t>(a)]
+                                  : levels.table[static_cast<size_t>(kWindows * bits + window)];
+      const double level =
+          scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) * (place - kLevelCentre);
       for (int i = 0; i < kDim; ++i)
         out[static_cast<size_t>(i)] +=
             level * static_cast<double>(basis.synthesis[static_cast<size_t>(i * kDim + a)]);
