@@ -19,81 +19,102 @@ constexpr size_t kPanels = kCodeBlock / 16;
 
 inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 
-// Row `word` of a panel: 32 bits of each token's stream.
-inline __m512i row(const std::byte* panel, size_t n_bytes, size_t word) {
-  panel += 64 * word;
-  if (4 * word + 4 <= n_bytes) return load64(panel);
-  if (4 * word >= n_bytes) return _mm512_setzero_si512();
-  const auto bytes = [](const std::byte* at) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-  };
-  if (n_bytes % 4 == 1) return bytes(panel);
-  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)));
-  return n_bytes % 4 == 2 ? low : _mm512_or_si512(low, _mm512_slli_epi32(bytes(panel + 32), 16));
-}
+#define FRUGAL_INLINE inline __attribute__((always_inline))  // a call would spill every sum
 
-// Where a group's codes stand in the panels of a block, and how they become levels.
-struct GroupAt {
+// The streams of panels in rows of 32 bits, whole or not.
+struct Streams {
   const std::byte* panels;
-  size_t stride, n_bytes;  // of a stream
-  int at, bits;            // the first bit; of a coefficient
+  size_t stride, n_whole;                                      // rows that stand in the panels
+  alignas(64) std::byte ends[kMaxValueBlocks * kPanels][128];  // of each panel: what is left, and a row of 0
+
+  Streams(const std::byte* of, size_t panel_stride, size_t n_panels, int n_bits)
+      : panels(of), stride(panel_stride), n_whole(static_cast<size_t>(n_bits) / 32) {
+    const auto bytes = [](const std::byte* at) {
+      return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    };
+    const int left = n_bits / 8 % 4;
+    for (size_t p = 0; p < n_panels; ++p) {
+      const std::byte* at = panels + p * stride + 64 * n_whole;
+      __m512i end = _mm512_setzero_si512();
+      if (left >= 2) end = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+      if (left == 3) end = _mm512_or_si512(end, _mm512_slli_epi32(bytes(at + 32), 16));
+      if (left == 1) end = bytes(at);
+      _mm512_store_si512(ends[p], end);
+      _mm512_store_si512(ends[p] + 64, _mm512_setzero_si512());
+    }
+  }
+};
+
+// A group of the panels from `first` on: its first bit, bits of a coefficient, and levels to look up.
+struct GroupAt {
+  const Streams* streams;
+  int at, bits;
   const uint8_t* tables;
 };
 
 // Levels of the tokens of four panels, [token, 4]; or coefficient after coefficient of four tokens.
 template <bool kTransposed>
-inline void unpack_block(const GroupAt& group, __m512i* levels) {
-  if (group.bits == 0) {
-#pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_setzero_si512();
-    return;
-  }
-  // The four windows of a token from its 32 bits on, two tokens to 64 bits.
-  const long long b = group.bits, four = 0x03020100LL * b;
-  const __m512i starts = _mm512_set1_epi64(four | (four + 0x20202020LL) << 32);
-  const __m512i shift = _mm512_set1_epi32(group.at % 32);
+FRUGAL_INLINE void unpack_block(const GroupAt& group, size_t first, __m512i* levels) {
+  const Streams& streams = *group.streams;
   const auto word = static_cast<size_t>(group.at / 32);
-  const __m512i order =
-      _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
-  const __m512i table = load64(group.tables + (b == 8 ? 0 : kWindows * b));
-  const auto each = [&](auto rows, auto levels_of) {
+  const auto row = [&](size_t w, size_t * stride) __attribute__((always_inline)) {
+    *stride = w < streams.n_whole ? streams.stride : sizeof streams.ends[0];
+    return w < streams.n_whole ? streams.panels + first * streams.stride + 64 * w
+                               : streams.ends[first] + 64 * (w - streams.n_whole);
+  };
+  size_t low_stride, high_stride;
+  const std::byte* low = row(word, &low_stride);
+  // Where the four windows of a token begin in its 32 bits; two tokens to 64 bits.
+  const long long b = group.bits, four = 0x03020100LL * b;
+  __m512i starts = _mm512_set1_epi64(four | (four + 0x20202020LL) << 32);
+  const long long end = group.at % 32 + 3 * b + (b == 8 ? 8 : kWindowBits);
+  if (end <= 32) {
+    starts = _mm512_add_epi8(starts, _mm512_set1_epi8(static_cast<char>(group.at % 32)));
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p)
+      levels[p] = _mm512_multishift_epi64_epi8(starts, load64(low + p * low_stride));
+  } else {
+    const std::byte* high = row(word + 1, &high_stride);
+    const __m512i shift = _mm512_set1_epi32(group.at % 32);
 #pragma GCC unroll 4
     for (size_t p = 0; p < kPanels; ++p) {
-      const std::byte* panel = group.panels + p * group.stride;
-      const __m512i bits = _mm512_shrdv_epi32(rows(panel, word), rows(panel, word + 1), shift);
-      levels[p] = levels_of(_mm512_multishift_epi64_epi8(starts, bits));
-      if constexpr (kTransposed) levels[p] = _mm512_shuffle_epi8(levels[p], order);
+      const __m512i bits =
+          _mm512_shrdv_epi32(load64(low + p * low_stride), load64(high + p * high_stride), shift);
+      levels[p] = _mm512_multishift_epi64_epi8(starts, bits);
     }
-  };
-  const auto looked_up = [&](__m512i windows) { return _mm512_permutexvar_epi8(windows, table); };
-  const auto as_they_are = [](__m512i windows) { return windows; };
-  const auto whole = [](const std::byte* panel, size_t i) { return load64(panel + 64 * i); };
-  const auto any = [&](const std::byte* panel, size_t i) { return row(panel, group.n_bytes, i); };
-  if (b == 8) return each(any, as_they_are);
-  if (4 * word + 8 <= group.n_bytes) return each(whole, looked_up);
-  each(any, looked_up);
+  }
+  if (b != 8) {
+    const __m512i table = load64(group.tables + kWindows * b);
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_permutexvar_epi8(levels[p], table);
+  }
+  if constexpr (kTransposed) {
+    const __m512i order =
+        _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_shuffle_epi8(levels[p], order);
+  }
 }
 
 // Levels of a block, for many columns to read: [group][panel][64].
 using Levels = std::byte[kMaxGroups * kPanels * 64];
 
 template <int kCols>
-void dot_keys_tile(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-                   const uint8_t* tables, const std::byte* unpacked, const int8_t* x, size_t x_stride,
-                   const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+void dot_keys_tile(const Streams& streams, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
+                   const std::byte* unpacked, const int8_t* x, size_t x_stride, const int32_t* zeros,
+                   const float* scales, float* y, size_t y_stride) {
   __m512i sums[kCols][kPanels];
 #pragma GCC unroll 4
   for (auto& of : sums) {
 #pragma GCC unroll 4
     for (__m512i& sum : of) sum = _mm512_setzero_si512();
   }
-  const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
   int at = 0;
   for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
     if (bits[g] == 0) continue;
     __m512i levels[kPanels];
     if (unpacked == nullptr) {
-      unpack_block<false>({panels, stride, n_bytes, at, bits[g], tables}, levels);
+      unpack_block<false>({&streams, at, bits[g], tables}, 0, levels);
     } else {
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(unpacked + (g * kPanels + p) * 64);
@@ -125,13 +146,13 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
               const float* scales, float* y, size_t y_stride) {
   alignas(64) Levels buffer;
   const std::byte* unpacked = nullptr;
+  const Streams streams(panels, stride, kPanels, stream_bits(bits, n_groups));
   if (n_cols > 4 && n_groups <= kMaxGroups) {
-    const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
     int at = 0;
     for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
       __m512i levels[kPanels];
       if (bits[g] == 0) continue;
-      unpack_block<false>({panels, stride, n_bytes, at, bits[g], tables}, levels);
+      unpack_block<false>({&streams, at, bits[g], tables}, 0, levels);
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_si512(buffer + (g * kPanels + p) * 64, levels[p]);
     }
@@ -139,8 +160,8 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   }
   const size_t x_stride = 4 * n_groups;
   const auto tile = [&](auto kernel, size_t c) {
-    kernel(panels, stride, bits, n_groups, tables, unpacked, x + c * x_stride, x_stride, zeros + c,
-           scales + c, y + c * y_stride, y_stride);
+    kernel(streams, bits, n_groups, tables, unpacked, x + c * x_stride, x_stride, zeros + c, scales + c,
+           y + c * y_stride, y_stride);
   };
   size_t c = 0;
   for (; c + 4 <= n_cols; c += 4) tile(dot_keys_tile<4>, c);
@@ -191,12 +212,14 @@ struct ValueGroups {
   GroupAt of[kTogether];
   size_t n_blocks;
 
-  void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
+  FRUGAL_INLINE void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
 #pragma GCC unroll 2
     for (size_t i = 0; i < kTogether; ++i) {
-      GroupAt group = of[i];
-      group.panels += block * kPanels * group.stride;
-      unpack_block<true>(group, levels[i]);
+      if (of[i].bits > 0) {
+        unpack_block<true>(of[i], block * kPanels, levels[i]);
+      } else {
+        for (size_t p = 0; p < kPanels; ++p) levels[i][p] = _mm512_setzero_si512();
+      }
     }
   }
 };
@@ -264,13 +287,13 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
   alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
   const auto* weights = reinterpret_cast<const std::byte*>(w);
-  const auto n_bytes = static_cast<size_t>(stream_bits(bits, n_groups) / 8);
+  const Streams streams(panels, stride, n_blocks * kPanels, stream_bits(bits, n_groups));
   int at = 0;
   const size_t w_stride = n_blocks * kWeightWidth * sizeof(int16_t);
   for (size_t g = 0; g < n_groups; g += kTogether, y += 4 * kTogether) {
-    ValueGroups groups = {{{panels, stride, n_bytes, at, bits[g], tables}, {}}, n_blocks};
+    ValueGroups groups = {{{&streams, at, bits[g], tables}, {}}, n_blocks};
     at += 4 * bits[g];
-    groups.of[1] = {panels, stride, n_bytes, at, g + 1 < n_groups ? bits[g + 1] : 0, tables};
+    groups.of[1] = {&streams, at, g + 1 < n_groups ? bits[g + 1] : 0, tables};
     at += 4 * groups.of[1].bits;
     const auto mask =
         static_cast<__mmask8>((groups.of[0].bits != 0 ? 0x0f : 0) | (groups.of[1].bits != 0 ? 0xf0 : 0));
