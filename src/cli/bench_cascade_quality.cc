@@ -139,6 +139,7 @@ Status add_under_load(CascadeBench& bench, const std::string& folder, const Judg
     cascade::ReplayOptions replay = options.replay;
     replay.rate = load / judged.replayed.arms[0].cpu_s;
     replay.rounds = 2;
+    replay.max_batch = judged.max_batch;
     bench.say(strf("requests that arrive by chance, %.0f a second", replay.rate));
     FRUGAL_TRY(const auto served,
                cascade::replay(folder, options.split, judged.spec, judged.served, policies, meter, replay));
