@@ -61,7 +61,8 @@ const Shape kShapes[] = {
 };
 
 struct Columns {
-  std::vector<float> x, scales, sums;
+  std::vector<float> x, scales;
+  std::vector<ActSum> sums;
   std::vector<int8_t> q;
   std::vector<int16_t> super_sums;
   ActColumns view;

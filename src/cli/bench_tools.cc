@@ -89,7 +89,8 @@ double product_peak(int n_threads) {
   const std::vector<std::byte> panel(llm::panel_bytes(llm::PanelType::kQ4_1, kDepth));
   const std::vector<int8_t> q(kDepth * kColumns, 1);
   const std::vector<float> scales(kDepth / 32 * kColumns, 1.0f);
-  const llm::ActColumns x{q.data(), scales.data(), scales.data(), nullptr, kDepth, kDepth / 32, kDepth / 32};
+  const std::vector<llm::ActSum> sums(scales.size(), {32.0f, -8 * 32});
+  const llm::ActColumns x{q.data(), scales.data(), sums.data(), nullptr, kDepth, kDepth / 32, kDepth / 32};
   double best = 0;
   for (int pass = 0; pass < 8; ++pass) {
     const double begin = wall_seconds();

@@ -23,6 +23,13 @@ inline constexpr int kActSuperBlock = 256;  // for K-quant weights, as ggml's q8
 // Sums of a super-block: of its eight 32-blocks, then of its sixteen 16-blocks.
 inline constexpr int kActSuperSums = 24;
 
+// Of the q of a 32-block: what weights with an offset or a minimum are multiplied by.
+struct ActSum {
+  float scaled;    // scale * sum of q
+  int32_t offset;  // -8 * sum of q
+  bool operator==(const ActSum&) const = default;
+};
+
 // How the weights of a panel are held. Layouts: panel.h.
 enum class PanelType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
 
@@ -30,7 +37,7 @@ enum class PanelType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4
 struct ActColumns {
   const int8_t* q = nullptr;            // [n_cols, k], in [-127, 127]
   const float* scales = nullptr;        // [n_cols, k / block]
-  const float* sums = nullptr;          // [n_cols, k / 32]: scale * sum of q, for 32-blocks
+  const ActSum* sums = nullptr;         // [n_cols, k / 32], for 32-blocks
   const int16_t* super_sums = nullptr;  // [n_cols, k / 256, kActSuperSums]: sums of q, for super-blocks
   size_t q_stride = 0, scale_stride = 0, sum_stride = 0;  // from column to column, in elements
 
@@ -76,7 +83,7 @@ struct Kernels {
   QuantPanelFn panel_q8_0, panel_q4_0, panel_q4_1, panel_q5_0, panel_q5_1, panel_q4_k, panel_q5_k, panel_q6_k;
 
   // Quantises one row of k floats. NaN and infinities give unspecified values, never undefined behaviour.
-  void (*quantize_blocks)(const float* x, size_t k, int8_t* q, float* scales, float* sums);
+  void (*quantize_blocks)(const float* x, size_t k, int8_t* q, float* scales, ActSum* sums);
   void (*quantize_super_blocks)(const float* x, size_t k, int8_t* q, float* scales, int16_t* sums);
 
   // y[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps); y may be x.

@@ -115,11 +115,14 @@ struct KernelSet {
 
   // Asks for the weights kAhead bytes on: with several columns there is arithmetic enough between two blocks
   // that the processor's own prefetching falls behind.
-  static constexpr size_t kAhead = 2048;
+  static constexpr size_t kAhead = 6144;
   template <size_t kBytes>
   static void fetch_ahead(const std::byte* at) {
     each<static_cast<int>(kBytes / 64)>([&]<int kLine>() { __builtin_prefetch(at + kAhead + kLine * 64); });
   }
+
+  // What to ask for with each of a super-block's eight parts, in lines: all of the next one, in order.
+  static constexpr size_t eighth(size_t bytes) { return (bytes / 8 + 63) / 64 * 64; }
 
   // ---- quantised panels with 32-blocks ----
 
@@ -158,7 +161,8 @@ struct KernelSet {
     each<kCols>([&]<int c>() { take.template operator()<c>(acc[c]); });
   }
 
-  // sum += d * scale * dots + m * (scale * sum of q): the second product is a block's minimum, or its offset.
+  // sum += d * scale * dots, with dots less the offset of the weights (8 or 16); + m * (scale * sum of q)
+  // where a block has a minimum.
   template <PanelType kType, int kCols>
   FRUGAL_FLATTEN static void block_tile(const std::byte* at, size_t n_blocks, const ActColumns& xs, float* y,
                                         size_t y_stride) {
@@ -166,7 +170,7 @@ struct KernelSet {
     constexpr size_t kHead = kMin ? 64 : 32, kBytes = kHead + 256 + (kFive ? 64 : 0);
     const int8_t* q = xs.q;
     const float* scales = xs.scales;
-    const float* x_sums = xs.sums;
+    const ActSum* x_sums = xs.sums;
     const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
     Vf sum[kCols];
     each<kCols>([&]<int c>() { sum[c] = S::zero(); });
@@ -178,11 +182,17 @@ struct KernelSet {
         dots[c] = kTwice ? S::add_int(dots[c], S::widen(acc)) : S::widen(acc);
       });
       const Vf d = load_halves(at);
-      const Vf m = kMin ? load_halves(at + 32) : S::mul(d, S::splat(kFive ? -16.0f : -8.0f));
       each<kCols>([&]<int c>() {
+        if constexpr (!kMin) {
+          const Vi offset = S::splat_int(x_sums[c * sum_stride].offset);
+          dots[c] = S::add_int(dots[c], kFive ? S::template shift_left<1>(offset) : offset);
+        }
         sum[c] = S::fma(S::to_float(dots[c]), S::mul(d, S::splat(scales[c * scale_stride])), sum[c]);
-        sum[c] = S::fma(m, S::splat(x_sums[c * sum_stride]), sum[c]);
       });
+      if constexpr (kMin) {
+        const Vf m = load_halves(at + 32);
+        each<kCols>([&]<int c>() { sum[c] = S::fma(m, S::splat(x_sums[c * sum_stride].scaled), sum[c]); });
+      }
     }
     each<kCols>([&]<int c>() { S::store(y + c * y_stride, sum[c]); });
   }
@@ -200,13 +210,14 @@ struct KernelSet {
                                        size_t y_stride) {
     const int8_t* q = xs.q;
     const float* scales = xs.scales;
-    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride;
+    const ActSum* x_sums = xs.sums;
+    const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
     Vf sum[kCols];
     each<kCols>([&]<int c>() { sum[c] = S::zero(); });
-    for (size_t block = 0; block < n_blocks; ++block, at += 544, q += 32, ++scales) {
+    for (size_t block = 0; block < n_blocks; ++block, at += 544, q += 32, ++scales, ++x_sums) {
       fetch_ahead<544>(at);
       Vi dots[kCols];
-      each<kCols>([&]<int c>() { dots[c] = S::splat_int(0); });
+      each<kCols>([&]<int c>() { dots[c] = S::signed_start(x_sums[c * sum_stride].offset); });
       each<8>([&]<int kGroup>() {
         const auto weights = S::prepare_signed(S::load_bytes(at + 32 + kGroup * 64));
         each<kCols>(
@@ -247,8 +258,7 @@ struct KernelSet {
       const std::byte* nibbles = at + 320;
       const std::byte* high = at + 320 + 2048;
       for (int sub = 0; sub < 8; ++sub, q += 32, nibbles += 256, high += 64) {
-        fetch_ahead<256>(nibbles);
-        if constexpr (kFive) fetch_ahead<64>(high);
+        fetch_ahead<eighth(kBytes)>(at + sub * eighth(kBytes));
         const auto scale = S::load_scale_u8(at + 64 + sub * 32);
         dot_block<kCols, kFive>(nibbles, high, q, q_stride,
                                 [&]<int c>(Acc acc) { total[c] = S::add_scaled_acc(total[c], acc, scale); });
@@ -311,15 +321,15 @@ struct KernelSet {
     const size_t q_stride = xs.q_stride, scale_stride = xs.scale_stride, sum_stride = xs.sum_stride;
     Vf sum[kCols];
     each<kCols>([&]<int c>() { sum[c] = S::zero(); });
-    for (size_t block = 0; block < n_blocks; ++block, at += 3360, ++scales, x_sums += kActSuperSums) {
+    constexpr size_t kBytes = 3360;
+    for (size_t block = 0; block < n_blocks; ++block, at += kBytes, ++scales, x_sums += kActSuperSums) {
       Vi total[kCols], offset[kCols];
       each<kCols>([&]<int c>() { total[c] = offset[c] = S::splat_int(0); });
       const std::byte* nibbles = at + 288;
       const std::byte* high = at + 288 + 2048;
       const std::byte* sub_scales = at + 32;
       for (int sub = 0; sub < 8; ++sub, q += 32, nibbles += 256, high += 128, sub_scales += 32) {
-        fetch_ahead<256>(nibbles);
-        fetch_ahead<128>(high);
+        fetch_ahead<eighth(kBytes)>(at + sub * eighth(kBytes));
         q6_k_half<kCols, 0>(nibbles, high, sub_scales, q, q_stride, total);
         q6_k_half<kCols, 1>(nibbles, high + 64, sub_scales + 16, q, q_stride, total);
       }
@@ -347,7 +357,7 @@ struct KernelSet {
 
   // ---- activations ----
 
-  static void quantize_blocks(const float* x, size_t k, int8_t* q, float* scales, float* sums) {
+  static void quantize_blocks(const float* x, size_t k, int8_t* q, float* scales, ActSum* sums) {
     for (size_t block = 0; block < k / 32; ++block) {
       const Vf low = S::load(x + block * 32), high = S::load(x + block * 32 + 16);
       const float largest = S::max_lanes(S::max(S::abs(low), S::abs(high)));
@@ -355,7 +365,8 @@ struct KernelSet {
       const Vi q_low = S::round_to_s8(q + block * 32, S::mul(low, inverse));
       const Vi q_high = S::round_to_s8(q + block * 32 + 16, S::mul(high, inverse));
       scales[block] = largest / 127.0f;
-      sums[block] = scales[block] * static_cast<float>(S::sum_lanes_int(S::add_int(q_low, q_high)));
+      const int32_t sum = S::sum_lanes_int(S::add_int(q_low, q_high));
+      sums[block] = {scales[block] * static_cast<float>(sum), -8 * sum};
     }
   }
 

@@ -216,6 +216,7 @@ struct Simd {
     Vb bytes, magnitude;
   };
   static SignedWeights prepare_signed(Vb w) { return {w, {_mm256_abs_epi8(w.a), _mm256_abs_epi8(w.b)}}; }
+  static Vi signed_start(int32_t) { return splat_int(0); }
   static Vi dot_signed(Vi acc, const SignedWeights& w, const int8_t* x) {
     const __m256i four = splat4(x), ones = _mm256_set1_epi16(1);
     auto dot = [&](__m256i magnitude, __m256i sign) {

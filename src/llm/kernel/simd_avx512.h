@@ -164,17 +164,14 @@ struct Simd {
     return {_mm512_dpwssd_epi32(total.v, pairs.v, splat4(x))};
   }
 
-  // |w| * (x with the sign of w): VNNI multiplies unsigned with signed bytes.
-  struct SignedWeights {
-    __m512i magnitude;
-    __mmask64 negative;
-  };
-  static SignedWeights prepare_signed(Vb w) { return {_mm512_abs_epi8(w.v), _mm512_movepi8_mask(w.v)}; }
-  static Vi dot_signed(Vi acc, const SignedWeights& w, const int8_t* x) {
-    const __m512i four = splat4(x);
-    const __m512i turned = _mm512_mask_sub_epi8(four, w.negative, _mm512_setzero_si512(), four);
-    return {_mm512_dpbusd_epi32(acc.v, w.magnitude, turned)};
+  // VNNI multiplies unsigned with signed bytes: w + 128, and sums start from -128 times the sum of x, of
+  // which `offset` is a sixteenth.
+  using SignedWeights = Vb;
+  static Vi signed_start(int32_t offset) { return shift_left<4>(splat_int(offset)); }
+  static SignedWeights prepare_signed(Vb w) {
+    return {_mm512_xor_si512(w.v, _mm512_set1_epi32(static_cast<int>(0x80808080)))};
   }
+  static Vi dot_signed(Vi acc, const SignedWeights& w, const int8_t* x) { return acc_dot(acc, w, x); }
 };
 
 }  // namespace frugal::llm::avx512

@@ -218,6 +218,8 @@ struct Simd {
     Vb bytes;
   };
   static SignedWeights prepare_signed(Vb weights) { return {weights}; }
+  // What the sums of products start from; `offset` is -8 times the sum of all x that will come.
+  static Vi signed_start(int32_t) { return splat_int(0); }
   static Vi dot_signed(Vi acc, const SignedWeights& weights, const int8_t* x) {
     for (int row = 0; row < 16; ++row) {
       for (int i = 0; i < 4; ++i)

@@ -216,6 +216,7 @@ struct Simd {
 
   using SignedWeights = Vb;
   static SignedWeights prepare_signed(Vb w) { return w; }
+  static Vi signed_start(int32_t) { return splat_int(0); }
   static Vi dot_signed(Vi acc, const SignedWeights& w, const int8_t* x) {
     const int8x16_t four = splat4(x);
     return map_int([&](int i) { return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), four); });

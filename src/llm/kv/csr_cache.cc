@@ -268,7 +268,7 @@ class CsrCache final : public KvCache {
   void put_whole_key(std::byte* panels_at, int slot, const float* k) const {
     int8_t q[kMaxCodedDim];
     float scale[kMaxCodedDim / 32];
-    float sum[kMaxCodedDim / 32];
+    ActSum sum[kMaxCodedDim / 32];
     kernels().quantize_blocks(k, dim(), q, scale, sum);
     std::byte* panel = panels_at + static_cast<size_t>(slot / 16) * panel_size();
     const auto token = static_cast<size_t>(slot % 16);
@@ -280,7 +280,7 @@ class CsrCache final : public KvCache {
   }
   void put_whole_value(int8_t* values, uint16_t* scales, int slot, const float* y) const {
     float scale[kMaxCodedDim / 32];
-    float sum[kMaxCodedDim / 32];
+    ActSum sum[kMaxCodedDim / 32];
     const auto token = static_cast<size_t>(slot);
     kernels().quantize_blocks(y, dim(), values + token * dim(), scale, sum);
     kernels().to_f16(scale, dim() / 32, scales + token * dim() / 32);
@@ -425,20 +425,20 @@ class CsrCache final : public KvCache {
   struct Prepared {
     float* mean;          // [n_cols, dim]: factors of the cosines, then of the sines
     float* whole_scales;  // [n_cols, dim / 32]
-    float* whole_sums;    // [n_cols, dim / 32]
+    ActSum* whole_sums;   // [n_cols, dim / 32]
     float* code_scales;   // [n_cols]
     int32_t* code_zeros;  // [n_cols]: what levels at the centre add
     int8_t* whole;        // [n_cols, dim]
     int8_t* codes;        // [n_cols, 4 n_groups]
   };
-  size_t column_bytes() const { return 4 * dim() + dim() / 4 + 8 + 2 * dim(); }
+  size_t column_bytes() const { return 4 * dim() + dim() / 32 * (4 + sizeof(ActSum)) + 8 + 2 * dim(); }
   Prepared prepared(const KvQueries& queries) const {
     const auto n = static_cast<size_t>(queries.n_cols);
     Prepared p;
     p.mean = reinterpret_cast<float*>(queries.scratch);
     p.whole_scales = p.mean + n * dim();
-    p.whole_sums = p.whole_scales + n * dim() / 32;
-    p.code_scales = p.whole_sums + n * dim() / 32;
+    p.whole_sums = reinterpret_cast<ActSum*>(p.whole_scales + n * dim() / 32);
+    p.code_scales = reinterpret_cast<float*>(p.whole_sums + n * dim() / 32);
     p.code_zeros = reinterpret_cast<int32_t*>(p.code_scales + n);
     p.whole = reinterpret_cast<int8_t*>(p.code_zeros + n);
     p.codes = p.whole + n * dim();

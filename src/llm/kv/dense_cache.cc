@@ -160,7 +160,7 @@ class Q8Cache final : public KvCache {
   void store(int layer, int position, const float* k, const float* v) override {
     int8_t q[kMaxDim];
     float scale[kMaxDim / 32];
-    float sum[kMaxDim / 32];
+    ActSum sum[kMaxDim / 32];
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
       kernels().quantize_blocks(k, dim(), q, scale, sum);
       std::byte* panel = keys_at(layer, head) + size_t(position / 16) * panel_size();
@@ -178,7 +178,7 @@ class Q8Cache final : public KvCache {
 
   // int8 queries, their scales, and the sums that the kernel interface carries.
   size_t query_scratch_bytes(int n_cols) const override {
-    return size_t(n_cols) * (dim() + groups() * 2 * sizeof(float));
+    return size_t(n_cols) * (dim() + groups() * (sizeof(float) + sizeof(ActSum)));
   }
   void prepare(int, int, const KvQueries& queries) const override {
     const Quantised x = quantised(queries);
@@ -281,12 +281,13 @@ class Q8Cache final : public KvCache {
   struct Quantised {
     int8_t* q;
     float* scales;
-    float* sums;
+    ActSum* sums;
   };
   Quantised quantised(const KvQueries& queries) const {
     const auto n = size_t(queries.n_cols);
     auto* scales = reinterpret_cast<float*>(queries.scratch + n * dim());
-    return {reinterpret_cast<int8_t*>(queries.scratch), scales, scales + n * groups()};
+    return {reinterpret_cast<int8_t*>(queries.scratch), scales,
+            reinterpret_cast<ActSum*>(scales + n * groups())};
   }
 
   template <typename F>

@@ -119,7 +119,7 @@ Result<Activations> Activations::allocate(size_t max_rows, size_t max_k) {
   FRUGAL_TRY(a.x_, Buffer::allocate(n * sizeof(float)));
   FRUGAL_TRY(a.q_blocks_, Buffer::allocate(n));
   FRUGAL_TRY(a.scales_, Buffer::allocate(n / 32 * sizeof(float)));
-  FRUGAL_TRY(a.sums_, Buffer::allocate(n / 32 * sizeof(float)));
+  FRUGAL_TRY(a.sums_, Buffer::allocate(n / 32 * sizeof(ActSum)));
   FRUGAL_TRY(a.q_super_, Buffer::allocate(n));
   FRUGAL_TRY(a.super_scales_, Buffer::allocate(n / 256 * sizeof(float)));
   FRUGAL_TRY(a.super_sums_, Buffer::allocate(n / 256 * kActSuperSums * sizeof(int16_t)));
@@ -136,7 +136,7 @@ void Activations::quantize_row(size_t row_idx, size_t k, PanelType type) {
   } else {
     kernels().quantize_blocks(row(row_idx), k, q_blocks_.as<int8_t>() + row_idx * stride_,
                               scales_.as<float>() + row_idx * (stride_ / 32),
-                              sums_.as<float>() + row_idx * (stride_ / 32));
+                              sums_.as<ActSum>() + row_idx * (stride_ / 32));
   }
 }
 
@@ -145,7 +145,7 @@ ActColumns Activations::columns(PanelType type) const {
     return {q_super_.as<int8_t>(), super_scales_.as<float>(),    nullptr, super_sums_.as<int16_t>(), stride_,
             stride_ / 256,         stride_ / 256 * kActSuperSums};
   }
-  return {q_blocks_.as<int8_t>(), scales_.as<float>(), sums_.as<float>(), nullptr, stride_,
+  return {q_blocks_.as<int8_t>(), scales_.as<float>(), sums_.as<ActSum>(), nullptr, stride_,
           stride_ / 32,           stride_ / 32};
 }
 

@@ -117,20 +117,6 @@ inline I512 shift_words(const I512& x, int left) {  // negative: right, logical
   const auto in = as<Lanes<uint16_t>>(x);
   return each<uint16_t>([&](int i) { return left >= 0 ? in.lane[i] << left : in.lane[i] >> -left; });
 }
-inline uint64_t negative_bytes(const I512& x) {
-  const auto in = as<Lanes<int8_t>>(x);
-  uint64_t mask = 0;
-  for (int i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(in.lane[i] < 0) << i;
-  return mask;
-}
-inline I512 subtract_bytes_where(const I512& otherwise, uint64_t mask, const I512& a, const I512& b) {
-  const auto o = as<Lanes<int8_t>>(otherwise), x = as<Lanes<int8_t>>(a), y = as<Lanes<int8_t>>(b);
-  return each<int8_t>([&](int i) { return mask >> i & 1 ? x.lane[i] - y.lane[i] : o.lane[i]; });
-}
-inline I512 abs_bytes(const I512& x) {
-  const auto in = as<Lanes<int8_t>>(x);
-  return each<uint8_t>([&](int i) { return in.lane[i] < 0 ? -in.lane[i] : in.lane[i]; });
-}
 
 }  // namespace twin
 
@@ -176,15 +162,13 @@ inline I512 abs_bytes(const I512& x) {
 #define _mm512_sub_epi32(x, y) twin_sub(x, y)
 #define _mm512_mullo_epi32(x, y) twin_mul(x, y)
 #define _mm512_and_si512(x, y) twin_and(x, y)
+#define _mm512_xor_si512(x, y) twin_xor(x, y)
 #define _mm512_ternarylogic_epi32(x, y, z, table) twin::ternary<table>(x, y, z)
 #define _mm512_slli_epi32(x, bits) twin_shift(x, bits)
 #define _mm512_slli_epi16(x, bits) twin::shift_words(x, bits)
 #define _mm512_srli_epi16(x, bits) twin::shift_words(x, -(bits))
 #define _mm512_dpbusd_epi32(sum, x, y) twin::dot_bytes(sum, x, y)
 #define _mm512_dpwssd_epi32(sum, x, y) twin::dot_words(sum, x, y)
-#define _mm512_abs_epi8(x) twin::abs_bytes(x)
-#define _mm512_movepi8_mask(x) twin::negative_bytes(x)
-#define _mm512_mask_sub_epi8(otherwise, mask, x, y) twin::subtract_bytes_where(otherwise, mask, x, y)
 
 inline twin::F512 twin_cvtepi32_ps(const twin::I512& x) { return TWIN_FLOATS(static_cast<float>(x.lane[i])); }
 inline twin::F512 twin_fmadd(const twin::F512& x, const twin::F512& y, const twin::F512& z) {
@@ -228,6 +212,9 @@ inline twin::I512 twin_mul(const twin::I512& x, const twin::I512& y) {
 }
 inline twin::I512 twin_and(const twin::I512& x, const twin::I512& y) {
   return TWIN_INTS(x.lane[i] & y.lane[i]);
+}
+inline twin::I512 twin_xor(const twin::I512& x, const twin::I512& y) {
+  return TWIN_INTS(x.lane[i] ^ y.lane[i]);
 }
 inline twin::I512 twin_shift(const twin::I512& x, int bits) {
   return TWIN_INTS(static_cast<int32_t>(static_cast<uint32_t>(x.lane[i]) << bits));

@@ -67,7 +67,8 @@ void quantised(const Kernels& set, const QuantCase& c) {
   const bool super = block == 256;
   const size_t n_scales = k / block, n_sums = super ? n_scales * kActSuperSums : n_scales;
   std::vector<int8_t> q(n_cols * k);
-  std::vector<float> scales(n_cols * n_scales), sums(super ? 0 : n_cols * n_sums);
+  std::vector<float> scales(n_cols * n_scales);
+  std::vector<ActSum> sums(super ? 0 : n_cols * n_sums);
   std::vector<int16_t> super_sums(super ? n_cols * n_sums : 0);
   for (size_t col = 0; col < n_cols; ++col) {
     int8_t* to = &q[col * k];

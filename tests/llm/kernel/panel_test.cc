@@ -93,7 +93,7 @@ struct Columns {
   std::vector<float> x;
   std::vector<int8_t> q;
   std::vector<float> scales;
-  std::vector<float> sums;
+  std::vector<ActSum> sums;
   std::vector<int16_t> super_sums;
   ActColumns view;
 };
@@ -257,7 +257,7 @@ TEST(Panel, ExtremeIntegersDoNotOverflow) {
           Columns columns = make_columns(*set, c.type, 1, k);
           for (int8_t& q : columns.q) q = static_cast<int8_t>(127 * sign);
           for (float& s : columns.scales) s = 1;
-          for (float& s : columns.sums) s = static_cast<float>(127 * sign * 32);
+          for (ActSum& s : columns.sums) s = {static_cast<float>(127 * sign * 32), -8 * 127 * sign * 32};
           for (size_t i = 0; i < columns.super_sums.size(); ++i)
             columns.super_sums[i] = static_cast<int16_t>(127 * sign * (i % kActSuperSums < 8 ? 32 : 16));
           float y[16];
