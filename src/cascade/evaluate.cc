@@ -83,14 +83,6 @@ class UserBootstrap {
   std::vector<std::vector<size_t>> users_;
 };
 
-std::vector<double> mean_rewards(const Replayed& requests, size_t m) {
-  std::vector<double> mean(m, 0);
-  for (size_t i = 0; i < requests.rewards.size(); ++i)
-    mean[i % m] += static_cast<double>(requests.rewards[i]);
-  for (double& x : mean) x /= requests.n;
-  return mean;
-}
-
 double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
   return values[static_cast<size_t>(std::lround(q * static_cast<double>(values.size() - 1)))];
@@ -133,8 +125,8 @@ class Evaluator {
         flops_(std::move(flops)),
         table_(std::move(table)),
         m_(static_cast<size_t>(spec.n_chains())),
-        fit_mean_(mean_rewards(fit, m_)),
-        test_mean_(mean_rewards(test, m_)),
+        fit_mean_(mean_rewards(fit)),
+        test_mean_(mean_rewards(test)),
         bootstrap_(test),
         gains_(std::size(kKinds)),
         half_reward_(std::size(kKinds), 0) {}

@@ -113,13 +113,20 @@ Result<std::vector<int>> menu_of_fit(const std::string& folder, const CascadeSpe
                                      const RewardModel& model, int most) {
   FRUGAL_TRY(const auto fit, load_replayed(folder, "fit", spec));
   FRUGAL_TRY(const auto table, chain_table(spec, {}));
-  const auto m = static_cast<size_t>(spec.n_chains());
-  std::vector<double> earned(m, 0);
-  for (size_t i = 0; i < fit.rewards.size(); ++i) earned[i % m] += static_cast<double>(fit.rewards[i]);
-  const double target = *std::max_element(earned.begin(), earned.end()) / fit.n;
+  const std::vector<double> earned = mean_rewards(fit);
+  const double target = *std::max_element(earned.begin(), earned.end());
   const std::vector<float> predicted = predict_all(model, fit);
   const double price = price_for_reward(*table, predicted, fit.rewards, fit.n, target).price;
   return choose_menu(*table, predicted, fit.n, price, most);
+}
+
+std::vector<double> mean_rewards(const Replayed& requests) {
+  const size_t m = requests.rewards.size() / static_cast<size_t>(requests.n);
+  std::vector<double> mean(m, 0);
+  for (size_t i = 0; i < requests.rewards.size(); ++i)
+    mean[i % m] += static_cast<double>(requests.rewards[i]);
+  for (double& reward : mean) reward /= requests.n;
+  return mean;
 }
 
 std::vector<float> predict_all(const RewardModel& model, const Replayed& requests) {

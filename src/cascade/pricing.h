@@ -46,6 +46,8 @@ std::vector<int> choose_menu(const budget::ChainTable& table, std::span<const fl
 // would earn by the best chain for everyone. kNotFound, kCorrupt: features_fit.npy, rewards_fit.npy.
 Result<std::vector<int>> menu_of_fit(const std::string& folder, const CascadeSpec& spec,
                                      const RewardModel& model, int most);
+// What each chain would earn a request, [n_chains]; of one request at least.
+std::vector<double> mean_rewards(const Replayed& requests);
 // Rewards of every chain for every request, [n, n_chains].
 std::vector<float> predict_all(const RewardModel& model, const Replayed& requests);
 // Leaves only the chains of a menu.

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/text.h"
+#include "cascade/pricing.h"
 
 namespace frugal::cli {
 namespace {
@@ -37,9 +38,7 @@ SavedWithBand saved_with_band(const JudgedCascade& judged, bool price_cpu,
 // the fitting requests in the least processor time there.
 Status choose_batch(const std::string& folder, const cascade::Replayed& fit, meter::PowerMeter& meter,
                     JudgeOptions& options, JudgedCascade& judged) {
-  const auto m = static_cast<size_t>(judged.spec.n_chains());
-  std::vector<double> earned(m, 0);
-  for (size_t i = 0; i < fit.rewards.size(); ++i) earned[i % m] += static_cast<double>(fit.rewards[i]);
+  const std::vector<double> earned = cascade::mean_rewards(fit);
   cascade::ReplayPolicy best;
   best.chain = static_cast<int>(std::max_element(earned.begin(), earned.end()) - earned.begin());
   double least = 0;

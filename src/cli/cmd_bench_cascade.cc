@@ -43,8 +43,10 @@ Action add_bench_cascade(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--cascade", options->bench.cascade_folders,
                  "folders of trained cascades (scripts/train_cascade.py), for flops_saved and joules_saved");
+  std::vector<std::string> names;
+  for (const auto& [name, part] : kParts) names.emplace_back(name);
   app.add_option("--only", options->only, "one part: control, service, share, ablation, scale or quality")
-      ->check(CLI::IsMember({"control", "service", "share", "ablation", "scale", "quality"}));
+      ->check(CLI::IsMember(names));
   app.add_flag("--quick", options->bench.quick, "a quarter of the day, fewer rounds");
   app.add_flag("--json", options->json, "print JSON");
   app.add_option("--out", options->out, "also write the rows to this file, for docs/benchmarks.md");
