@@ -109,6 +109,9 @@ struct KernelSet {
       };
       size_t panel = 0;
       for (; panel + kPanels <= panels.n_panels; panel += kPanels) run.template operator()<kPanels>(panel);
+      if constexpr (kPanels > 2) {
+        for (; panel + 2 <= panels.n_panels; panel += 2) run.template operator()<2>(panel);
+      }
       for (; panel < panels.n_panels; ++panel) run.template operator()<1>(panel);
     });
   }
@@ -118,7 +121,8 @@ struct KernelSet {
   static constexpr size_t kAhead = 6144;
   template <size_t kBytes>
   static void fetch_ahead(const std::byte* at) {
-    each<static_cast<int>(kBytes / 64)>([&]<int kLine>() { __builtin_prefetch(at + kAhead + kLine * 64); });
+    each<static_cast<int>((kBytes + 63) / 64)>(
+        [&]<int kLine>() { __builtin_prefetch(at + kAhead + kLine * 64); });
   }
 
   // What to ask for with each of a super-block's eight parts, in lines: all of the next one, in order.

@@ -17,23 +17,27 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 constexpr size_t kColumnBlock = 48;
 constexpr size_t kPanelBlockBytes = 192 << 10;
 
-void multiply_panel(const Kernels& set, const Matrix& matrix, size_t panel_idx, const Activations& x,
-                    size_t first_row, size_t n_rows, float* y, size_t y_stride) {
-  const std::byte* panel = matrix.panel(panel_idx);
-  y += panel_idx * kPanelRows;
+// Panels [begin, end) of a matrix times n_rows rows of the activations. The view of the columns is made once:
+// made for each panel, its loads wait until the sums of the panel before are stored.
+void multiply_panels(const Kernels& set, const Matrix& matrix, size_t begin, size_t end, const Activations& x,
+                     size_t first_row, size_t n_rows, float* y, size_t y_stride) {
   auto quantised = [&](QuantPanelFn kernel) {
-    kernel(panel, matrix.k, x.columns(matrix.type).from(first_row), n_rows, y, y_stride);
+    const ActColumns columns = x.columns(matrix.type).from(first_row);
+    for (size_t idx = begin; idx < end; ++idx)
+      kernel(matrix.panel(idx), matrix.k, columns, n_rows, y + idx * kPanelRows, y_stride);
   };
-  auto plain = [&](auto kernel, auto* w) {
-    kernel({w, kPanelRows, 0, 1, matrix.k}, x.row(first_row), x.stride(), n_rows, y, y_stride, false);
+  auto plain = [&]<typename T>(FloatPanelFn<T> kernel) {
+    for (size_t idx = begin; idx < end; ++idx)
+      kernel({reinterpret_cast<const T*>(matrix.panel(idx)), kPanelRows, 0, 1, matrix.k}, x.row(first_row),
+             x.stride(), n_rows, y + idx * kPanelRows, y_stride, false);
   };
   switch (matrix.type) {
     case PanelType::kF32:
-      return plain(set.panel_f32, reinterpret_cast<const float*>(panel));
+      return plain(set.panel_f32);
     case PanelType::kF16:
-      return plain(set.panel_f16, reinterpret_cast<const uint16_t*>(panel));
+      return plain(set.panel_f16);
     case PanelType::kBF16:
-      return plain(set.panel_bf16, reinterpret_cast<const uint16_t*>(panel));
+      return plain(set.panel_bf16);
     case PanelType::kQ8_0:
       return quantised(set.panel_q8_0);
     case PanelType::kQ4_0:
@@ -164,10 +168,8 @@ void multiply(TeamMember member, std::span<const Product> products, const Activa
       const size_t group_end = std::min(end, group + panels_at_once);
       for (size_t first = 0; first < n_rows; first += kColumnBlock) {
         const size_t n_cols = std::min(kColumnBlock, n_rows - first);
-        for (size_t idx = group; idx < group_end; ++idx) {
-          multiply_panel(set, matrix, idx, x, first, n_cols, product.y + first * product.y_stride,
-                         product.y_stride);
-        }
+        multiply_panels(set, matrix, group, group_end, x, first, n_cols, product.y + first * product.y_stride,
+                        product.y_stride);
       }
     }
     before += matrix.n_panels();
