@@ -89,7 +89,7 @@ struct CodeKernels {
   // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the
   // middle's cosines and sines, a = cC + sS and b = sC - cS. Terms of a polynomial: the sum over pairs of a
   // (b in odd terms) times powers[term][pair]. x = a of the first n_fast pairs, then the even terms; then b
-  // of the first n_fast pairs and the odd terms. n_pairs is a multiple of 16.
+  // of the first n_fast pairs, whose powers are 0, and the odd terms. n_pairs is a multiple of 16.
   void (*turn_factors)(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
                        const float* powers, float* x);
   // A block's sums from the even and the odd part at the 32 offsets after its middle: y[c * kCodeBlock + t] =

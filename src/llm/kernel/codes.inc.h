@@ -27,7 +27,7 @@ inline void turn_factors(const float* factors, const float* middle, size_t n_pai
   for (size_t term = 0; term < kTurnTerms; ++term, powers += n_pairs) {
     const float* from = term % 2 == 0 ? a : b;
     alignas(64) float lanes[16] = {};
-    for (size_t i = 0; i < n_pairs; i += 16) {
+    for (size_t i = n_fast / 16 * 16; i < n_pairs; i += 16) {  // powers of the pairs before are 0
       for (size_t lane = 0; lane < 16; ++lane) lanes[lane] += from[i + lane] * powers[i + lane];
     }
     for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += lanes[lane + 8];

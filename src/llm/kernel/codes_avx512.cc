@@ -345,6 +345,7 @@ void turn_factors_512(const float* factors, const float* middle, size_t n_pairs,
       _mm512_mask_storeu_ps(x + i, mask, a);
       _mm512_mask_storeu_ps(odd + i, mask, b);
     }
+    if (i + 16 <= n_fast) continue;  // powers of these pairs are 0
 #pragma GCC unroll 5
     for (size_t term = 0; term < kTurnTerms; ++term) {
       const __m512 power = _mm512_loadu_ps(powers + term * n_pairs);

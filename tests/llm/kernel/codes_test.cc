@@ -203,10 +203,11 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
     return x;
   };
   for (const size_t n_pairs : {16, 32, 128}) {
-    const size_t n_fast = n_pairs / 4;
+    const size_t n_fast = n_pairs / 8 * 5 / 4 * 4;
     const std::vector<float> factors = normals(2 * n_pairs), middle = normals(2 * n_pairs),
                              table = normals(16);
     std::vector<float> powers = normals(kTurnTerms * n_pairs);
+    for (size_t term = 0; term < kTurnTerms; ++term) std::fill_n(&powers[term * n_pairs], n_fast, 0.0f);
     std::vector<std::byte> codes(4 * 11);
     for (std::byte& code : codes) code = static_cast<std::byte>(rng.below(256));
     std::vector<float> first;
