@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -400,21 +401,34 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   return rows;
 }
 
-// The rows of each weight type, named with it, and the contract's: the worst ratio over the types.
-Result<std::vector<BenchRow>> measure_types(Session& session) {
-  if (session.flags.types.empty()) return measure(session);
-  std::vector<BenchRow> all;
-  const std::string given = session.model_path;
-  for (const std::string& type : session.flags.types) {
-    FRUGAL_TRY(session.model_path, model_of_type(given, type));
-    FRUGAL_TRY(std::vector<BenchRow> rows, measure(session));
-    for (BenchRow& row : rows) {
-      row.name += ", " + type;
+// What caches other than f16 add to the rows' names.
+std::string caches_measured(const BenchFlags& flags) {
+  if (peer_cache(flags) == "f16" && flags.kv == "f16") return "";
+  if (peer_cache(flags) == flags.kv) return ", cache of " + flags.kv;
+  return strf(", cache of %s against %s", flags.kv.c_str(), peer_cache(flags).c_str());
+}
+
+// The rows of each weight type, named with it, and the contract's: the worst ratio over the types. Minutes
+// may have gone into a type: `keep` gets the rows so far after each.
+Result<std::vector<BenchRow>> measure_types(Session& session,
+                                            const std::function<Status(const std::vector<BenchRow>&)>& keep) {
+  std::vector<std::string> types = session.flags.types;
+  if (types.empty()) types = {""};
+  std::vector<BenchRow> all, rows;
+  const std::string given = session.model_path, caches = caches_measured(session.flags);
+  for (const std::string& type : types) {
+    if (!type.empty()) {
+      FRUGAL_TRY(session.model_path, model_of_type(given, type));
+    }
+    FRUGAL_TRY(std::vector<BenchRow> measured, measure(session));
+    for (BenchRow& row : measured) {
+      row.name += (row.peer ? caches : "") + (type.empty() ? "" : ", " + type);
       all.push_back(std::move(row));
     }
+    rows = type.empty() ? std::vector<BenchRow>() : contract_rows(all);
+    rows.insert(rows.end(), all.begin(), all.end());
+    FRUGAL_TRY_STATUS(keep(rows));
   }
-  std::vector<BenchRow> rows = contract_rows(all);
-  rows.insert(rows.end(), all.begin(), all.end());
   return rows;
 }
 
@@ -440,8 +454,6 @@ int run(BenchFlags flags) {
     session.n_ctx = std::max(session.n_ctx, bench.size + flags.decode_tokens);
   }
   session.n_ctx = std::max((session.n_ctx + 255) / 256 * 256, 256);  // llama.cpp rounds up to this anyway
-  const auto rows = measure_types(session);
-  if (!rows.ok()) return fail(rows.error());
 
   BenchContext context;
   context.bench = "llm";
@@ -452,12 +464,15 @@ int run(BenchFlags flags) {
   context.note =
       "interleaved repetitions in one process after a warm-up; answers compared before timing; peer: " +
       llm::peer::description();
-  {
-    const auto model = llm::Model::load(*path);
-    if (model.ok())
-      context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
-  }
-  return report_bench(context, *rows, flags.out, flags.json);
+  const auto rows = measure_types(session, [&](const std::vector<BenchRow>& so_far) -> Status {
+    if (context.model_hash.empty()) {
+      if (const auto model = llm::Model::load(*path); model.ok())
+        context.model_hash = strf("%016llx", static_cast<unsigned long long>((*model)->info().file_hash));
+    }
+    return flags.out.empty() ? Status() : write_bench(flags.out, context, so_far);
+  });
+  if (!rows.ok()) return fail(rows.error());
+  return report_bench(context, *rows, "", flags.json);
 }
 
 }  // namespace
@@ -494,7 +509,8 @@ Action add_bench_llm(CLI::App& app) {
   app.add_option("--llama-bench", flags->llama_bench,
                  "also run this llama-bench in turn; scripts/bootstrap.py --peers builds one")
       ->type_name("COMMAND");
-  app.add_option("--out", flags->out, "also write the rows to this file, for docs/benchmarks.md")
+  app.add_option("--out", flags->out,
+                 "also write the rows to this file, for docs/benchmarks.md; with --types after each type")
       ->type_name("FILE");
   app.add_flag("--quick", flags->quick, "a table in about a minute: few sizes, 3 repetitions");
   app.add_flag("--steady", flags->steady, "speeds alone: no load time, no peak memory");
