@@ -17,10 +17,11 @@ namespace frugal::cascade {
 namespace {
 
 // What the best static chain earns on requests that it was not chosen by: in each fold, the chain that is
-// best on the others. On the requests that chose it, the best of many chains looks better than it is, and no
-// policy that is judged on unseen requests could be asked to match that.
-double static_reward_across(const Replayed& fit, const std::vector<size_t>& allowed, size_t m, uint64_t seed,
-                            int folds) {
+// best on the others; the mean of several ways of cutting folds. On the requests that chose it, the best of
+// many chains looks better than it is, and no policy that is judged on unseen requests could be asked to
+// match that.
+double static_reward_split(const Replayed& fit, const std::vector<size_t>& allowed, size_t m, uint64_t seed,
+                           int folds) {
   std::vector<std::vector<double>> sums(static_cast<size_t>(folds), std::vector<double>(m, 0));
   std::vector<double> all(m, 0);
   for (size_t i = 0; i < static_cast<size_t>(fit.n); ++i) {
@@ -41,23 +42,39 @@ double static_reward_across(const Replayed& fit, const std::vector<size_t>& allo
   }
   return earned / fit.n;
 }
+double static_reward_across(const Replayed& fit, const std::vector<size_t>& allowed, size_t m, uint64_t seed,
+                            int folds) {
+  constexpr uint64_t kSplits = 16;
+  double sum = 0;
+  for (uint64_t s = 0; s < kSplits; ++s)
+    sum += static_reward_split(fit, allowed, m, kSplits * seed + s, folds) / kSplits;
+  return sum;
+}
 
-// Predictions for every request by models that never saw a request of the same user.
-Result<std::vector<float>> predict_across(const CascadeSpec& spec, const Replayed& fit, int folds,
-                                          int logs_per_request, const TrainOptions& train) {
-  const auto d = static_cast<size_t>(spec.n_features()), m = static_cast<size_t>(spec.n_chains());
-  std::vector<float> all(static_cast<size_t>(fit.n) * m);
-  for (int fold = 0; fold < folds; ++fold) {
-    std::vector<int> inside, outside;
-    for (int i = 0; i < fit.n; ++i)
-      (fold_of(fit.user[static_cast<size_t>(i)], train.seed, folds) == fold ? inside : outside).push_back(i);
-    if (inside.empty()) continue;
-    FRUGAL_TRY(const RewardModel model,
-               RewardModel::train(
-                   spec, sample_logs(fit, outside, spec.n_chains(), logs_per_request, train.seed), train));
-    for (const int i : inside) {
-      const auto at = static_cast<size_t>(i);
-      model.predict(std::span(fit.features).subspan(at * d, d), std::span(all).subspan(at * m, m));
+// Predictions for every request by models that never saw a request of the same user, one split into folds
+// after the other: [splits * n, n_chains].
+Result<std::vector<float>> predict_across(const CascadeSpec& spec, const Replayed& fit,
+                                          const EvaluateOptions& options, const TrainOptions& train) {
+  const auto d = static_cast<size_t>(spec.n_features()), m = static_cast<size_t>(spec.n_chains()),
+             n = static_cast<size_t>(fit.n);
+  std::vector<float> all(static_cast<size_t>(options.splits) * n * m);
+  for (int split = 0; split < options.splits; ++split) {
+    const auto cut = static_cast<uint64_t>(options.splits) * train.seed + static_cast<uint64_t>(split);
+    const auto mine = std::span(all).subspan(static_cast<size_t>(split) * n * m, n * m);
+    for (int fold = 0; fold < options.folds; ++fold) {
+      std::vector<int> inside, outside;
+      for (int i = 0; i < fit.n; ++i) {
+        const bool in = fold_of(fit.user[static_cast<size_t>(i)], cut, options.folds) == fold;
+        (in ? inside : outside).push_back(i);
+      }
+      if (inside.empty()) continue;
+      const LoggedChains logs =
+          sample_logs(fit, outside, spec.n_chains(), options.logs_per_request, train.seed);
+      FRUGAL_TRY(const RewardModel model, RewardModel::train(spec, logs, train));
+      for (const int i : inside) {
+        const auto at = static_cast<size_t>(i);
+        model.predict(std::span(fit.features).subspan(at * d, d), mine.subspan(at * m, m));
+      }
     }
   }
   return all;
@@ -129,7 +146,10 @@ class Evaluator {
         test_mean_(mean_rewards(test)),
         bootstrap_(test),
         gains_(std::size(kKinds)),
-        half_reward_(std::size(kKinds), 0) {}
+        half_reward_(std::size(kKinds), 0) {
+    for (int s = 0; s < options.splits; ++s)
+      fit_rewards_.insert(fit_rewards_.end(), fit.rewards.begin(), fit.rewards.end());
+  }
 
   Evaluation run() {
     choose_static();
@@ -198,8 +218,9 @@ class Evaluator {
   }
 
   struct Predictions {
-    std::vector<float> fit, test;  // [n, n_chains]
+    std::vector<float> fit, test;  // [splits * n, n_chains], [n, n_chains]
   };
+  int n_fit() const { return options_.splits * fit_.n; }
 
   void one_seed(const SeedModel& seed_model) {
     const uint64_t seed = seed_model.seed;
@@ -208,7 +229,7 @@ class Evaluator {
     std::vector<Outcome> at_half(std::size(kKinds));
     for (size_t k = 1; k < std::size(kKinds); ++k) {
       const PolicyKind kind = kKinds[k];
-      Predictions mine = kind == PolicyKind::kOracle ? Predictions{fit_.rewards, test_.rewards}
+      Predictions mine = kind == PolicyKind::kOracle ? Predictions{fit_rewards_, test_.rewards}
                          : kind == PolicyKind::kCras
                              ? Predictions{seed_model.fit_apart, seed_model.test_apart}
                              : Predictions{seed_model.fit, seed_model.test};
@@ -229,22 +250,14 @@ class Evaluator {
         // The price at which the fitting requests earn what the best static chain earns on them, both judged
         // on users that they were not fitted to. Each seed's own: a model's rewards are in its own
         // calibration.
-        const double target = static_reward_across(fit_, static_allowed(), m_, seed, options_.folds);
-        // At no price is more spent than by the static chain: half a per cent of the clicks, which is what
-        // the fitting requests tell them to, would else be bought with several times its compute.
-        const auto price_on = [&](std::span<const float> predicted) {
-          EqualReward equal = price_for_reward(*table_, predicted, fit_.rewards, fit_.n, target);
-          const double least = price_for_cost(*table_, predicted, fit_.rewards, fit_.n, cost(static_));
-          if (least > equal.price)
-            equal = {least, decide_all(*table_, predicted, fit_.rewards, fit_.n, least).reward >= target};
-          return equal;
-        };
-        EqualReward equal = price_on(mine.fit);
+        const double target =
+            (1 + options_.margin) * static_reward_across(fit_, static_allowed(), m_, seed, options_.folds);
+        EqualReward equal = price_for_reward(*table_, mine.fit, fit_rewards_, n_fit(), target);
         std::vector<int> menu;
         if (options_.menu > 0) {
-          menu = choose_menu(*table_, mine.fit, fit_.n, equal.price, options_.menu);
+          menu = choose_menu(*table_, mine.fit, n_fit(), equal.price, options_.menu);
           keep_menu(mine.fit, m_, menu);
-          equal = price_on(mine.fit);
+          equal = price_for_reward(*table_, mine.fit, fit_rewards_, n_fit(), target);
         }
         result_.reached = (&seed_model == models_.data() || result_.reached) && equal.reached;
         result_.equal_price = equal.price;
@@ -267,7 +280,9 @@ class Evaluator {
   }
 
   Outcome at_budget(const Predictions& mine, double budget) const {
-    const double price = price_for_cost(*table_, mine.fit, fit_.rewards, fit_.n, budget);
+    // One split tells what requests cost at a price; what they earn is what takes several.
+    const auto once = std::span(mine.fit).first(fit_.rewards.size());
+    const double price = price_for_cost(*table_, once, fit_.rewards, fit_.n, budget);
     return decide_all(*table_, mine.test, test_.rewards, test_.n, price);
   }
 
@@ -349,6 +364,7 @@ class Evaluator {
   std::vector<double> flops_;                        // [n_chains]
   std::shared_ptr<const budget::ChainTable> table_;  // of the one resource that is priced
   size_t m_;
+  std::vector<float> fit_rewards_;  // of `fit`, once for each split
   std::vector<double> fit_mean_, test_mean_;
   UserBootstrap bootstrap_;
   Evaluation result_;
@@ -377,8 +393,9 @@ Status check_sets(const CascadeSpec& spec, const Replayed& fit, const Replayed& 
 Result<std::vector<SeedModel>> train_seeds(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,
                                            const EvaluateOptions& options) {
   FRUGAL_TRY_STATUS(check_sets(spec, fit, test));
-  if (options.seeds < 1 || options.logs_per_request < 1 || options.folds < 2) {
-    return {ErrorCode::kInvalidArgument, "seeds and logs_per_request are at least 1, folds at least 2"};
+  if (options.seeds < 1 || options.logs_per_request < 1 || options.folds < 2 || options.splits < 1) {
+    return {ErrorCode::kInvalidArgument,
+            "seeds, logs_per_request and splits are at least 1, folds at least 2"};
   }
   std::vector<int> everyone(static_cast<size_t>(fit.n));
   std::iota(everyone.begin(), everyone.end(), 0);
@@ -393,12 +410,11 @@ Result<std::vector<SeedModel>> train_seeds(const CascadeSpec& spec, const Replay
         sample_logs(fit, everyone, spec.n_chains(), options.logs_per_request, train.seed);
     FRUGAL_TRY(auto model, RewardModel::train(spec, logs, train));
     seed_model.model = std::make_shared<const RewardModel>(std::move(model));
-    FRUGAL_TRY(seed_model.fit, predict_across(spec, fit, options.folds, options.logs_per_request, train));
+    FRUGAL_TRY(seed_model.fit, predict_across(spec, fit, options, train));
     seed_model.test = predict_all(*seed_model.model, test);
     train.model.recursive = false;  // CRAS takes the stages for independent
     FRUGAL_TRY(const auto apart, RewardModel::train(spec, logs, train));
-    FRUGAL_TRY(seed_model.fit_apart,
-               predict_across(spec, fit, options.folds, options.logs_per_request, train));
+    FRUGAL_TRY(seed_model.fit_apart, predict_across(spec, fit, options, train));
     seed_model.test_apart = predict_all(apart, test);
     return {};
   };
@@ -425,7 +441,7 @@ Result<Evaluation> evaluate(const CascadeSpec& spec, const Replayed& fit, const 
   FRUGAL_TRY_STATUS(check_sets(spec, fit, test));
   const auto m = spec.chains.size();
   for (const SeedModel& model : models) {
-    if (model.fit.size() != static_cast<size_t>(fit.n) * m ||
+    if (model.fit.size() != static_cast<size_t>(options.splits) * static_cast<size_t>(fit.n) * m ||
         model.test.size() != static_cast<size_t>(test.n) * m)
       return {ErrorCode::kInvalidArgument, "models trained for other requests"};
   }

@@ -76,11 +76,17 @@ struct Evaluation {
 struct EvaluateOptions {
   int seeds = 5;
   int n_threads = 1;  // that train reward models; what comes out does not depend on it
-  int logs_per_request = 32;
-  int folds = 4;  // of the fitting requests' users, for setting prices on predictions of others' models
+  int logs_per_request = 64;
+  // Of the fitting requests' users, for setting prices on predictions of others' models; so many ways of
+  // cutting them into folds are pooled.
+  int folds = 4, splits = 3;
+  // A price is to earn so much more than the target on the requests that set it: on others it earns a little
+  // less than there. Chosen by folds of `fit` among 0, 0.0025 and 0.005.
+  double margin = 0.0025;
   int resamples = 200;
-  // Few users: personal weights decay fast, and features are not mixed. Chosen by folds of `fit`.
-  TrainOptions train = {.model = {.hidden = 0}, .epochs = 8, .decay = 5};
+  // Few users: personal weights decay fast, features are not mixed, and differences between chains weigh all
+  // but everything. Chosen by folds of `fit`.
+  TrainOptions train = {.model = {.hidden = 0}, .epochs = 8, .decay = 5, .contrast = 16};
   // The best static chain is looked for among those that take at most this share of the dearest's cost, as
   // where a budget binds. 1: among all.
   double static_share = 1;
@@ -97,8 +103,8 @@ struct EvaluateOptions {
 struct SeedModel {
   uint64_t seed = 0;
   std::shared_ptr<const RewardModel> model;
-  // [n, n_chains]; of `fit` by models that did not see a request of the same user. `apart`: by a model that
-  // takes the stages for independent.
+  // [n, n_chains]; of `fit` by models that did not see a request of the same user, once for each split:
+  // [splits * n, n_chains]. `apart`: by a model that takes the stages for independent.
   std::vector<float> fit, test, fit_apart, test_apart;
 };
 Result<std::vector<SeedModel>> train_seeds(const CascadeSpec& spec, const Replayed& fit, const Replayed& test,

@@ -171,7 +171,7 @@ Status bench_trained(CascadeBench& bench) {
   if (!meter.ok()) return meter.error();
   JudgeOptions options;
   options.progress = bench.say;
-  options.evaluate.seeds = bench.quick ? 3 : 5;
+  options.evaluate.seeds = 5;
   options.replay.rounds = options.costs.rounds = bench.quick ? 3 : 5;
   options.evaluate.menu = kMenu;
   options.replay.max_batch = 0;

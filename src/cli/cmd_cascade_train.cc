@@ -14,9 +14,9 @@ namespace {
 
 struct Options {
   std::string cascade_folder, out, from;
-  int logs_per_request = 8;
+  int logs_per_request = cascade::EvaluateOptions{}.logs_per_request;  // as what is judged
   bool json = false;
-  cascade::TrainOptions train;
+  cascade::TrainOptions train = cascade::EvaluateOptions{}.train;
 };
 
 int train(const Options& options) {

@@ -130,8 +130,13 @@ TEST(Evaluate, GreenFlowBeatsStaticAndItsPeersWhereRequestsDiffer) {
   EvaluateOptions options;
   options.seeds = 1;
   options.resamples = 40;
+  options.splits = 2;
   options.train.epochs = 5;
-  const auto result = evaluate(world.spec(), replay(world, 3000, 1), replay(world, 2000, 2), options);
+  const Replayed fit = replay(world, 3000, 1), test = replay(world, 2000, 2);
+  const auto models = train_seeds(world.spec(), fit, test, options);
+  ASSERT_TRUE(models.ok()) << models.error().message;
+  EXPECT_EQ((*models)[0].fit.size(), 2 * fit.rewards.size());  // each request once for each split
+  const auto result = evaluate(world.spec(), fit, test, *models, options);
   ASSERT_TRUE(result.ok()) << result.error().message;
   EXPECT_GT(result->flops_saved, 0);  // one seed and a short training: the bench has the figure
   EXPECT_GT(result->reward_ratio, 0.9);
@@ -147,6 +152,15 @@ TEST(Evaluate, GreenFlowBeatsStaticAndItsPeersWhereRequestsDiffer) {
   double share = 0;
   for (const double s : result->chain_share) share += s;
   EXPECT_NEAR(share, 1, 1e-6);
+  // Who asks for more clicks on the fitting requests spends more.
+  options.static_share = 0.5;
+  const auto plain = evaluate(world.spec(), fit, test, *models, options);
+  options.margin = 0.02;
+  const auto dearer = evaluate(world.spec(), fit, test, *models, options);
+  ASSERT_TRUE(plain.ok() && dearer.ok());
+  EXPECT_GT(dearer->equal_flops, plain->equal_flops);
+  options.splits = 3;  // models of two
+  EXPECT_FALSE(evaluate(world.spec(), fit, test, *models, options).ok());
 }
 
 TEST(Replayed, DamagedArraysAreRefused) {
