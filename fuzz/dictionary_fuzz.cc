@@ -32,9 +32,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<std::byte> scratch((*cache)->query_scratch_bytes(1));
   const KvQueries queries{1, row.data(), scratch.data(), 255, 1};
   std::vector<float> scores(64), spare(64), out(dim);
+  std::vector<float> sums(static_cast<size_t>((*cache)->sum_width(0, 0)));
   (*cache)->prepare(0, 0, queries);
   (*cache)->score_block(0, 0, 1, 64, queries, scores.data());
-  (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, out.data(), spare.data());
-  (*cache)->restore(0, 0, out.data());
+  (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, sums.data(), spare.data());
+  (*cache)->restore(0, 0, sums.data(), out.data());
   return 0;
 }

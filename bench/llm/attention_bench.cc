@@ -55,7 +55,7 @@ int run(int depth, const std::string& format_name, const char* dictionary_path) 
   for (const int n_rows : {1, 2, 4, 8, 16}) {
     const int n_cols = n_rows * kGroup;
     const auto n = static_cast<size_t>(n_cols);
-    std::vector<float> q(n * kDim), out(n * kDim), part_out(n * kDim), stats(4 * n),
+    std::vector<float> q(n * kDim), out(n * (kDim + kMaxSumsBeyond)), part_out(out.size()), stats(4 * n),
         scratch(attention_scratch_floats(n_cols));
     std::vector<std::byte> codec(cache.query_scratch_bytes(n_cols));
     for (float& x : q) x = static_cast<float>(rng.normal() / 8);
@@ -68,12 +68,13 @@ int run(int depth, const std::string& format_name, const char* dictionary_path) 
       for (int layer = 0; layer < kLayers; ++layer) {
         for (int head = 0; head < kHeads; ++head) {
           const AttentionTile tile{&cache, layer, head, n_rows, kGroup, depth, 0};
+          const int width = cache.sum_width(layer, head);
           cache.prepare(layer, head, queries);
-          clear_state(total, 0, n_cols, kDim);
+          clear_state(total, 0, n_cols, width);
           const ChunkRange chunks = visible_chunks(tile);
           for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
             attend_chunk(tile, queries, chunk, part, scratch.data());
-            merge_state(total, part, 0, n_cols, kDim);
+            merge_state(total, part, 0, n_cols, width);
           }
         }
       }

@@ -72,7 +72,7 @@ class MetricSpace {
       for (size_t j = 0; j < dim(); ++j) y += basis_->analysis[i * dim() + j] * x[j];
       z[i] = roots_[i] * y;
       energy += static_cast<double>(z[i] * z[i]);
-      weight += static_cast<double>(roots_[i] * roots_[i]);
+      weight += std::pow(static_cast<double>(roots_[i] * basis_->spread[i]), 2);
     }
     if (keys_) return 1;
     const float scale = llm::token_scale(llm::token_scale_code(static_cast<float>(energy / weight)));

@@ -251,7 +251,9 @@ Result<std::string> cache_for(uint64_t memory, const llm::ModelInfo& info, int n
   const double bits = 8.0 * static_cast<double>(memory) / (channels * n_ctx);
   if (bits >= 16) return std::string("f16");
   if (bits >= 8.5) return std::string("q8_0");
-  const double dictionary_bits = 8.0 * 2 * 4 * info.head_dim / n_ctx;   // two matrices of floats for a head
+  // Two matrices of a head, as halves and floats, and its book; Dictionary::bytes().
+  const double dictionary_bits =
+      8.0 * (6.0 * info.head_dim + llm::kBookEntries * (1 + 4.0 / info.head_dim) + 16) / n_ctx;
   const double whole_bits = 9.0 * std::min(1.0, (192.0 + 12) / n_ctx);  // the newest tokens and the first
   const double left = std::floor((bits - dictionary_bits - whole_bits) * 10) / 10;
   if (left < 1) {

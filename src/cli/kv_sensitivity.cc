@@ -54,8 +54,11 @@ class ProbeCache final : public KvCache {
                   size_t stride, float* out, float* scratch) const override {
     of(layer, KvSide::kValues).add_values(layer, head, block, n, queries, weights, stride, out, scratch);
   }
-  void restore(int layer, int head, float* out) const override {
-    of(layer, KvSide::kValues).restore(layer, head, out);
+  int sum_width(int layer, int head) const override {
+    return of(layer, KvSide::kValues).sum_width(layer, head);
+  }
+  void restore(int layer, int head, const float* sums, float* out) const override {
+    of(layer, KvSide::kValues).restore(layer, head, sums, out);
   }
   uint64_t bytes_used(int n) const override { return whole_->bytes_used(n); }
   uint64_t save_bytes(int) const override { return 0; }
@@ -120,15 +123,15 @@ Status score(llm::Engine& engine, const std::vector<llm::Token>& window, F row) 
 }
 
 // What the weights foretell of the probed side's error.
-double foretold(const llm::Dictionary& dictionary, const std::vector<uint8_t>& bits, int layer, KvSide side) {
+double foretold(const llm::Dictionary& dictionary, const llm::Allotment& allotted, int layer, KvSide side) {
   const llm::CoefficientLevels& levels = dictionary.levels_of(layer, side);
   const auto n_groups = static_cast<size_t>(dictionary.head_dim / llm::kAtomGroup);
   double cost = 0;
   for (int head = 0; head < dictionary.n_kv_heads; ++head) {
     const size_t base = dictionary.basis_index(layer, side, head);
-    for (size_t atom = 0; atom < n_groups * llm::kAtomGroup; ++atom)
-      cost += static_cast<double>(dictionary.bases[base].weight[atom]) *
-              static_cast<double>(levels.error[bits[base * n_groups + atom / llm::kAtomGroup]]);
+    for (size_t g = 0; g < n_groups; ++g)
+      cost += llm::Allotment::group_cost(dictionary, base, g, allotted.books[base] != 0) *
+              static_cast<double>(levels.error[allotted.bits[base * n_groups + g]]);
   }
   return cost;
 }
@@ -224,11 +227,11 @@ Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model,
     if (!progress(static_cast<double>(measured.done) / static_cast<double>(total)))
       return Error{ErrorCode::kCancelled, "stopped; the same command goes on from here"};
   }
-  const std::vector<uint8_t> bits = llm::allot_bits(dictionary, kProbedBits);
+  const llm::Allotment allotted = llm::allot_bits(dictionary, kProbedBits);
   for (size_t target = 0; target < n_probes; ++target) {
     const int layer = static_cast<int>(target / 2);
     const KvSide side = target % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
-    const double cost = foretold(dictionary, bits, layer, side);
+    const double cost = foretold(dictionary, allotted, layer, side);
     if (!(cost > 0 && measured.kl[target] > 0)) continue;
     for (int head = 0; head < dictionary.n_kv_heads; ++head) {
       for (float& weight : dictionary.bases[dictionary.basis_index(layer, side, head)].weight)

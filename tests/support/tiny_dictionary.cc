@@ -29,7 +29,12 @@ Dictionary tiny_dictionary(uint64_t seed, int n_layers, int n_kv_heads, int head
     for (size_t j = 0; j < dim; ++j) {
       basis.mean.push_back(i / n_kv_heads % 2 == 0 ? normal(0.5) : 0);  // values have none
       basis.weight.push_back(static_cast<float>(1.0 / (1.0 + static_cast<double>(j))));
+      // Every other book says that it is of use.
+      basis.spread.push_back((static_cast<uint64_t>(i) + seed) % 2 == 0 ? 2.5f : 1.01f);
+      basis.book_scale.push_back(0.03f);
     }
+    for (size_t j = 0; j < kBookEntries * dim; ++j)
+      basis.book.push_back(static_cast<uint8_t>(rng.below(kLevelMax + 1)));
     for (size_t r = 0; r < dim; ++r) {
       for (size_t c = 0; c < dim; ++c)
         basis.analysis.push_back(f16_to_f32(f32_to_f16((r == c ? 1.0f : 0.0f) + normal(0.3 / head_dim))));

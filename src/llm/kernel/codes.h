@@ -28,6 +28,8 @@ inline constexpr int kWeightMax = 32000;  // products of it with kLevelMax of kM
 // A window has the bits of its own code and of those after it. Tables [bits][kWindows], of up to kTableBits.
 inline constexpr int kWindowBits = 6, kWindows = 1 << kWindowBits, kTableBits = 6;
 inline constexpr size_t kTableBytes = (kTableBits + 1) * kWindows;
+inline constexpr size_t kBookEntries = 256;  // an index is a byte
+inline constexpr float kProductMax = 32000;
 inline constexpr size_t kMaxGroups = 64;
 inline constexpr size_t kMaxStreamWords = kMaxGroups;  // of 32 bits: 8 a coefficient
 
@@ -86,6 +88,17 @@ struct CodeKernels {
                     const float* levels, uint8_t* codes);
   // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
   void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
+  // Books: kBookEntries products of a query with the entries as integers times what is returned; how they lie
+  // is the set's own. Not finite: anything, and a scale that is NaN.
+  float (*quantize_products)(const float* products, int16_t* table);
+  // y[c * y_stride + t] += scales[c] * (integer of column c's table at indices[t]), for the 64 tokens whose
+  // indices are 16 bytes in each of four panels; tables [n_cols, kBookEntries].
+  void (*add_products)(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
+                       const float* scales, float* y, size_t y_stride);
+  // bins[c * bin_stride + indices[t]] += w[t / 64 * w_stride + c * 64 + t % 64], t from `first` to the end of
+  // n_blocks blocks, one after the other.
+  void (*add_to_bins)(const std::byte* indices, size_t stride, size_t first, size_t n_blocks, const float* w,
+                      size_t w_stride, size_t n_cols, float* bins, size_t bin_stride);
   // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the
   // middle's cosines and sines, a = cC + sS and b = sC - cS. Terms of a polynomial: the sum over pairs of a
   // (b in odd terms) times powers[term][pair]. x = a of the first n_fast pairs, then the even terms; then b

@@ -45,6 +45,59 @@ inline void unfold(const float* even, const float* odd, size_t n_cols, float* y)
   }
 }
 
+// See CodeKernels::quantize_products. The integers lie in the order of the entries.
+inline float quantize_products(const float* products, int16_t* table) {
+  float largest = 0, wrong = 0;  // `wrong` is 0 or NaN
+  for (size_t e = 0; e < kBookEntries; ++e) {
+    const float size = products[e] < 0 ? -products[e] : products[e];
+    largest = size > largest ? size : largest;
+    wrong += products[e] - products[e];
+  }
+  const float inverse = largest > 1e-30f && largest < 1e30f ? kProductMax / largest : 0.0f;
+  for (size_t e = 0; e < kBookEntries; ++e) {
+    const float scaled = products[e] * inverse;
+    const bool fits = scaled >= -kProductMax - 1 && scaled <= kProductMax + 1;
+    table[e] = static_cast<int16_t>(fits ? scaled + (scaled >= 0 ? 0.5f : -0.5f) : 0.0f);
+  }
+  return inverse > 0 ? largest / kProductMax + wrong : wrong;
+}
+
+// See CodeKernels::add_products.
+inline void add_products(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
+                         const float* scales, float* y, size_t y_stride) {
+  for (size_t c = 0; c < n_cols; ++c, tables += kBookEntries, y += y_stride) {
+    for (size_t t = 0; t < kCodeBlock; ++t)
+      y[t] += scales[c] * static_cast<float>(tables[static_cast<size_t>(indices[t / 16 * stride + t % 16])]);
+  }
+}
+
+template <size_t kCols>
+inline void add_to_bins_of(const std::byte* indices, size_t stride, size_t first, size_t n_tokens,
+                           const float* w, size_t w_stride, float* bins, size_t bin_stride) {
+  while (first < n_tokens) {
+    const std::byte* panel = indices + first / 16 * stride;
+    const float* own = w + first / kCodeBlock * w_stride + first % kCodeBlock / 16 * 16;
+    for (size_t t = first % 16; t < 16; ++t, ++first) {
+      float* bin = bins + static_cast<size_t>(panel[t]);
+#pragma GCC unroll 3
+      for (size_t c = 0; c < kCols; ++c) bin[c * bin_stride] += own[c * kCodeBlock + t];
+    }
+  }
+}
+
+// See CodeKernels::add_to_bins.
+inline void add_to_bins(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
+                        const float* w, size_t w_stride, size_t n_cols, float* bins, size_t bin_stride) {
+  const size_t n_tokens = n_blocks * kCodeBlock;
+  size_t c = 0;
+  for (; c + 3 <= n_cols; c += 3)
+    add_to_bins_of<3>(indices, stride, first, n_tokens, w + c * kCodeBlock, w_stride, bins + c * bin_stride,
+                      bin_stride);
+  for (; c < n_cols; ++c)
+    add_to_bins_of<1>(indices, stride, first, n_tokens, w + c * kCodeBlock, w_stride, bins + c * bin_stride,
+                      bin_stride);
+}
+
 // See CodeKernels::code_path. Viterbi's search: the state is the window, and a state's last 64 >> bits values
 // are where it can come from.
 inline void code_path(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,

@@ -384,6 +384,66 @@ inline void expand_scales_512(const std::byte* codes, size_t stride, const float
   }
 }
 
+// Low bytes of the integers, then the high ones.
+float quantize_products_512(const float* products, int16_t* table) {
+  constexpr size_t kRows = kBookEntries / 16;
+  __m512 most = _mm512_setzero_ps();
+  __mmask16 wrong = 0;
+  for (size_t i = 0; i < kRows; ++i) {
+    const __m512 x = _mm512_loadu_ps(products + 16 * i);
+    most = _mm512_max_ps(_mm512_abs_ps(x), most);                             // of a NaN: the second
+    wrong = static_cast<__mmask16>(wrong | _mm512_fpclass_ps_mask(x, 0x99));  // NaN or infinite
+  }
+  const float largest = _mm512_reduce_max_ps(most), nothing = wrong != 0 ? __builtin_nanf("") : 0.0f;
+  const float inverse = largest > 1e-30f && largest < 1e30f ? kProductMax / largest : 0.0f;
+  const __m512 by = _mm512_set1_ps(inverse);
+  const __m512i half = _mm512_castps_si512(_mm512_set1_ps(0.5f));
+  const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+  auto* to = reinterpret_cast<std::byte*>(table);
+  for (size_t i = 0; i < kRows; ++i, to += 16) {
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(products + 16 * i), by);
+    const __m512i away = _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(scaled), half, 0xea);
+    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(scaled, _mm512_castsi512_ps(away)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + kBookEntries),
+                     _mm512_cvtepi32_epi8(_mm512_srli_epi32(value, 8)));
+  }
+  return inverse > 0 ? largest / kProductMax + nothing : nothing;
+}
+
+// Bytes of 256 looked up: bit 7 chooses between two halves.
+FRUGAL_INLINE __m512i looked_up(const std::byte* table, __m512i indices, __mmask64 upper) {
+  const __m512i low = _mm512_permutex2var_epi8(load64(table), indices, load64(table + 64));
+  const __m512i high = _mm512_permutex2var_epi8(load64(table + 128), indices, load64(table + 192));
+  return _mm512_mask_blend_epi8(upper, low, high);
+}
+
+void add_products_512(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
+                      const float* scales, float* y, size_t y_stride) {
+  const auto row = [&](size_t p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices + p * stride));
+  };
+  const __m256i low = _mm256_set_m128i(row(1), row(0)), high = _mm256_set_m128i(row(3), row(2));
+  // So that low and high bytes come to stand side by side in the order of the tokens.
+  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+  const __m512i at =
+      _mm512_permutexvar_epi64(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+  const __mmask64 upper = _mm512_movepi8_mask(at);
+  for (size_t c = 0; c < n_cols; ++c, tables += kBookEntries, y += y_stride) {
+    const auto* table = reinterpret_cast<const std::byte*>(tables);
+    const __m512i lows = looked_up(table, at, upper), highs = looked_up(table + kBookEntries, at, upper);
+    const __m512i of[2] = {_mm512_unpacklo_epi8(lows, highs), _mm512_unpackhi_epi8(lows, highs)};
+    const __m512 scale = _mm512_set1_ps(scales[c]);
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) {
+      const __m256i half =
+          p % 2 == 0 ? _mm512_castsi512_si256(of[p / 2]) : _mm512_extracti64x4_epi64(of[p / 2], 1);
+      const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half));
+      _mm512_storeu_ps(y + 16 * p, _mm512_add_ps(_mm512_loadu_ps(y + 16 * p), _mm512_mul_ps(scale, value)));
+    }
+  }
+}
+
 // As the plain loops: states are four registers, and the halves that they are folded to come with masks.
 void code_path_512(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
                    const float* levels, uint8_t* codes) {
@@ -433,7 +493,16 @@ void code_path_512(const float* y, const float* weights, const uint8_t* bits, si
 
 }  // namespace
 
-const CodeKernels kAvx512CodeKernels = {"avx512",      dot_keys,          quantize_weights, dot_values,
-                                        code_path_512, expand_scales_512, turn_factors_512, unfold_512};
+const CodeKernels kAvx512CodeKernels = {"avx512",
+                                        dot_keys,
+                                        quantize_weights,
+                                        dot_values,
+                                        code_path_512,
+                                        expand_scales_512,
+                                        quantize_products_512,
+                                        add_products_512,
+                                        add_to_bins,
+                                        turn_factors_512,
+                                        unfold_512};
 
 }  // namespace frugal::llm

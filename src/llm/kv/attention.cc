@@ -51,9 +51,9 @@ ChunkRange visible_chunks(const AttentionTile& tile) {
 
 int visible_blocks(const AttentionTile& tile, int chunk) { return visible_tokens(tile, chunk).n_blocks(); }
 
-void clear_state(const AttentionState& state, int first, int last, int padded_dim) {
+void clear_state(const AttentionState& state, int first, int last, int width) {
   const auto begin = static_cast<size_t>(first), n = static_cast<size_t>(last - first),
-             dim = static_cast<size_t>(padded_dim);
+             dim = static_cast<size_t>(width);
   std::fill_n(state.max + begin, n, kMinusInfinity);
   std::fill_n(state.sum + begin, n, 0.0f);
   std::memset(state.out + begin * dim, 0, n * dim * sizeof(float));
@@ -67,7 +67,7 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
   const Tokens tokens = visible_tokens(tile, chunk);
   const int n_blocks = tokens.n_blocks(), first_block = tokens.begin / kKvBlock;
   const auto n_tokens = [&](int i) { return std::min(kKvBlock, tokens.end - tokens.begin - i * kKvBlock); };
-  clear_state(state, 0, n_cols, cache.shape().padded_dim());
+  clear_state(state, 0, n_cols, cache.sum_width(tile.layer, tile.kv_head));
   for (int i = 0; i < n_blocks; ++i)
     cache.score_block(tile.layer, tile.kv_head, first_block + i, n_tokens(i), queries, scratch + i * stride);
   for (int col = 0; col < n_cols; ++col) {
@@ -87,10 +87,9 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
                    state.out, scratch + kBlocks * stride);
 }
 
-void merge_state(const AttentionState& total, const AttentionState& part, int first, int last,
-                 int padded_dim) {
+void merge_state(const AttentionState& total, const AttentionState& part, int first, int last, int width) {
   const Kernels& set = kernels();
-  const auto dim = static_cast<size_t>(padded_dim);
+  const auto dim = static_cast<size_t>(width);
   constexpr int kAtOnce = 16;
   for (; first < last; first += kAtOnce) {
     const int n = std::min(kAtOnce, last - first);
@@ -113,10 +112,12 @@ void merge_state(const AttentionState& total, const AttentionState& part, int fi
   }
 }
 
-void finish_column(const AttentionState& state, int col, int padded_dim, int head_dim, float* result) {
+void finish_column(const AttentionTile& tile, const AttentionState& state, int col, float* result) {
+  const auto width = static_cast<size_t>(tile.cache->sum_width(tile.layer, tile.kv_head));
   const float inverse = 1.0f / state.sum[col];
-  const float* out = state.out + static_cast<size_t>(col) * static_cast<size_t>(padded_dim);
-  for (int i = 0; i < head_dim; ++i) result[i] = out[i] * inverse;
+  float* out = state.out + static_cast<size_t>(col) * width;
+  for (size_t i = 0; i < width; ++i) out[i] *= inverse;
+  tile.cache->restore(tile.layer, tile.kv_head, out, result);
 }
 
 }  // namespace frugal::llm

@@ -27,7 +27,7 @@ struct AttentionTile {
 struct AttentionState {
   float* max = nullptr;  // [n_cols]
   float* sum = nullptr;  // [n_cols]
-  float* out = nullptr;  // [n_cols, padded_dim]
+  float* out = nullptr;  // [n_cols, width], width as in KvCache::sum_width()
 };
 
 // Floats of scratch that attend_chunk wants for n_cols columns.
@@ -40,7 +40,7 @@ struct ChunkRange {
 ChunkRange visible_chunks(const AttentionTile& tile);
 
 // Columns [first, last) as if they had seen nothing yet.
-void clear_state(const AttentionState& state, int first, int last, int padded_dim);
+void clear_state(const AttentionState& state, int first, int last, int width);
 
 // Blocks of the chunk that the tile sees: what the chunk costs.
 int visible_blocks(const AttentionTile& tile, int chunk);
@@ -50,10 +50,9 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
                   float* scratch);
 
 // Columns [first, last) of total <- those of total merged with part, a later chunk.
-void merge_state(const AttentionState& total, const AttentionState& part, int first, int last,
-                 int padded_dim);
+void merge_state(const AttentionState& total, const AttentionState& part, int first, int last, int width);
 
-// out / sum for one column: writes head_dim floats.
-void finish_column(const AttentionState& state, int col, int padded_dim, int head_dim, float* result);
+// out / sum for one column, in place, as a value: writes head_dim floats.
+void finish_column(const AttentionTile& tile, const AttentionState& state, int col, float* result);
 
 }  // namespace frugal::llm

@@ -18,6 +18,7 @@
 #include "llm/kernel/codes.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
+#include "llm/kv/csr_book.h"
 #include "llm/kv/csr_mean.h"
 #include "llm/kv/csr_plan.h"
 #include "llm/tensor/buffer.h"
@@ -29,31 +30,6 @@ constexpr int kSinks = 4;
 constexpr int kRingBlocks = 3;
 constexpr int kRingTokens = kRingBlocks * kKvBlock;
 static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
-
-// x as integers of at most 127 in size times the returned scale; not finite: zeros, and a scale that is NaN.
-float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
-  float largest = 0;
-  bool finite = true;
-  for (int i = 0; i < n; ++i) {
-    largest = std::max(largest, std::fabs(x[i]));
-    finite = finite && std::isfinite(x[i]);
-  }
-  *sum = 0;
-  if (!finite || largest == 0) {
-    std::memset(q, 0, static_cast<size_t>(n));
-    return finite ? 0.0f : std::nanf("");
-  }
-  const float inverse = 127.0f / largest;
-  int32_t total = 0;
-  for (int i = 0; i < n; ++i) {
-    const float scaled = x[i] * inverse;
-    const int value = static_cast<int>(scaled + (scaled >= 0 ? 0.5f : -0.5f));
-    q[i] = static_cast<int8_t>(value);
-    total += value;
-  }
-  *sum = total;
-  return largest / 127.0f;
-}
 
 class CsrCache final : public KvCache {
  public:
@@ -96,12 +72,12 @@ class CsrCache final : public KvCache {
       if (position < kSinks) put_whole_key(whole.sink_keys, position, k);
       mean_.at(layer, keys.mean.data(), position, x);
       for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
-      transform(keys.analysis, x, 1, y);
+      analyse(keys, x, y);
       put_codes(layer, KvSide::kKeys, head, position, y);
 
       const SidePlan& values = plan_->side(layer, KvSide::kValues, head);
       for (size_t i = 0; i < dim(); ++i) x[i] = v[i] - values.mean[i];
-      transform(values.analysis, x, 1, y);
+      analyse(values, x, y);
       put_whole_value(whole.values, whole.value_scales, position % kRingTokens, y);
       if (position < kSinks) put_whole_value(whole.sink_values, whole.sink_scales, position, y);
       put_codes(layer, KvSide::kValues, head, position, y);
@@ -121,7 +97,12 @@ class CsrCache final : public KvCache {
       const float* q = queries.q + col * dim();
       kernels().quantize_blocks(q, dim(), p.whole + col * dim(), p.whole_scales + col * dim() / 32,
                                 p.whole_sums + col * dim() / 32);
-      transform(side.synthesis, q, 1, y);
+      transform(side.synthesis, q, y);
+      if (!side.book.empty()) {
+        alignas(64) float products[kBookEntries];
+        side.book.products(y, products);
+        p.book_scales[col] = code_kernels().quantize_products(products, p.book + col * kBookEntries);
+      }
       for (int i = 0; i < 4 * side.n_groups; ++i) y[i] *= levels.scale[side.bits[static_cast<size_t>(i / 4)]];
       p.code_scales[col] = quantize_column(
           y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_zeros[col]);
@@ -156,6 +137,7 @@ class CsrCache final : public KvCache {
                   const float* weights, size_t stride, float* out, float* scratch) const override {
     const Whole whole = whole_of(layer, head);
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
+    const auto width = static_cast<size_t>(sum_width(layer, head));
     // Of the columns, those that see block i whole; never fewer than of the block before.
     int n_whole[kKvChunk / kKvBlock] = {};
     for (int i = 0; i < n_blocks; ++i) {
@@ -164,13 +146,13 @@ class CsrCache final : public KvCache {
       if (n_whole[i] > 0) {
         add_whole(whole.values + slot * dim(), whole.value_scales + slot * dim() / 32,
                   std::min(kKvBlock, n_tokens - i * kKvBlock), weights + static_cast<size_t>(i) * stride,
-                  n_whole[i], out, scratch);
+                  n_whole[i], out, width, scratch);
       }
     }
     if (block == 0 && n_whole[0] < queries.n_cols) {
       const auto first = static_cast<size_t>(n_whole[0]);
       add_whole(whole.sink_values, whole.sink_scales, kSinks, weights + first * kKvBlock,
-                queries.n_cols - n_whole[0], out + first * dim(), scratch);
+                queries.n_cols - n_whole[0], out + first * width, width, scratch);
     }
     // Columns that see the first n of the blocks coded.
     for (int n = n_blocks; n > 0; --n) {
@@ -178,14 +160,21 @@ class CsrCache final : public KvCache {
       if (first == last) continue;
       const auto skipped = static_cast<size_t>(first);
       add_codes(layer, head, block, n, weights + skipped * kKvBlock, stride, last - first,
-                out + skipped * dim());
+                out + skipped * width, width);
     }
   }
 
-  void restore(int layer, int head, float* out) const override {
+  // Sums of a column: of coefficients [dim], then of the weights of each entry of a book.
+  int sum_width(int layer, int head) const override {
+    return shape_.head_dim +
+           (plan_->side(layer, KvSide::kValues, head).book.empty() ? 0 : static_cast<int>(kBookEntries));
+  }
+  void restore(int layer, int head, const float* sums, float* out) const override {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
-    alignas(64) float x[kMaxCodedDim];
-    transform(side.synthesis, out, 1, x);
+    alignas(64) float y[kMaxCodedDim], x[kMaxCodedDim];
+    std::copy_n(sums, dim(), y);
+    if (!side.book.empty()) side.book.add_sums(sums + dim(), y);
+    transform(side.synthesis, y, x);
     for (size_t i = 0; i < dim(); ++i) out[i] = x[i] + side.mean[i];
   }
 
@@ -299,7 +288,7 @@ class CsrCache final : public KvCache {
   }
 
   void add_whole(const int8_t* rows, const uint16_t* row_scales, int n_tokens, const float* weights,
-                 int n_cols, float* out, float* scratch) const {
+                 int n_cols, float* out, size_t width, float* scratch) const {
     const size_t groups = dim() / 32;
     for (size_t group = 0; group < groups; ++group) {
       float scale[kKvBlock];
@@ -310,7 +299,7 @@ class CsrCache final : public KvCache {
           scratch[col * kKvBlock + t] = weights[col * kKvBlock + t] * scale[t];
       }
       kernels().panel_s8({rows + group * 32, dim(), 16, 2, static_cast<size_t>(n_tokens)}, scratch, kKvBlock,
-                         static_cast<size_t>(n_cols), out + group * 32, dim(), true);
+                         static_cast<size_t>(n_cols), out + group * 32, width, true);
     }
   }
 
@@ -344,11 +333,17 @@ class CsrCache final : public KvCache {
     return sum / static_cast<float>(n);
   }
 
-  void put_codes(int layer, KvSide of, int head, int position, const float* y) {
+  // Of y [dim], which becomes what the book leaves of it.
+  void put_codes(int layer, KvSide of, int head, int position, float* y) {
     const SidePlan& side = plan_->side(layer, of, head);
     const LevelPlan& levels = plan_->levels_of(layer, of);
     std::byte* panel = panel_at(layer, of, head, position / 16);
     const int token = position % 16;
+    if (!side.book.empty()) {
+      const int entry = side.book.nearest(y);
+      panel[side.index_offset + static_cast<size_t>(token)] = static_cast<std::byte>(entry);
+      side.book.subtract(entry, y);
+    }
     if (side.n_groups == 0) return;
     alignas(64) float scaled[kMaxCodedDim];
     uint8_t codes[kMaxCodedDim];
@@ -376,25 +371,34 @@ class CsrCache final : public KvCache {
     const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
     prefetch_block(layer, KvSide::kKeys, head, block + 2);
     prefetch_block(layer, KvSide::kValues, head, block);  // read once the chunk has its scores
+    const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
     constexpr size_t kTile = TurnedMean::kMaxCols;
     for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
       const size_t n = std::min(kTile, end - first);
       float* rows = scores + first * kKvBlock;
       mean_.scores(layer, block, p.mean + first * dim(), n, rows);
-      code_kernels().dot_keys(panel_at(layer, KvSide::kKeys, head, block * 4), side.panel_bytes,
-                              side.bits.data(), n_groups, levels.table.data(), p.codes + first * 4 * n_groups,
-                              n, p.code_zeros + first, p.code_scales + first, rows, kKvBlock);
+      if (!side.book.empty()) {
+        code_kernels().add_products(panel + side.index_offset, side.panel_bytes,
+                                    p.book + first * kBookEntries, n, p.book_scales + first, rows, kKvBlock);
+      }
+      code_kernels().dot_keys(panel, side.panel_bytes, side.bits.data(), n_groups, levels.table.data(),
+                              p.codes + first * 4 * n_groups, n, p.code_zeros + first, p.code_scales + first,
+                              rows, kKvBlock);
     }
   }
 
   // Of n_blocks coded blocks.
   void add_codes(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
-                 int n_cols, float* out) const {
+                 int n_cols, float* out, size_t out_width) const {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
-    if (side.n_groups == 0) return;
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
     const auto n = static_cast<size_t>(n_blocks);
+    if (!side.book.empty()) {
+      code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n,
+                                 weights, stride, static_cast<size_t>(n_cols), out + dim(), out_width);
+    }
+    if (side.n_groups == 0) return;
     alignas(64) float token_scales[kKvChunk];
     for (size_t i = 0; i < n; ++i) {
       code_kernels().expand_scales(panel + side.scale_offset + 4 * i * side.panel_bytes, side.panel_bytes,
@@ -417,7 +421,7 @@ class CsrCache final : public KvCache {
       }
       code_kernels().dot_values(panel, side.panel_bytes, n, side.bits.data(),
                                 static_cast<size_t>(side.n_groups), levels.table.data(), levels.scale.data(),
-                                integers, n_tile, zeros, scales, out + first * dim(), dim());
+                                integers, n_tile, zeros, scales, out + first * out_width, out_width);
     }
   }
 
@@ -428,11 +432,15 @@ class CsrCache final : public KvCache {
     float* whole_scales;  // [n_cols, dim / 32]
     ActSum* whole_sums;   // [n_cols, dim / 32]
     float* code_scales;   // [n_cols]
+    float* book_scales;   // [n_cols]
     int32_t* code_zeros;  // [n_cols]: what levels at the centre add
+    int16_t* book;        // [n_cols, kBookEntries]: products with the entries
     int8_t* whole;        // [n_cols, dim]
     int8_t* codes;        // [n_cols, 4 n_groups]
   };
-  size_t column_bytes() const { return 4 * dim() + dim() / 32 * (4 + sizeof(ActSum)) + 8 + 2 * dim(); }
+  size_t column_bytes() const {
+    return 4 * dim() + dim() / 32 * (4 + sizeof(ActSum)) + 12 + 2 * kBookEntries + 2 * dim();
+  }
   Prepared prepared(const KvQueries& queries) const {
     const auto n = static_cast<size_t>(queries.n_cols);
     Prepared p;
@@ -440,15 +448,22 @@ class CsrCache final : public KvCache {
     p.whole_scales = p.mean + n * dim();
     p.whole_sums = reinterpret_cast<ActSum*>(p.whole_scales + n * dim() / 32);
     p.code_scales = reinterpret_cast<float*>(p.whole_sums + n * dim() / 32);
-    p.code_zeros = reinterpret_cast<int32_t*>(p.code_scales + n);
-    p.whole = reinterpret_cast<int8_t*>(p.code_zeros + n);
+    p.book_scales = p.code_scales + n;
+    p.code_zeros = reinterpret_cast<int32_t*>(p.book_scales + n);
+    p.book = reinterpret_cast<int16_t*>(p.code_zeros + n);
+    p.whole = reinterpret_cast<int8_t*>(p.book + n * kBookEntries);
     p.codes = p.whole + n * dim();
     return p;
   }
 
-  // y[n_cols, dim] = x[n_cols, dim] times a [dim, dim].
-  void transform(const std::vector<float>& a, const float* x, size_t n_cols, float* y) const {
-    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n_cols, y, dim(), false);
+  // y [dim] = x [dim] times a [dim, dim].
+  void transform(const std::vector<float>& a, const float* x, float* y) const {
+    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), 1, y, dim(), false);
+  }
+  // Coefficients y [dim] of x [dim].
+  void analyse(const SidePlan& side, const float* x, float* y) const {
+    kernels().panel_f16({side.analysis.data(), dim(), 16, dim() / 16, dim()}, x, dim(), 1, y, dim(), false);
+    for (size_t i = 0; i < side.scale.size(); ++i) y[i] *= side.scale[i];
   }
 
   std::shared_ptr<const CsrPlan> plan_;

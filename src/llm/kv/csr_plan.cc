@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/text.h"
 #include "llm/kernel/codes.h"
+#include "llm/kernel/kernel.h"
 
 namespace frugal::llm {
 namespace {
@@ -87,9 +88,10 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
       interleaved(dictionary.interleaved),
       bits(wanted),
       name(strf("csr:%g", wanted)) {
-  const std::vector<uint8_t> allotted = allot_bits(dictionary, wanted);
+  const Allotment allotted = allot_bits(dictionary, wanted);
   const size_t n_groups = static_cast<size_t>(dim) / kAtomGroup, n = static_cast<size_t>(dim);
-  hash = fnv1a(std::as_bytes(std::span(allotted)));
+  hash = fnv1a(std::as_bytes(std::span(allotted.bits)));
+  hash = fnv1a(std::as_bytes(std::span(allotted.books)), hash);
   for (const CoefficientLevels& of : dictionary.levels) {
     levels.push_back(level_plan(of));
     hash = fnv1a(std::as_bytes(std::span(levels.back().table)), hash);
@@ -99,24 +101,36 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     const HeadBasis& basis = dictionary.bases[base];
     const bool keys = base / static_cast<size_t>(n_kv_heads) % 2 == 0;
     SidePlan plan;
-    const uint8_t* given = &allotted[base * n_groups];
+    const uint8_t* given = &allotted.bits[base * n_groups];
     for (size_t g = 0; g < n_groups; ++g) {
       if (given[g] > 0) plan.n_groups = static_cast<int>(g) + 1;
     }
     plan.bits.assign(given, given + plan.n_groups);
     plan.stream_bits = stream_bits(given, static_cast<size_t>(plan.n_groups));
     plan.panel_bytes = static_cast<uint32_t>(2 * plan.stream_bits);
-    plan.weights.assign(basis.weight.begin(), basis.weight.begin() + 4 * plan.n_groups);
     if (!keys && plan.n_groups > 0) {
       plan.scale_offset = plan.panel_bytes;
       plan.panel_bytes += 8;
     }
+    std::vector<float> weight = basis.weight, synthesis = basis.synthesis;
+    if (allotted.books[base] != 0) {
+      plan.book = CodeBook(basis.book, basis.book_scale, basis.weight);
+      plan.index_offset = plan.panel_bytes;
+      plan.panel_bytes += 16;
+    } else {  // y itself is to have unit variance
+      for (size_t i = 0; i < n; ++i) {
+        plan.scale.push_back(1 / basis.spread[i]);
+        weight[i] *= basis.spread[i] * basis.spread[i];
+        for (size_t j = 0; j < n; ++j) synthesis[j * n + i] *= basis.spread[i];
+      }
+    }
+    plan.weights.assign(weight.begin(), weight.begin() + 4 * plan.n_groups);
     plan.mean = basis.mean;
-    plan.analysis = transposed(basis.analysis, n);
-    plan.synthesis = keys ? basis.synthesis : transposed(basis.synthesis, n);
-    hash = fnv1a(std::as_bytes(std::span(basis.mean)), hash);
-    hash = fnv1a(std::as_bytes(std::span(basis.analysis)), hash);
-    hash = fnv1a(std::as_bytes(std::span(basis.weight)), hash);
+    for (const float x : transposed(basis.analysis, n)) plan.analysis.push_back(f32_to_f16(x));
+    plan.synthesis = keys ? synthesis : transposed(synthesis, n);
+    for (const auto* of : {&basis.mean, &basis.analysis, &basis.spread, &basis.weight, &basis.book_scale})
+      hash = fnv1a(std::as_bytes(std::span(*of)), hash);
+    hash = fnv1a(std::as_bytes(std::span(basis.book)), hash);
     sides.push_back(std::move(plan));
   }
   for (int layer = 0; layer < n_layers; ++layer) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <vector>
 
+#include "llm/kv/csr_book.h"
 #include "llm/kv/dictionary.h"
 
 namespace frugal::llm {
@@ -14,12 +15,15 @@ struct SidePlan {
   int n_groups = 0;           // up to the last with bits
   std::vector<uint8_t> bits;  // [n_groups]
   int stream_bits = 0;        // of a token
-  uint32_t scale_offset =
-      0;  // of values with codes: 8 bytes after the streams, a scale's code for each token
+  CodeBook book;              // or none
+  // After the streams: of values with codes 8 bytes, a scale's code for each token; of a book 16, an index
+  // for each.
+  uint32_t scale_offset = 0, index_offset = 0;
   uint32_t panel_bytes = 0;
-  std::vector<float> weights;   // [4 n_groups]: what a unit of squared error costs
-  std::vector<float> mean;      // [dim]
-  std::vector<float> analysis;  // [dim of x, atom]: panels of 16 atoms side by side
+  std::vector<float> weights;      // [4 n_groups]: what a unit of squared error costs
+  std::vector<float> mean;         // [dim]
+  std::vector<float> scale;        // [dim], coefficients are scale * analysis (x - mean); none: 1
+  std::vector<uint16_t> analysis;  // [dim of x, atom], f16: panels of 16 atoms side by side
   std::vector<float>
       synthesis;  // keys [dim of x, atom], to turn queries; values [atom, dim of x], to restore
 };

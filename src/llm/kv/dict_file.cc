@@ -34,7 +34,7 @@ uint64_t payload_bytes_of(const Head& head) {
   const uint64_t dim = head.head_dim, bases = uint64_t{head.n_layers} * 2 * head.n_kv_heads;
   const uint64_t levels = kMaxLevelBits * kWindows + 2 + kMaxAtomBits + 1;
   return uint64_t{head.n_layers} * (head.n_rot / 2) * 4 + uint64_t{head.n_layers} * 2 * levels * 4 +
-         bases * (2 * dim * 4 + dim * dim * 2);
+         bases * (4 * dim * 4 + dim * dim * 2 + kBookEntries * dim);
 }
 
 }  // namespace
@@ -93,12 +93,21 @@ Result<Dictionary> parse_dictionary(std::span<const std::byte> bytes, const std:
     floats(basis.mean.data(), dim);
     floats(basis.weight.data(), dim);
     for (const float w : basis.weight) finite = finite && w >= 0;
+    basis.spread.resize(dim);
+    basis.book_scale.resize(dim);
+    floats(basis.spread.data(), dim);
+    floats(basis.book_scale.data(), dim);
+    for (const float spread : basis.spread) finite = finite && spread > 0;
     std::memcpy(halves.data(), at, halves.size() * 2);
     at += halves.size() * 2;
     for (size_t i = 0; i < halves.size(); ++i) {
       if ((halves[i] & 0x7c00) == 0x7c00) finite = false;
       basis.analysis[i] = f16_to_f32(halves[i]);
     }
+    basis.book.resize(kBookEntries * dim);
+    std::memcpy(basis.book.data(), at, basis.book.size());
+    at += basis.book.size();
+    for (const uint8_t level : basis.book) finite = finite && level <= kLevelMax;
     if (!finite) return corrupt("holds a number that is not one");
     basis.synthesis = basis.analysis;
     if (!invert(basis.synthesis, dim)) return corrupt("holds atoms that do not span the space");
@@ -135,10 +144,13 @@ Status write_dictionary(const Dictionary& dictionary, const std::string& path) {
   for (const HeadBasis& basis : dictionary.bases) {
     put(basis.mean.data(), basis.mean.size() * sizeof(float));
     put(basis.weight.data(), basis.weight.size() * sizeof(float));
+    put(basis.spread.data(), basis.spread.size() * sizeof(float));
+    put(basis.book_scale.data(), basis.book_scale.size() * sizeof(float));
     for (const float x : basis.analysis) {
       const uint16_t half = f32_to_f16(x);
       put(&half, sizeof half);
     }
+    put(basis.book.data(), basis.book.size());
   }
   head.checksum = checksum_of(head, std::as_bytes(std::span(payload)));
   FRUGAL_TRY(AtomicFileWriter writer, AtomicFileWriter::create(path));

@@ -9,6 +9,7 @@
 #include "base/team.h"
 #include "base/text.h"
 #include "llm/kernel/kernel.h"
+#include "llm/kv/book.h"
 #include "llm/kv/linear.h"
 #include "llm/kv/pass_cache.h"
 #include "llm/kv/quantisers.h"
@@ -196,6 +197,43 @@ struct DictionaryTrainer::Coefficients {
 
 namespace {
 
+double mean_square(const std::vector<float>& x, const std::vector<float>& shares) {
+  const size_t dim = x.size() / std::max<size_t>(1, shares.size());
+  double sum = 0, total = 0;
+  for (size_t r = 0; r < shares.size(); ++r) {
+    double square = 0;
+    for (size_t i = 0; i < dim; ++i) square += static_cast<double>(x[r * dim + i] * x[r * dim + i]);
+    sum += static_cast<double>(shares[r]) * square;
+    total += static_cast<double>(shares[r]);
+  }
+  return sum / total;
+}
+
+// Rows [n, dim] times a [out, in] transposed.
+std::vector<float> multiplied(const std::vector<double>& a, const std::vector<float>& rows, size_t dim) {
+  std::vector<float> panels(dim * dim), out(rows.size());
+  for (size_t i = 0; i < dim; ++i) {
+    for (size_t j = 0; j < dim; ++j) panels[j * dim + i] = static_cast<float>(a[i * dim + j]);
+  }
+  kernels().panel_f32({panels.data(), dim, 16, dim / 16, dim}, rows.data(), dim, rows.size() / dim,
+                      out.data(), dim, false);
+  return out;
+}
+
+// Entries [kBookEntries, dim] as levels.
+void put_book(const std::vector<float>& entries, HeadBasis& basis) {
+  const size_t dim = entries.size() / kBookEntries;
+  basis.book.resize(entries.size());
+  basis.book_scale.assign(dim, 0.0f);
+  for (size_t i = 0; i < entries.size(); ++i)
+    basis.book_scale[i % dim] = std::max(basis.book_scale[i % dim], std::fabs(entries[i]) / kLevelCentre);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const float scale = basis.book_scale[i % dim];
+    const long level = scale > 0 ? std::lround(entries[i] / scale) : 0;
+    basis.book[i] = static_cast<uint8_t>(std::clamp(level + kLevelCentre, 0l, long{kLevelMax}));
+  }
+}
+
 // Bits of a head's groups of atoms for a mean of `wanted` a channel, by reverse water-filling.
 std::vector<int> filled_bits(const std::vector<float>& weights, double wanted) {
   std::vector<int> bits(weights.size() / kAtomGroup);
@@ -215,17 +253,15 @@ std::vector<int> filled_bits(const std::vector<float>& weights, double wanted) {
 
 }  // namespace
 
-// Basis, weights and mean of one head; appends a sample of its coefficients.
+// Mean, book, basis and weights of one head; appends a sample of its coefficients.
 void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& basis,
                                  Coefficients& sample) const {
+  constexpr int kRounds = 8;
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const Rows rows = this->rows(layer, side, head);
+  const size_t n = rows.shares.size();
   basis.mean = rows.mean;
-  std::vector<double> covariance = covariance_of(rows.x, rows.shares, dim);
-  double trace = 0;
-  for (size_t i = 0; i < dim; ++i) trace += covariance[i * dim + i];
-  trace = std::max(trace, 1e-20);
-  for (size_t i = 0; i < dim; ++i) covariance[i * dim + i] += 1e-5 * trace / static_cast<double>(dim);
+  const double trace = std::max(1e-20, mean_square(rows.x, rows.shares));
   // The metric: an error e costs e^T m e. Keys: the variance of a score, in nats^2. Values: relative to
   // theirs.
   std::vector<double> metric;
@@ -235,6 +271,25 @@ void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& ba
     for (size_t i = 0; i < dim; ++i) metric[i * dim + i] = kValueWeight / trace;
   }
   const std::vector<double> root = root_of(metric, dim, false, 1e-4);
+  // The book, where errors cost their squares; its entries are means of rows.
+  std::vector<uint32_t> found(n);
+  std::vector<float> left = rows.x, entries(kBookEntries * dim);
+  {
+    const std::vector<float> z = multiplied(root, rows.x, dim);
+    const Book book =
+        k_means(z, rows.shares, dim, kBookEntries, kRounds, empty_.basis_index(layer, side, head) + 1);
+    book.nearest(z.data(), n, dim, found.data());
+    std::vector<double> sums(entries.size(), 0.0), counts(kBookEntries, 1e-30);
+    for (size_t r = 0; r < n; ++r) {
+      counts[found[r]] += static_cast<double>(rows.shares[r]);
+      for (size_t i = 0; i < dim; ++i)
+        sums[found[r] * dim + i] += static_cast<double>(rows.shares[r] * rows.x[r * dim + i]);
+    }
+    for (size_t i = 0; i < sums.size(); ++i) entries[i] = static_cast<float>(sums[i] / counts[i / dim]);
+    for (size_t i = 0; i < left.size(); ++i) left[i] -= entries[found[i / dim] * dim + i % dim];
+  }
+  std::vector<double> covariance = covariance_of(left, rows.shares, dim);
+  for (size_t i = 0; i < dim; ++i) covariance[i * dim + i] += 1e-5 * trace / static_cast<double>(dim);
   const Eigen eigen = eigen_of(product_of(product_of(root, covariance, dim), root, dim), dim);
   const std::vector<double> analysis = product_of(eigen.vectors, root, dim);
   basis.weight.resize(dim);
@@ -250,28 +305,40 @@ void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& ba
   }
   basis.synthesis = basis.analysis;
   if (!invert(basis.synthesis, dim)) basis.synthesis.clear();
+  const std::vector<double> wide(basis.analysis.begin(), basis.analysis.end());
+  put_book(multiplied(wide, entries, dim), basis);
+  const std::vector<float> y = multiplied(wide, rows.x, dim);
+  basis.spread.assign(dim, 0.0f);
+  for (size_t i = 0; i < dim; ++i) {
+    double sum = 0, total = 0;
+    for (size_t r = 0; r < n; ++r) {
+      sum += static_cast<double>(rows.shares[r] * y[r * dim + i] * y[r * dim + i]);
+      total += static_cast<double>(rows.shares[r]);
+    }
+    basis.spread[i] = static_cast<float>(std::sqrt(std::max(1e-12, sum / total)));
+  }
   // Coefficients that are likely to get bits: of the first half of the atoms, those of values over their
   // token's scale.
   constexpr std::array<double, 4> kBudgets = {1, 1.75, 2.5, 3.5};  // of the rows by turns
   std::array<std::vector<int>, kBudgets.size()> bits;
   for (size_t i = 0; i < bits.size(); ++i) bits[i] = filled_bits(basis.weight, kBudgets[i]);
-  std::vector<float> y(dim);
-  const size_t n = rows.shares.size(), step = std::max<size_t>(1, n / 1024);
+  const size_t step = std::max<size_t>(1, n / 1024);
+  std::vector<float> rest(dim);
   for (size_t r = 0; r < n; r += step) {
     float energy = 0;
     for (size_t i = 0; i < dim; ++i) {
-      y[i] = 0;
-      for (size_t j = 0; j < dim; ++j) y[i] += basis.analysis[i * dim + j] * rows.x[r * dim + j];
-      energy += y[i] * y[i];
+      rest[i] = y[r * dim + i] -
+                basis.book_scale[i] * static_cast<float>(basis.book[found[r] * dim + i] - kLevelCentre);
+      energy += rest[i] * rest[i];
     }
     const float scale =
         side == KvSide::kValues ? token_scale(token_scale_code(energy / static_cast<float>(dim))) : 1.0f;
     CoefficientRow& row = sample.rows.emplace_back();
     for (size_t i = 0; i < dim; ++i) {
       const int own = bits[r / step % bits.size()][i / kAtomGroup];
-      if (i < dim / 2) sample.values.push_back(y[i] / scale);
+      if (i < dim / 2) sample.values.push_back(rest[i] / scale);
       if (own < 1 || own > kMaxLevelBits) continue;
-      row.y.push_back(y[i] / scale);
+      row.y.push_back(rest[i] / scale);
       row.weights.push_back(basis.weight[i] / basis.weight[0]);
       row.bits.push_back(static_cast<uint8_t>(own));
     }

@@ -1,8 +1,9 @@
 // Dictionary: what the CSR codec knows about a model. For each layer and KV head, of keys and of values: a
-// mean, an analysis basis whose rows are the atoms, and the weight of each atom's error; for each layer,
-// quantisers of 1 to 4 bits. docs/formats/dictionary.md, docs/design/kv-codec.md.
+// mean, a book of what vectors are like, an analysis basis of what the book leaves whose rows are the atoms,
+// and the weight of each atom's error; for each layer, quantisers of 1 to 4 bits. docs/formats/dictionary.md,
+// docs/design/kv-codec.md.
 //
-// A Recipe spends a budget of bits on atoms: most atoms of a vector get none, so a code is sparse.
+// A recipe spends a budget of bits on books and atoms: most atoms of a vector get none, so a code is sparse.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +18,12 @@
 #include "frugal/llm.h"
 #include "frugal/result.h"
 #include "llm/kernel/codes.h"
+#include "llm/kv/book.h"
 #include "llm/kv/kv_cache.h"
 
 namespace frugal::llm {
 
-inline constexpr uint32_t kDictionaryVersion = 3;  // of the file
+inline constexpr uint32_t kDictionaryVersion = 4;  // of the file
 inline constexpr int kAtomGroup = 4;               // atoms that share a number of bits
 inline constexpr int kMaxLevelBits = 4;  // bits of a code with trained levels; 6 and 8 have even steps
 inline constexpr int kMaxAtomBits = 8;
@@ -29,6 +31,7 @@ inline constexpr int kMaxAtomBits = 8;
 inline constexpr std::array<uint8_t, 7> kAtomBits = {0, 1, 2, 3, 4, 6, 8};
 inline constexpr int kLevelCentre = 63;  // integer level of a coefficient of 0
 inline constexpr int kMaxCodedDim = 256;
+inline constexpr int kBookBits = 8;  // of an index of a book
 
 enum class KvSide { kKeys, kValues };
 
@@ -52,14 +55,19 @@ struct CoefficientLevels {
   std::array<float, kMaxAtomBits + 1> error{};
 };
 
-// Of one KV head, keys or values. A vector x is mean + synthesis y, and y = analysis (x - mean), with y of
-// unit variance. Keys are coded as attention reads them, after RoPE, but their mean is one before RoPE: it is
-// turned to the key's position before it is taken off. Values have none: nothing is what many of them are.
+// Of one KV head, keys or values. A vector x is mean + synthesis y, and y = analysis (x - mean). What the
+// nearest entry of the book leaves of y has unit variance, y itself that of `spread`. Keys are coded as
+// attention reads them, after RoPE, but their mean is one before RoPE: it is turned to the key's position
+// before it is taken off. Values have none: nothing is what many of them are.
 struct HeadBasis {
   std::vector<float> mean;       // [dim]
   std::vector<float> analysis;   // [dim, dim], a row an atom
   std::vector<float> synthesis;  // [dim, dim], its inverse
   std::vector<float> weight;     // [dim], descending: what a unit of squared error in a coefficient costs
+  std::vector<float> spread;     // [dim], standard deviations of y
+  // Entry e is book_scale[i] * (book[e * dim + i] - kLevelCentre) in coefficient i.
+  std::vector<uint8_t> book;      // [kBookEntries, dim], up to kLevelMax
+  std::vector<float> book_scale;  // [dim]
 };
 
 struct Dictionary {
@@ -103,10 +111,18 @@ Result<Dictionary> parse_dictionary(std::span<const std::byte> bytes, const std:
 // In one step: a full disk leaves the old file whole.
 Status write_dictionary(const Dictionary& dictionary, const std::string& path);
 
-// Bits of each group of atoms, [bases, dim / kAtomGroup], that sum to at most `bits` a channel with the least
-// weighted error: greedy, which is optimal as long as each further bit brings less than the one before. Each
-// base has an even number, so that a stream has whole bytes.
-std::vector<uint8_t> allot_bits(const Dictionary& dictionary, double bits);
+// What a recipe codes.
+struct Allotment {
+  std::vector<uint8_t> bits;   // of each group of atoms, [bases, dim / kAtomGroup]
+  std::vector<uint8_t> books;  // [bases]: 1 where the book is used
+  // What an error of the coefficients of a group costs when each is its variance.
+  static double group_cost(const Dictionary& dictionary, size_t base, size_t group, bool book);
+};
+
+// At most `bits` a channel in all with the least weighted error: a book where it lowers cost + slope * bits,
+// slope being what the last bit brings; bits of groups greedily, which is optimal as long as each further bit
+// brings less than the one before. Each base has an even number, so that a stream has whole bytes.
+Allotment allot_bits(const Dictionary& dictionary, double bits);
 
 // A cache source for csr:<bits>. kInvalidArgument for bits outside [0.25, 4]; kUnsupported head sizes.
 Result<std::shared_ptr<const KvSource>> make_csr_source(std::shared_ptr<const Dictionary> dictionary,

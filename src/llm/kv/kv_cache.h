@@ -16,7 +16,8 @@
 
 namespace frugal::llm {
 
-inline constexpr int kKvBlock = 64;   // tokens
+inline constexpr int kKvBlock = 64;         // tokens
+inline constexpr int kMaxSumsBeyond = 256;  // see KvCache::sum_width()
 inline constexpr int kKvChunk = 256;  // tokens whose softmax is computed together; a multiple of kKvBlock
 
 struct KvShape {
@@ -63,7 +64,14 @@ class KvCache {
   virtual void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                            float* scores) const = 0;
 
-  // Of the blocks of one chunk, from `block` on: out[col * padded_dim + d] += sum over t < n_tokens of
+  // Floats of a column's sums, at most padded_dim() + kMaxSumsBeyond: values in a codec's own coordinates.
+  virtual int sum_width(int layer, int head) const {
+    (void)layer;
+    (void)head;
+    return shape_.padded_dim();
+  }
+
+  // Of the blocks of one chunk, from `block` on: out[col * sum_width + d] += sum over t < n_tokens of
   // weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 * stride + col
   // * kKvBlock + t % 64]. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
   virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
@@ -79,12 +87,12 @@ class KvCache {
     return true;
   }
 
-  // What add_values() accumulated, divided by the sum of the weights, as values: in place, out [padded_dim].
-  // A codec may sum in coordinates of its own.
-  virtual void restore(int layer, int head, float* out) const {
+  // What add_values() accumulated, divided by the sum of the weights, sums [sum_width], as values, out
+  // [head_dim].
+  virtual void restore(int layer, int head, const float* sums, float* out) const {
     (void)layer;
     (void)head;
-    (void)out;
+    std::copy_n(sums, shape_.head_dim, out);
   }
 
   // Bytes in use for n_tokens tokens, all layers.

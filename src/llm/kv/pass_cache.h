@@ -29,7 +29,10 @@ class PassCache : public KvCache {
   }
   int max_rows_ahead() const override { return inner_->max_rows_ahead(); }
   bool can_rewind(int n_held, int n_past) const override { return inner_->can_rewind(n_held, n_past); }
-  void restore(int layer, int head, float* out) const override { inner_->restore(layer, head, out); }
+  int sum_width(int layer, int head) const override { return inner_->sum_width(layer, head); }
+  void restore(int layer, int head, const float* sums, float* out) const override {
+    inner_->restore(layer, head, sums, out);
+  }
   uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
   uint64_t save_bytes(int n) const override { return inner_->save_bytes(n); }
   void save(int n, std::byte* image) const override { inner_->save(n, image); }

@@ -16,6 +16,8 @@
 namespace frugal::llm {
 namespace {
 
+// Floats that a query's form for a codec may have.
+constexpr size_t codec_floats(size_t dim) { return 2 * dim + 256; }
 constexpr int kTileRows = 16;                      // query rows of an attention tile
 constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
 
@@ -89,15 +91,16 @@ Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int m
   FRUGAL_TRY_STATUS(floats(s.angles_, rows * static_cast<size_t>(config.n_rot)));
   FRUGAL_TRY_STATUS(floats(s.angles_window_, rows * static_cast<size_t>(config.n_rot)));
 
-  // Per thread: queries, total and part states, scores; and twice as many bytes as queries have floats for a
-  // codec's form of them.
+  // Per thread: queries, total and part states, scores; and for a codec's form of queries half as many floats
+  // as products with a book, and twice as many as queries have.
   const size_t dim = round_up(static_cast<size_t>(config.head_dim), 16);
   const size_t n_cols = static_cast<size_t>(kTileRows) * static_cast<size_t>(config.group());
-  s.attention_stride_ =
-      round_up(n_cols * (dim * 5 + 4) + attention_scratch_floats(static_cast<int>(n_cols)), 1024);
+  s.attention_stride_ = round_up(n_cols * (dim * 3 + codec_floats(dim) + 2 * kMaxSumsBeyond + 4) +
+                                     attention_scratch_floats(static_cast<int>(n_cols)),
+                                 1024);
   FRUGAL_TRY_STATUS(floats(s.attention_, threads * s.attention_stride_));
   const size_t n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
-  s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + 2));
+  s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
   FRUGAL_TRY_STATUS(floats(s.parts_, s.part_capacity_));
   return s;
 }
@@ -289,9 +292,10 @@ class ForwardPass {
     };
     TileScratch t;
     t.q = take(n_cols * dim);
-    t.codec = reinterpret_cast<std::byte*>(take(n_cols * dim * 2));
-    t.total = {take(n_cols), take(n_cols), take(n_cols * dim)};
-    t.part = {take(n_cols), take(n_cols), take(n_cols * dim)};
+    t.codec = reinterpret_cast<std::byte*>(take(n_cols * codec_floats(dim)));
+    const size_t width = dim + kMaxSumsBeyond;
+    t.total = {take(n_cols), take(n_cols), take(n_cols * width)};
+    t.part = {take(n_cols), take(n_cols), take(n_cols * width)};
     t.scores = at;
     return t;
   }
@@ -322,8 +326,7 @@ class ForwardPass {
       const int row = col / tile.group, head = tile.kv_head * tile.group + col % tile.group;
       float* to =
           s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim;
-      finish_column(state, col, tile.cache->shape().padded_dim(), config_.head_dim, to);
-      tile.cache->restore(tile.layer, tile.kv_head, to);
+      finish_column(tile, state, col, to);
     }
   }
 
@@ -348,14 +351,15 @@ class ForwardPass {
     }
   }
 
+  static int width_of(const AttentionTile& tile) { return tile.cache->sum_width(tile.layer, tile.kv_head); }
+
   void attend(int layer) {
-    const int dim = (config_.head_dim + 15) / 16 * 16;
     size_t n_tiles = 0, n_part_floats = 0;
     for_each_tile(layer, [&](const BatchSpan&, const AttentionTile& tile, int) {
       const ChunkRange chunks = visible_chunks(tile);
       ++n_tiles;
       n_part_floats +=
-          static_cast<size_t>((chunks.last - chunks.first) * tile.n_rows * tile.group * (dim + 2));
+          static_cast<size_t>((chunks.last - chunks.first) * tile.n_rows * tile.group * (width_of(tile) + 2));
     });
     const TileScratch t = tile_scratch();
     if (n_tiles >= 4 * static_cast<size_t>(member_.size) || member_.size == 1 ||
@@ -365,11 +369,11 @@ class ForwardPass {
         // Later rows see more: dealing tiles out in turn balances the members.
         if (tile_idx++ % static_cast<size_t>(member_.size) != static_cast<size_t>(member_.idx)) return;
         const KvQueries queries = gather(span, tile, first_row, t);
-        clear_state(t.total, 0, queries.n_cols, dim);
+        clear_state(t.total, 0, queries.n_cols, width_of(tile));
         const ChunkRange chunks = visible_chunks(tile);
         for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
           attend_chunk(tile, queries, chunk, t.part, t.scores);
-          merge_state(t.total, t.part, 0, queries.n_cols, dim);
+          merge_state(t.total, t.part, 0, queries.n_cols, width_of(tile));
         }
         finish(span, tile, first_row, t.total, 0, queries.n_cols);
       });
@@ -385,7 +389,7 @@ class ForwardPass {
         bool gathered = false;
         KvQueries queries;
         for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
-          const AttentionState state = part_state(at, tile.n_rows * tile.group, dim);
+          const AttentionState state = part_state(at, tile.n_rows * tile.group, width_of(tile));
           const int n_blocks = visible_blocks(tile, chunk);
           if ((n_blocks == kKvChunk / kKvBlock) != whole || !dealer.mine(n_blocks * tile.n_rows)) continue;
           if (!gathered) queries = gather(span, tile, first_row, t);
@@ -400,9 +404,9 @@ class ForwardPass {
       const int n_cols = tile.n_rows * tile.group;
       const auto mine = member_.share(static_cast<size_t>(n_cols));
       const int first = static_cast<int>(mine.begin), last = static_cast<int>(mine.end);
-      clear_state(t.total, first, last, dim);
+      clear_state(t.total, first, last, width_of(tile));
       for (int chunk = chunks.first; chunk < chunks.last; ++chunk)
-        merge_state(t.total, part_state(part, n_cols, dim), first, last, dim);
+        merge_state(t.total, part_state(part, n_cols, width_of(tile)), first, last, width_of(tile));
       finish(span, tile, first_row, t.total, first, last);
     });
   }
@@ -427,9 +431,9 @@ class ForwardPass {
   };
 
   // The next chunk's state within the parts; advances `at`.
-  static AttentionState part_state(float*& at, int n_cols, int dim) {
+  static AttentionState part_state(float*& at, int n_cols, int width) {
     const AttentionState state{at, at + n_cols, at + 2 * n_cols};
-    at += static_cast<size_t>(n_cols) * static_cast<size_t>(dim + 2);
+    at += static_cast<size_t>(n_cols) * static_cast<size_t>(width + 2);
     return state;
   }
 

@@ -248,6 +248,48 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
   }
 }
 
+TEST(Codes, EverySetLooksUpBooksAlike) {
+  Rng rng(12);
+  constexpr size_t kStride = 21, kBlocks = 3, kWeightStride = 7 * kCodeBlock, kBinStride = kBookEntries + 5;
+  std::vector<std::byte> indices(4 * kBlocks * kStride);
+  for (std::byte& index : indices) index = static_cast<std::byte>(rng.below(256));
+  const auto index_of = [&](size_t t) { return static_cast<size_t>(indices[t / 16 * kStride + t % 16]); };
+  for (const size_t n_cols : {size_t{1}, size_t{2}, size_t{3}, size_t{7}}) {
+    std::vector<float> products(n_cols * kBookEntries), w(kBlocks * kWeightStride);
+    for (float& x : products) x = static_cast<float>(rng.normal());
+    for (float& x : w) x = static_cast<float>(rng.uniform());
+    std::vector<float> first, first_bins;
+    for (const char* name : {"generic", "avx2", "avx512"}) {
+      const CodeKernels* set = find_code_kernels(name);
+      if (set == nullptr) continue;
+      SCOPED_TRACE(name);
+      std::vector<int16_t> tables(products.size());
+      std::vector<float> scales(n_cols), y(n_cols * kCodeBlock, 0.25f), bins(n_cols * kBinStride, 0.5f);
+      for (size_t c = 0; c < n_cols; ++c)
+        scales[c] = set->quantize_products(&products[c * kBookEntries], &tables[c * kBookEntries]);
+      set->add_products(indices.data(), kStride, tables.data(), n_cols, scales.data(), y.data(), kCodeBlock);
+      set->add_to_bins(indices.data(), kStride, 5, kBlocks, w.data(), kWeightStride, n_cols, bins.data(),
+                       kBinStride);
+      if (first.empty()) first = y, first_bins = bins;
+      EXPECT_EQ(y, first);
+      EXPECT_EQ(bins, first_bins);
+      for (size_t c = 0; c < n_cols; ++c) {
+        for (size_t t = 0; t < kCodeBlock; ++t) {  // half of a step, and rounding of floats
+          ASSERT_NEAR(y[c * kCodeBlock + t], 0.25f + products[c * kBookEntries + index_of(t)],
+                      0.51f * scales[c] + 1e-6f);
+        }
+        std::vector<float> expected(kBinStride, 0.5f);
+        for (size_t t = 5; t < kBlocks * kCodeBlock; ++t)
+          expected[index_of(t)] += w[t / kCodeBlock * kWeightStride + c * kCodeBlock + t % kCodeBlock];
+        for (size_t e = 0; e < kBinStride; ++e) ASSERT_EQ(bins[c * kBinStride + e], expected[e]);
+      }
+      std::vector<float> bad(kBookEntries, 1.0f);
+      bad[200] = n_cols == 1 ? INFINITY : std::nanf("");
+      EXPECT_TRUE(std::isnan(set->quantize_products(bad.data(), tables.data())));
+    }
+  }
+}
+
 TEST(Codes, EverySetUnfoldsABlockFromItsMiddle) {
   Rng rng(6);
   for (const char* name : {"generic", "avx2", "avx512"}) {

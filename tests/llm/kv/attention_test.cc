@@ -56,7 +56,7 @@ class Filled {
     }
     std::vector<float> out(n * static_cast<size_t>(setting_.head_dim));
     for (int col = 0; col < n_cols; ++col)
-      finish_column(total, col, dim, setting_.head_dim, &out[static_cast<size_t>(col * setting_.head_dim)]);
+      finish_column(tile, total, col, &out[static_cast<size_t>(col * setting_.head_dim)]);
     return out;
   }
 

@@ -44,15 +44,34 @@ struct Filled {
     const SidePlan& of = plan.side(0, side, head);
     const LevelPlan& levels = plan.levels_of(0, side);
     std::vector<double> out(mean.begin(), mean.end());
-    std::vector<double> y(static_cast<size_t>(4 * of.n_groups), 0.0);
+    const auto books = [&](size_t entry, size_t a) {
+      return static_cast<double>(basis.book_scale[a]) * (basis.book[entry * kDim + a] - kLevelCentre);
+    };
+    std::vector<float> y(kDim);  // coefficients, of unit variance where there is no book
+    for (size_t a = 0; a < kDim; ++a) {
+      double coefficient = 0;
+      for (size_t i = 0; i < kDim; ++i)
+        coefficient +=
+            static_cast<double>(basis.analysis[a * kDim + i]) * static_cast<double>(x[i] - mean[i]);
+      y[a] = static_cast<float>(of.book.empty() ? coefficient / static_cast<double>(basis.spread[a])
+                                                : coefficient);
+    }
+    const auto add = [&](double coefficient, size_t a) {
+      if (of.book.empty()) coefficient *= static_cast<double>(basis.spread[a]);
+      for (size_t i = 0; i < kDim; ++i)
+        out[i] += coefficient * static_cast<double>(basis.synthesis[i * kDim + a]);
+    };
+    if (!of.book.empty()) {
+      const auto entry = static_cast<size_t>(of.book.nearest(y.data()));
+      for (size_t a = 0; a < kDim; ++a) {
+        add(books(entry, a), a);
+        y[a] -= static_cast<float>(books(entry, a));
+      }
+    }
     double energy = 0, n = 0;
-    for (int a = 0; a < 4 * of.n_groups; ++a) {
-      if (of.bits[static_cast<size_t>(a / 4)] == 0) continue;
-      double& coefficient = y[static_cast<size_t>(a)];
-      for (int i = 0; i < kDim; ++i)
-        coefficient += static_cast<double>(basis.analysis[static_cast<size_t>(a * kDim + i)]) *
-                       (x[i] - mean[static_cast<size_t>(i)]);
-      energy += coefficient * coefficient;
+    for (size_t a = 0; a < 4 * static_cast<size_t>(of.n_groups); ++a) {
+      if (of.bits[a / 4] == 0) continue;
+      energy += static_cast<double>(y[a]) * static_cast<double>(y[a]);
       n += 1;
     }
     const double scale =
@@ -60,8 +79,9 @@ struct Filled {
             ? static_cast<double>(token_scale(token_scale_code(static_cast<float>(energy / n))))
             : 1;
     std::vector<float> scaled;
-    for (const double coefficient : y) scaled.push_back(static_cast<float>(coefficient / scale));
-    std::vector<uint8_t> codes(y.size());
+    for (int a = 0; a < 4 * of.n_groups; ++a)
+      scaled.push_back(static_cast<float>(static_cast<double>(y[static_cast<size_t>(a)]) / scale));
+    std::vector<uint8_t> codes(scaled.size());
     code_token(of, levels, scaled.data(), codes.data());
     int window = 0;  // the bits of a code and of those after it
     for (int a = 4 * of.n_groups - 1; a >= 0; --a) {
@@ -70,11 +90,8 @@ struct Filled {
       window = (window << bits | codes[static_cast<size_t>(a)]) % kWindows;
       const int place = bits == 8 ? codes[static_cast<size_t>(a)]
                                   : levels.table[static_cast<size_t>(kWindows * bits + window)];
-      const double level =
-          scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) * (place - kLevelCentre);
-      for (int i = 0; i < kDim; ++i)
-        out[static_cast<size_t>(i)] +=
-            level * static_cast<double>(basis.synthesis[static_cast<size_t>(i * kDim + a)]);
+      add(scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) * (place - kLevelCentre),
+          static_cast<size_t>(a));
     }
     return out;
   }
@@ -124,38 +141,92 @@ TEST(CsrCache, ScoresAreThoseOfTheDecodedKeys) {
   }
 }
 
-// Weights are rounded to 14 bits of the largest.
+// Weights, and their sums over a book's entries, are rounded to 14 bits of the largest.
 TEST(CsrCache, SumsAreThoseOfTheDecodedValues) {
-  const Filled f(1, 2);
-  const auto q = queries_of(kGroup);
-  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
-  const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
-  Rng rng(5);
-  std::vector<float> weights(kGroup * kKvBlock), out(kGroup * kDim), spare(kGroup * kKvBlock);
-  for (float& w : weights) w = static_cast<float>(rng.uniform() * rng.uniform());
-  double sum[kGroup] = {};
-  for (int col = 0; col < kGroup; ++col) {
-    for (int t = 0; t < kKvBlock; ++t) sum[col] += weights[static_cast<size_t>(col * kKvBlock + t)];
-  }
-  f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), kGroup * kKvBlock, out.data(),
-                      spare.data());
-  for (int col = 0; col < kGroup; ++col) {
-    float* row = &out[static_cast<size_t>(col * kDim)];
-    for (int i = 0; i < kDim; ++i) row[i] /= static_cast<float>(sum[col]);
-    f.cache->restore(0, 0, row);
-    std::vector<double> expected(kDim, 0.0);
-    for (int t = 0; t < kKvBlock; ++t) {
-      const auto v = f.decoded(KvSide::kValues, 0, 2 * kKvBlock + t);
-      for (size_t i = 0; i < kDim; ++i)
-        expected[i] += weights[static_cast<size_t>(col * kKvBlock + t)] / sum[col] * v[i];
+  for (const uint64_t seed : {1, 2}) {  // without a book and with one
+    const Filled f(seed, 2);
+    const auto width = static_cast<size_t>(f.cache->sum_width(0, 0));
+    EXPECT_EQ(width, kDim + (seed == 1 ? 0 : kBookEntries));
+    const auto q = queries_of(kGroup);
+    std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+    const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+    Rng rng(5);
+    std::vector<float> weights(kGroup * kKvBlock), out(kGroup * width), spare(kGroup * kKvBlock);
+    for (float& w : weights) w = static_cast<float>(rng.uniform() * rng.uniform());
+    double sum[kGroup] = {};
+    for (int col = 0; col < kGroup; ++col) {
+      for (int t = 0; t < kKvBlock; ++t) sum[col] += weights[static_cast<size_t>(col * kKvBlock + t)];
     }
-    for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(row[i], expected[i], 2e-3);
+    f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), kGroup * kKvBlock, out.data(),
+                        spare.data());
+    for (int col = 0; col < kGroup; ++col) {
+      float* sums = &out[static_cast<size_t>(col) * width];
+      for (size_t i = 0; i < width; ++i) sums[i] /= static_cast<float>(sum[col]);
+      float row[kDim];
+      f.cache->restore(0, 0, sums, row);
+      std::vector<double> expected(kDim, 0.0);
+      for (int t = 0; t < kKvBlock; ++t) {
+        const auto v = f.decoded(KvSide::kValues, 0, 2 * kKvBlock + t);
+        for (size_t i = 0; i < kDim; ++i)
+          expected[i] += weights[static_cast<size_t>(col * kKvBlock + t)] / sum[col] * v[i];
+      }
+      for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(row[i], expected[i], 2e-3);
+    }
+  }
+}
+
+TEST(CsrCache, BooksAreUsedWhereTheyPay) {
+  const Filled f(1, 2);
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {  // as tiny_dictionary says
+    EXPECT_TRUE(f.plan.side(0, side, 0).book.empty());
+    EXPECT_FALSE(f.plan.side(0, side, 1).book.empty());
+  }
+}
+
+// Against doubles, entry by entry.
+TEST(CsrCache, BooksFindMultiplyAndSum) {
+  const Dictionary d = test::tiny_dictionary(1, 1, kHeads, kDim);
+  const HeadBasis& basis = d.basis(0, KvSide::kKeys, 1);
+  const CodeBook book(basis.book, basis.book_scale, basis.weight);
+  const auto entry = [&](size_t e, size_t i) {
+    return static_cast<double>(basis.book_scale[i]) * (basis.book[e * kDim + i] - kLevelCentre);
+  };
+  Rng rng(8);
+  for (int round = 0; round < 20; ++round) {
+    std::vector<float> y(kDim), products(kBookEntries), sums(kBookEntries), added(kDim, 0.5f);
+    for (float& x : y) x = static_cast<float>(rng.normal());
+    for (float& x : sums) x = static_cast<float>(rng.uniform() * rng.uniform());
+    book.products(y.data(), products.data());
+    book.add_sums(sums.data(), added.data());
+    std::vector<double> errors(kBookEntries, 0.0), expected(kDim, 0.5);
+    double size = 0;
+    for (const float x : y) size = std::max(size, std::fabs(static_cast<double>(x)));
+    for (size_t e = 0; e < kBookEntries; ++e) {
+      double product = 0;
+      for (size_t i = 0; i < kDim; ++i) {
+        const double off = static_cast<double>(y[i]) - entry(e, i);
+        errors[e] += static_cast<double>(basis.weight[i]) * off * off;
+        product += static_cast<double>(y[i]) * entry(e, i);
+        expected[i] += static_cast<double>(sums[e]) * entry(e, i);
+      }
+      // y to half a step of 1 / 127 of its largest, 32 of them against entries of at most 1.9.
+      EXPECT_NEAR(products[e], product, 32 * 1.9 * size / 254);
+    }
+    // Sums to half a step of 1 / 32000 of the largest, 256 of them.
+    for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(added[i], expected[i], 256 * 1.9 / 64000);
+    // As good as the best but for what y is rounded by: of weights that sum to 4.1, twice.
+    const auto found = static_cast<size_t>(book.nearest(y.data()));
+    EXPECT_LE(errors[found], *std::min_element(errors.begin(), errors.end()) + 4 * 4.1 * 1.9 * size / 254);
+    std::vector<float> left = y;
+    book.subtract(static_cast<int>(found), left.data());
+    for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(left[i], static_cast<double>(y[i]) - entry(found, i), 1e-6);
   }
 }
 
 // A tile whose rows stand on both sides of the place where a block stops being whole.
 TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
   const Filled f(2, 2);
+  const auto width = static_cast<size_t>(f.cache->sum_width(0, 0));
   const int n_rows = 16, first = 2 * kKvBlock + 2 * kKvBlock - 7,
             n_cols = n_rows * kGroup;  // block 2 straddles
   const auto q = queries_of(n_cols);
@@ -163,7 +234,7 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
   const KvQueries tile{n_cols, q.data(), scratch.data(), first, kGroup};
   f.cache->prepare(0, 0, tile);
   std::vector<float> scores(static_cast<size_t>(n_cols * kKvBlock)), weights(scores.size()),
-      spare(scores.size()), out(static_cast<size_t>(n_cols * kDim));
+      spare(scores.size()), out(static_cast<size_t>(n_cols) * width);
   Rng rng(6);
   for (float& w : weights) w = static_cast<float>(rng.uniform());
   for (const int block : {0, 2}) {
@@ -176,14 +247,14 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
       const KvQueries alone{kGroup, &q[static_cast<size_t>(row * kGroup * kDim)], own.data(), first + row,
                             kGroup};
       f.cache->prepare(0, 0, alone);
-      std::vector<float> a(kGroup * kKvBlock), b(kGroup * kDim);
+      std::vector<float> a(kGroup * kKvBlock), b(kGroup * width);
       f.cache->score_block(0, 0, block, kKvBlock, alone, a.data());
       f.cache->add_values(0, 0, block, kKvBlock, alone,
                           &weights[static_cast<size_t>(row * kGroup * kKvBlock)], weights.size(), b.data(),
                           spare.data());
       EXPECT_EQ(std::memcmp(a.data(), &scores[static_cast<size_t>(row * kGroup * kKvBlock)], a.size() * 4), 0)
           << row;
-      EXPECT_EQ(std::memcmp(b.data(), &out[static_cast<size_t>(row * kGroup * kDim)], b.size() * 4), 0)
+      EXPECT_EQ(std::memcmp(b.data(), &out[static_cast<size_t>(row * kGroup) * width], b.size() * 4), 0)
           << row;
     }
   }
@@ -220,7 +291,7 @@ TEST(CsrCache, TakesNumbersThatAreNotFinite) {
   std::vector<std::byte> scratch(f.cache->query_scratch_bytes(2));
   const KvQueries queries{2, q.data(), scratch.data(), kTokens - 1, 2};
   f.cache->prepare(0, 0, queries);
-  std::vector<float> scores(2 * kKvBlock), out(2 * kDim), spare(2 * kKvBlock);
+  std::vector<float> scores(2 * kKvBlock), out(2 * (kDim + kBookEntries)), spare(2 * kKvBlock);
   f.cache->score_block(0, 0, 2, kKvBlock, queries, scores.data());
   f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), scores.size(), out.data(), spare.data());
   EXPECT_TRUE(std::isnan(scores[0]));  // it shows

@@ -33,6 +33,9 @@ TEST(Dictionary, ComesBackAsItWasWritten) {
     EXPECT_EQ(back->bases[i].mean, d.bases[i].mean);
     EXPECT_EQ(back->bases[i].analysis, d.bases[i].analysis);
     EXPECT_EQ(back->bases[i].synthesis, d.bases[i].synthesis);
+    EXPECT_EQ(back->bases[i].spread, d.bases[i].spread);
+    EXPECT_EQ(back->bases[i].book, d.bases[i].book);
+    EXPECT_EQ(back->bases[i].book_scale, d.bases[i].book_scale);
   }
   EXPECT_EQ(make_csr_source(std::make_shared<Dictionary>(d), 2).value()->content_hash(),
             make_csr_source(std::make_shared<Dictionary>(*back), 2).value()->content_hash());
@@ -51,6 +54,9 @@ TEST(Dictionary, EveryDamageIsSeen) {
   std::string newer = good;
   newer[8] = static_cast<char>(kDictionaryVersion + 1);
   EXPECT_EQ(parse(newer).error().code, ErrorCode::kUnsupported);
+  newer[8] = 3;  // from before there were books
+  EXPECT_EQ(parse(newer).error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(parse(newer).error().message.find("version 3"), std::string::npos);
 }
 
 TEST(Dictionary, OfAnotherModelIsRefused) {
@@ -68,13 +74,16 @@ TEST(Dictionary, OfAnotherModelIsRefused) {
 TEST(Dictionary, BitsGoWhereTheyBringMost) {
   const Dictionary d = test::tiny_dictionary(4, 1, 1, 32);
   for (const double bits : {0.5, 1.0, 2.6, 4.0}) {
-    const auto allotted = allot_bits(d, bits);
-    // A scale of a token's values has kScaleBits, a group's further bits come by one or two.
-    const int given = std::accumulate(allotted.begin(), allotted.end(), 0),
-              budget =
-                  static_cast<int>(bits * static_cast<double>(allotted.size())) - kScaleBits / kAtomGroup;
+    const auto [allotted, books] = allot_bits(d, bits);
+    // A scale of a token's values has kScaleBits, a group's further bits come by one or two of each atom.
+    const int given = kAtomGroup * std::accumulate(allotted.begin(), allotted.end(), 0) +
+                      kBookBits * std::accumulate(books.begin(), books.end(), 0),
+              budget = static_cast<int>(bits * 64) - kScaleBits;
     EXPECT_LE(given, budget);
-    EXPECT_GE(given, budget - 1);
+    EXPECT_GT(given, budget - 2 * kAtomGroup);
+    // As tiny_dictionary's spreads say: the one leaves a sixth of the cost, the other 98 %.
+    EXPECT_EQ(books[0], 1);
+    EXPECT_EQ(books[1], 0);
     // Weights fall within a basis, and so do bits.
     for (size_t base = 0; base < 2; ++base) {
       for (size_t g = 1; g < 8; ++g) EXPECT_LE(allotted[base * 8 + g], allotted[base * 8 + g - 1]);
@@ -83,8 +92,8 @@ TEST(Dictionary, BitsGoWhereTheyBringMost) {
 }
 
 // Keys along one channel of a pair that hardly turns within the text of training, and by 1.6 radians in the
-// context. Quantisers expect coefficients of variance 1: trained where the text stands alone, those of the
-// pair's other channel have hundreds.
+// context. Quantisers expect coefficients of variance 1 over the spread: trained where the text stands alone,
+// those of the pair's other channel have tens.
 TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
   constexpr int kText = 1100, kContext = 16000, kDim = 32;
   Dictionary empty;
@@ -122,13 +131,53 @@ TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
         for (int j = 0; j < kDim; ++j)
           y += static_cast<double>(basis.analysis[static_cast<size_t>(i * kDim + j)]) *
                static_cast<double>(k[j] - mean[j]);
+        y /= static_cast<double>(basis.spread[static_cast<size_t>(i)]);
         sums[i] += y * y / 1000;
       }
     }
     return *std::max_element(sums, sums + kDim);
   };
   EXPECT_LT(largest(kContext), 6);
-  EXPECT_GT(largest(kText), 100);
+  EXPECT_GT(largest(kText), 20);
+}
+
+// Values that are one of eight vectors and a little noise: the book knows the vectors, and the spread tells.
+TEST(Dictionary, BooksLearnWhatVectorsAreLike) {
+  constexpr int kText = 1100, kDim = 32;
+  constexpr double kNoise = 0.05;
+  Dictionary empty;
+  empty.n_layers = empty.n_kv_heads = 1;
+  empty.head_dim = empty.n_rot = kDim;
+  empty.turns.assign(kDim / 2, 0.1f);
+  DictionaryTrainer trainer(empty, kText, kText);
+  const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();
+  trainer.begin_text(kText);
+  Rng rng(3);
+  std::vector<std::vector<double>> kinds(8, std::vector<double>(kDim));
+  for (auto& kind : kinds) {
+    for (double& x : kind) x = rng.normal();
+  }
+  for (int t = 0; t < kText; ++t) {
+    float k[kDim], v[kDim];
+    const auto& kind = kinds[rng.below(8)];
+    for (size_t i = 0; i < kDim; ++i) {
+      k[i] = static_cast<float>(rng.normal());
+      v[i] = static_cast<float>(kind[i] + kNoise * rng.normal());
+    }
+    cache->store(0, t, k, v);
+  }
+  const Dictionary d = trainer.fit(1, {}).value();
+  const auto energy = [&](KvSide side) {  // of coefficients, over what the book leaves
+    double sum = 0;
+    for (const float spread : d.basis(0, side, 0).spread)
+      sum += static_cast<double>(spread) * static_cast<double>(spread) / kDim;
+    return sum;
+  };
+  // 1 / kNoise^2 = 400 times what is left, and more as some of the 256 entries learn noise.
+  EXPECT_GT(energy(KvSide::kValues), 400);
+  EXPECT_LT(energy(KvSide::kKeys), 10);
+  const Allotment allotted = allot_bits(d, 1);
+  EXPECT_EQ(allotted.books[1], 1);
 }
 
 // Of a model whose keys or values are no numbers somewhere; and of a text of no tokens.

@@ -1,0 +1,111 @@
+#include "llm/kv/csr_book.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "llm/kernel/codes.h"
+
+namespace frugal::llm {
+namespace {
+
+constexpr size_t kBlocks = kBookEntries / kCodeBlock;
+static_assert(kBlocks <= kMaxValueBlocks);
+
+// Bits of each group of an entry.
+const uint8_t* all_eight() {
+  static const std::vector<uint8_t> eights(kMaxGroups, 8);
+  return eights.data();
+}
+
+}  // namespace
+
+float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
+  float largest = 0;
+  bool finite = true;
+  for (int i = 0; i < n; ++i) {
+    largest = std::max(largest, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  *sum = 0;
+  if (!finite || largest == 0) {
+    std::memset(q, 0, static_cast<size_t>(n));
+    return finite ? 0.0f : std::nanf("");
+  }
+  const float inverse = 127.0f / largest;
+  int32_t total = 0;
+  for (int i = 0; i < n; ++i) {
+    const float scaled = x[i] * inverse;
+    const int value = static_cast<int>(scaled + (scaled >= 0 ? 0.5f : -0.5f));
+    q[i] = static_cast<int8_t>(value);
+    total += value;
+  }
+  *sum = total;
+  return largest / 127.0f;
+}
+
+CodeBook::CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale,
+                   const std::vector<float>& weights)
+    : panels_(levels.size() + 64), scale_(std::move(scale)), half_squares_(kBookEntries, 0.0f) {
+  const int n_bits = 8 * static_cast<int>(dim());
+  for (size_t e = 0; e < kBookEntries; ++e) {
+    uint32_t words[kMaxStreamWords] = {};
+    for (size_t i = 0; i < dim(); ++i) {
+      const uint8_t level = levels[e * dim() + i];
+      words[i / 4] |= static_cast<uint32_t>(level) << (8 * (i % 4));
+      const float x = scale_[i] * static_cast<float>(level - kLevelCentre);
+      half_squares_[e] += 0.5f * weights[i] * x * x;
+    }
+    put_stream(&panels_[e / 16 * 16 * dim()], n_bits, static_cast<int>(e % 16), words);
+  }
+  for (size_t i = 0; i < dim(); ++i) weighted_scale_.push_back(weights[i] * scale_[i]);
+}
+
+void CodeBook::multiply(const float* x, float* products) const {
+  int8_t q[kMaxCodedDim];
+  int32_t zero;
+  const float scale = quantize_column(x, static_cast<int>(dim()), q, &zero);
+  zero *= kLevelCentre;
+  for (size_t block = 0; block < kBlocks; ++block) {
+    code_kernels().dot_keys(&panels_[block * kCodeBlock * dim()], 16 * dim(), all_eight(), dim() / 4, nullptr,
+                            q, 1, &zero, &scale, products + block * kCodeBlock, kCodeBlock);
+  }
+}
+
+int CodeBook::nearest(const float* y) const {
+  alignas(64) float x[kMaxCodedDim], gains[kBookEntries];
+  for (size_t i = 0; i < dim(); ++i) x[i] = y[i] * weighted_scale_[i];
+  for (size_t e = 0; e < kBookEntries; ++e) gains[e] = -half_squares_[e];
+  multiply(x, gains);
+  return static_cast<int>(largest_of(gains, kBookEntries));
+}
+
+void CodeBook::subtract(int entry, float* y) const {
+  const std::byte* panel = &panels_[static_cast<size_t>(entry) / 16 * 16 * dim()];
+  const std::byte* at = panel + 4 * (entry % 16);
+  for (size_t i = 0; i < dim(); ++i)
+    y[i] -= scale_[i] * static_cast<float>(static_cast<int>(at[64 * (i / 4) + i % 4]) - kLevelCentre);
+}
+
+void CodeBook::products(const float* y, float* products) const {
+  alignas(64) float x[kMaxCodedDim];
+  for (size_t i = 0; i < dim(); ++i) x[i] = y[i] * scale_[i];
+  std::fill_n(products, kBookEntries, 0.0f);
+  multiply(x, products);
+}
+
+void CodeBook::add_sums(const float* sums, float* y) const {
+  alignas(64) int16_t weights[kBlocks * kWeightWidth];
+  alignas(64) float ones[kBookEntries], out[kMaxCodedDim] = {};
+  std::fill_n(ones, kBookEntries, 1.0f);
+  int32_t zero;
+  const float scale = code_kernels().quantize_weights(sums, kCodeBlock, ones, kBlocks, weights, &zero);
+  zero = static_cast<int32_t>(static_cast<uint32_t>(zero) * kLevelCentre);
+  float level_scales[kMaxAtomBits + 1] = {};
+  level_scales[8] = 1;
+  code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, all_eight(), dim() / 4, nullptr,
+                            level_scales, weights, 1, &zero, &scale, out, kMaxCodedDim);
+  for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * out[i];
+}
+
+}  // namespace frugal::llm

@@ -1,0 +1,43 @@
+// The book of a head's coefficients in the form that the CSR cache reads: its entries stand as four blocks of
+// tokens with codes of 8 bits (llm/kernel/codes.h), so that the kernels of keys multiply a query with all of
+// them, and those of values sum them by weight.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "llm/kv/dictionary.h"
+
+namespace frugal::llm {
+
+// x as integers of at most 127 in size times the returned scale; not finite: zeros, and a scale that is NaN.
+float quantize_column(const float* x, int n, int8_t* q, int32_t* sum);
+
+class CodeBook {
+ public:
+  CodeBook() = default;  // none
+  // `scale` [dim]: what each coefficient of an entry's level is worth; weights [dim] as in HeadBasis.
+  CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale, const std::vector<float>& weights);
+
+  bool empty() const { return scale_.empty(); }
+  // The entry of least weighted squared error to y [dim], as far as integers tell.
+  int nearest(const float* y) const;
+  // y [dim] less an entry.
+  void subtract(int entry, float* y) const;
+  // products [kBookEntries] of y [dim] with all entries.
+  void products(const float* y, float* products) const;
+  // y [dim] += sum over entries of sums [kBookEntries] times them; sums are >= 0.
+  void add_sums(const float* sums, float* y) const;
+
+ private:
+  size_t dim() const { return scale_.size(); }
+  // products[e] += (x times entry e's levels, x whole), in units of x's scale.
+  void multiply(const float* x, float* products) const;
+
+  std::vector<std::byte> panels_;              // kBookEntries / 16 of them, and 64 bytes
+  std::vector<float> scale_, weighted_scale_;  // [dim]
+  std::vector<float> half_squares_;            // [kBookEntries], in the metric of the weights
+};
+
+}  // namespace frugal::llm
