@@ -105,9 +105,11 @@ struct CodeKernels {
   // of the first n_fast pairs, whose powers are 0, and the odd terms. n_pairs is a multiple of 16.
   void (*turn_factors)(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
                        const float* powers, float* x);
-  // A block's sums from the even and the odd part at the 32 offsets after its middle: y[c * kCodeBlock + t] =
-  // even[c * 32 + t - 32] + odd[...] in the second half, and mirrored, even - odd, in the first.
-  void (*unfold)(const float* even, const float* odd, size_t n_cols, float* y);
+  // The scores of a block: even and odd parts at the 32 offsets after its middle are sums over rows of x
+  // [n_cols, n_even + n_odd] times tables [2, rows, 16]; y[c * kCodeBlock + t] = even + odd in the second
+  // half, and mirrored, even - odd, in the first.
+  void (*turned_scores)(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
+                        size_t n_odd, float* y);
 };
 
 const CodeKernels& code_kernels();

@@ -36,12 +36,24 @@ inline void turn_factors(const float* factors, const float* middle, size_t n_pai
   }
 }
 
-// See CodeKernels::unfold.
-inline void unfold(const float* even, const float* odd, size_t n_cols, float* y) {
+// See CodeKernels::turned_scores.
+inline void turned_scores(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
+                          size_t n_odd, float* y) {
   constexpr size_t kHalf = kCodeBlock / 2;
-  for (size_t c = 0; c < n_cols; ++c, even += kHalf, odd += kHalf, y += kCodeBlock) {
-    for (size_t i = 0; i < kHalf; ++i) y[kHalf + i] = even[i] + odd[i];
-    for (size_t i = 0; i < kHalf; ++i) y[kHalf - 1 - i] = even[i] - odd[i];
+  const auto sums = [](const float* factors, const float* table, size_t n_rows, float* out) {
+    for (size_t i = 0; i < kHalf; i += 16, out += 16) {
+      for (size_t lane = 0; lane < 16; ++lane) out[lane] = 0;
+      for (size_t row = 0; row < n_rows; ++row, table += 16) {
+        for (size_t lane = 0; lane < 16; ++lane) out[lane] += factors[row] * table[lane];
+      }
+    }
+  };
+  alignas(64) float evens[kHalf], odds[kHalf];
+  for (size_t c = 0; c < n_cols; ++c, x += n_even + n_odd, y += kCodeBlock) {
+    sums(x, even, n_even, evens);
+    sums(x + n_even, odd, n_odd, odds);
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf + i] = evens[i] + odds[i];
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf - 1 - i] = evens[i] - odds[i];
   }
 }
 

@@ -363,16 +363,44 @@ void turn_factors_512(const float* factors, const float* middle, size_t n_pairs,
   _mm_storeh_pi(reinterpret_cast<__m64*>(odd + n_fast), four);
 }
 
-void unfold_512(const float* even, const float* odd, size_t n_cols, float* y) {
-  const __m512i mirror = _mm512_set_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (size_t c = 0; c < n_cols; ++c, even += 32, odd += 32, y += kCodeBlock) {
-    const __m512 e0 = _mm512_loadu_ps(even), e1 = _mm512_loadu_ps(even + 16);
-    const __m512 o0 = _mm512_loadu_ps(odd), o1 = _mm512_loadu_ps(odd + 16);
-    _mm512_storeu_ps(y, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e1, o1)));
-    _mm512_storeu_ps(y + 16, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e0, o0)));
-    _mm512_storeu_ps(y + 32, _mm512_add_ps(e0, o0));
-    _mm512_storeu_ps(y + 48, _mm512_add_ps(e1, o1));
+// The sums of kCols columns over the rows of a table, for both halves of its offsets.
+template <int kCols>
+FRUGAL_INLINE void sum_rows(const float* x, size_t x_stride, const float* table, size_t n_rows,
+                            __m512 sums[kCols][2]) {
+#pragma GCC unroll 3
+  for (int c = 0; c < kCols; ++c) sums[c][0] = sums[c][1] = _mm512_setzero_ps();
+  for (size_t row = 0; row < n_rows; ++row) {
+    const __m512 near = _mm512_loadu_ps(table + 16 * row), far = _mm512_loadu_ps(table + 16 * (n_rows + row));
+#pragma GCC unroll 3
+    for (int c = 0; c < kCols; ++c) {
+      const __m512 factor = _mm512_set1_ps(x[static_cast<size_t>(c) * x_stride + row]);
+      sums[c][0] = _mm512_add_ps(sums[c][0], _mm512_mul_ps(factor, near));
+      sums[c][1] = _mm512_add_ps(sums[c][1], _mm512_mul_ps(factor, far));
+    }
   }
+}
+
+template <int kCols>
+void turned_tile(const float* x, const float* even, size_t n_even, const float* odd, size_t n_odd, float* y) {
+  const __m512i mirror = _mm512_set_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512 e[kCols][2], o[kCols][2];
+  sum_rows<kCols>(x, n_even + n_odd, even, n_even, e);
+  sum_rows<kCols>(x + n_even, n_even + n_odd, odd, n_odd, o);
+#pragma GCC unroll 3
+  for (int c = 0; c < kCols; ++c, y += kCodeBlock) {
+    _mm512_storeu_ps(y, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e[c][1], o[c][1])));
+    _mm512_storeu_ps(y + 16, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e[c][0], o[c][0])));
+    _mm512_storeu_ps(y + 32, _mm512_add_ps(e[c][0], o[c][0]));
+    _mm512_storeu_ps(y + 48, _mm512_add_ps(e[c][1], o[c][1]));
+  }
+}
+
+void turned_scores_512(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
+                       size_t n_odd, float* y) {
+  size_t c = 0;
+  const size_t width = n_even + n_odd;
+  for (; c + 3 <= n_cols; c += 3) turned_tile<3>(x + c * width, even, n_even, odd, n_odd, y + c * kCodeBlock);
+  for (; c < n_cols; ++c) turned_tile<1>(x + c * width, even, n_even, odd, n_odd, y + c * kCodeBlock);
 }
 
 inline void expand_scales_512(const std::byte* codes, size_t stride, const float* table, float* scales) {
@@ -493,16 +521,9 @@ void code_path_512(const float* y, const float* weights, const uint8_t* bits, si
 
 }  // namespace
 
-const CodeKernels kAvx512CodeKernels = {"avx512",
-                                        dot_keys,
-                                        quantize_weights,
-                                        dot_values,
-                                        code_path_512,
-                                        expand_scales_512,
-                                        quantize_products_512,
-                                        add_products_512,
-                                        add_to_bins,
-                                        turn_factors_512,
-                                        unfold_512};
+const CodeKernels kAvx512CodeKernels = {
+    "avx512",      dot_keys,          quantize_weights,      dot_values,
+    code_path_512, expand_scales_512, quantize_products_512, add_products_512,
+    add_to_bins,   turn_factors_512,  turned_scores_512};
 
 }  // namespace frugal::llm

@@ -90,16 +90,12 @@ void TurnedMean::scores(int layer, int block, const float* factors, size_t n_col
   const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
   const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(block)) * 2 * pairs_];
   const size_t n_even = even_rows(kind), n_odd = odd_rows(kind), n_rows = n_even + n_odd;
-  alignas(64) float x[kMaxCols * (kMaxCodedDim + kTurnTerms)], even[kMaxCols * kHalf], odd[kMaxCols * kHalf];
+  alignas(64) float x[kMaxCols * (kMaxCodedDim + kTurnTerms)];
   for (size_t c = 0; c < n_cols; ++c) {
     code_kernels().turn_factors(factors + c * 2 * pairs_, at, pairs_, n_fast_[kind], powers_[kind].data(),
                                 x + c * n_rows);
   }
-  kernels().panel_f32({even_[kind].data(), 16, 16 * n_even, kHalf / 16, n_even}, x, n_rows, n_cols, even,
-                      kHalf, false);
-  kernels().panel_f32({odd_[kind].data(), 16, 16 * n_odd, kHalf / 16, n_odd}, x + n_even, n_rows, n_cols, odd,
-                      kHalf, false);
-  code_kernels().unfold(even, odd, n_cols, scores);
+  code_kernels().turned_scores(x, n_cols, even_[kind].data(), n_even, odd_[kind].data(), n_odd, scores);
 }
 
 }  // namespace frugal::llm

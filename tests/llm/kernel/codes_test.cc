@@ -290,20 +290,39 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
   }
 }
 
-TEST(Codes, EverySetUnfoldsABlockFromItsMiddle) {
+TEST(Codes, EverySetScoresABlockFromItsMiddle) {
   Rng rng(6);
+  constexpr size_t kCols = 5, kHalf = kCodeBlock / 2, kEven = 11, kOdd = 10, kWidth = kEven + kOdd;
+  const auto normals = [&](size_t n) {
+    std::vector<float> x(n);
+    for (float& v : x) v = static_cast<float>(rng.normal());
+    return x;
+  };
+  const std::vector<float> x = normals(kCols * kWidth), even = normals(kEven * kHalf),
+                           odd = normals(kOdd * kHalf);
+  std::vector<float> first;
   for (const char* name : {"generic", "avx2", "avx512"}) {
     const CodeKernels* set = find_code_kernels(name);
     if (set == nullptr) continue;
-    constexpr size_t kCols = 5, kHalf = kCodeBlock / 2;
-    std::vector<float> even(kCols * kHalf), odd(even.size()), y(kCols * kCodeBlock);
-    for (float& v : even) v = static_cast<float>(rng.normal());
-    for (float& v : odd) v = static_cast<float>(rng.normal());
-    set->unfold(even.data(), odd.data(), kCols, y.data());
+    std::vector<float> y(kCols * kCodeBlock);
+    set->turned_scores(x.data(), kCols, even.data(), kEven, odd.data(), kOdd, y.data());
+    if (first.empty()) first = y;
+    EXPECT_EQ(y, first) << name;
     for (size_t c = 0; c < kCols; ++c) {
-      for (size_t i = 0; i < kHalf; ++i) {
-        EXPECT_EQ(y[c * kCodeBlock + kHalf + i], even[c * kHalf + i] + odd[c * kHalf + i]) << name;
-        EXPECT_EQ(y[c * kCodeBlock + kHalf - 1 - i], even[c * kHalf + i] - odd[c * kHalf + i]) << name;
+      for (size_t t = 0; t < kCodeBlock; ++t) {
+        const size_t offset = t < kHalf ? kHalf - 1 - t : t - kHalf;
+        double sum = 0, size = 0;
+        for (size_t row = 0; row < kWidth; ++row) {
+          const bool is_even = row < kEven;
+          const size_t rows = is_even ? kEven : kOdd, at = is_even ? row : row - kEven;
+          const double part =
+              static_cast<double>(x[c * kWidth + row]) *
+              static_cast<double>((is_even ? even : odd)[(offset / 16 * rows + at) * 16 + offset % 16]);
+          sum += is_even || t >= kHalf ? part : -part;
+          size += std::fabs(part);
+        }
+        ASSERT_NEAR(y[c * kCodeBlock + t], sum, 2e-6 * size)
+            << name;  // 12 roundings of 2^-24 in a row at most
       }
     }
   }
