@@ -312,8 +312,9 @@ class CsrCache final : public KvCache {
            static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
   }
 
-  // Asks for a block into the second-level cache: two blocks on, more would push out what is being read from
-  // the first. Inlined, or GCC 12 takes a function that only prefetches for one that does nothing.
+  // Asks for a block into the second-level cache, every line of it, few at a time: the processor waits when
+  // too many are under way. Inlined, or GCC 12 takes a function that only prefetches for one that does
+  // nothing.
   [[gnu::always_inline]] void prefetch_block(int layer, KvSide of, int head, int block) const {
     if (block >= shape_.max_blocks()) return;
     const std::byte* at = panel_at(layer, of, head, block * 4);
@@ -370,7 +371,6 @@ class CsrCache final : public KvCache {
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
     const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
     prefetch_block(layer, KvSide::kKeys, head, block + 2);
-    prefetch_block(layer, KvSide::kValues, head, block);  // read once the chunk has its scores
     const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
     constexpr size_t kTile = TurnedMean::kMaxCols;
     for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
@@ -385,6 +385,7 @@ class CsrCache final : public KvCache {
                               p.codes + first * 4 * n_groups, n, p.code_zeros + first, p.code_scales + first,
                               rows, kKvBlock);
     }
+    prefetch_block(layer, KvSide::kValues, head, block);  // read once the chunk has its scores
   }
 
   // Of n_blocks coded blocks.
