@@ -130,6 +130,7 @@ class Mpc final : public PriceController {
 
   void update(const TickReport& report, std::span<double> prices) override {
     if (report.dt_s <= 0) return;
+    window_s_ = std::max(window_s_, report.window_left_s);
     const double rate = report.requests / report.dt_s;
     // A jump is believed at once, noise (a Poisson count's own) is smoothed away.
     const double noise = 3 * std::sqrt(std::max(report.requests, 1.0)) / report.dt_s;
@@ -169,10 +170,16 @@ class Mpc final : public PriceController {
     const double dt = report.dt_s;
     const double left_s = std::max(report.window_left_s, dt);
     // Within the window the rest of its budget, spread evenly; a budget already gone leaves nothing to plan
-    // with.
-    const double paced = std::isinf(report.window_left[k]) ? report.next_budget[k] / dt
-                                                           : std::max(report.window_left[k], 0.0) / left_s;
+    // with. What was left over is caught up on no faster than over a share of the window: in its last ticks
+    // it would make the price fall and rise again at once. What was overspent is made good by the window's
+    // end.
     const double beyond = report.next_budget[k] / dt;
+    double paced = beyond;
+    if (!std::isinf(report.window_left[k])) {
+      const double behind = report.window_left[k] - beyond * left_s;
+      const double over_s = behind > 0 ? std::max(left_s, options_.catch_up * window_s_) : left_s;
+      paced = std::max(0.0, beyond + behind / over_s);
+    }
     std::vector<double> requests(static_cast<size_t>(options_.horizon)), budgets(requests.size());
     double damped = 0, level = level_;
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -214,6 +221,7 @@ class Mpc final : public PriceController {
 
   ControllerOptions options_;
   bool started_ = false;
+  double window_s_ = 0;           // the longest rest of a window seen
   double level_ = 0, trend_ = 0;  // requests a second, and their change a tick
   Amounts bias_{1, 1, 1, 1};
 };
@@ -257,8 +265,9 @@ Result<std::unique_ptr<PriceController>> make_controller(const ControllerOptions
     return {ErrorCode::kInvalidArgument, "pid: kp, ki and kd lie in [0, 100]"};
   }
   if (!within(options.horizon, 1, 100) || !(options.alpha > 0) || !within(options.alpha, 0, 1) ||
-      !within(options.beta, 0, 1e6)) {
-    return {ErrorCode::kInvalidArgument, "mpc: horizon lies in [1, 100], alpha in (0, 1], beta in [0, 1e6]"};
+      !within(options.beta, 0, 1e6) || !within(options.catch_up, 0, 1)) {
+    return {ErrorCode::kInvalidArgument,
+            "mpc: horizon lies in [1, 100], alpha in (0, 1], beta in [0, 1e6], catch_up in [0, 1]"};
   }
   switch (options.kind) {
     case ControllerKind::kStatic:

@@ -46,6 +46,7 @@ DayPolicy published(const Peer& peer) {
   DayPolicy policy;
   policy.name = peer.name;
   policy.governor.controller.kind = peer.kind;
+  policy.governor.controller.catch_up = 0;
   policy.governor.hard_cap = false;
   policy.governor.alarm = INFINITY;  // prices at regular ticks alone
   return policy;
