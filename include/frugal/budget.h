@@ -151,9 +151,8 @@ struct ControllerOptions {
   int horizon = 10;                       // mpc: ticks ahead, 1 to 100
   double alpha = 0.4;                     // mpc: weight of each further tick, (0, 1]
   double beta = 8;                        // mpc: weight of growth while over the budget, >= 0
-  // mpc: what a window has left over is spent over this share of it at least, [0, 1]. Chosen on three
-  // simulated days among 0, 0.25, 0.5 and 1: at 0 the price falls in a window's last ticks, at 1 use settles
-  // late.
+  // mpc: what a window has left over is spent over this share of it at least, [0, 1]. Chosen on
+  // simulated days: at 0 the price falls in a window's last ticks, at 1 use settles late.
   double catch_up = 0.5;
 };
 // kInvalidArgument: an option out of its range.

@@ -17,7 +17,7 @@ namespace frugal::cascade {
 namespace {
 
 // What the best static chain earns on requests that it was not chosen by: in each fold, the chain that is
-// best on the others; the mean of several ways of cutting folds. On the requests that chose it, the best of
+// best on the others. On the requests that chose it, the best of
 // many chains looks better than it is, and no policy that is judged on unseen requests could be asked to
 // match that.
 double static_reward_split(const Replayed& fit, const std::vector<size_t>& allowed, size_t m, uint64_t seed,
@@ -42,6 +42,7 @@ double static_reward_split(const Replayed& fit, const std::vector<size_t>& allow
   }
   return earned / fit.n;
 }
+// The mean of several ways of cutting folds.
 double static_reward_across(const Replayed& fit, const std::vector<size_t>& allowed, size_t m, uint64_t seed,
                             int folds) {
   constexpr uint64_t kSplits = 16;

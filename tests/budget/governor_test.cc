@@ -112,6 +112,49 @@ TEST(Governor, HardCapKeepsEveryWindowThroughASpike) {
   EXPECT_GE(outcome.spent / outcome.bound.spent[0], 0.97);
 }
 
+// A fifth of a window's budget is left over a second before its end: spent at once, at hardly any price, or
+// not.
+TEST(Mpc, CatchesUpOnNoMoreThanItIsTold) {
+  const auto table = table_of(1);
+  Rng rng(13);
+  std::vector<float> rewards;
+  for (int i = 0; i < 200; ++i) {
+    const std::vector<float> own = rewards_of(rng);
+    rewards.insert(rewards.end(), own.begin(), own.end());
+  }
+  const auto price_after = [&](double catch_up, double left_over) {
+    ControllerOptions options;
+    options.kind = ControllerKind::kMpc;
+    options.catch_up = catch_up;
+    const auto controller = make_controller(options, 1).value();
+    TickReport report;
+    report.dt_s = 1;
+    report.requests = 100;
+    report.budget[0] = report.next_budget[0] = report.spent[0] = 3000;
+    report.cost_scale[0] = 1;
+    report.sample = {rewards, 200};
+    report.table = table.get();
+    std::vector<double> prices{0.01};
+    for (int left_s = 20; left_s > 0; --left_s) {
+      report.window_left_s = left_s;
+      report.window_left[0] = 3000 * left_s + (left_s == 1 ? left_over : 0);
+      controller->update(report, prices);
+    }
+    return prices[0];
+  };
+  const double even = price_after(0.5, 0), at_once = price_after(0, 12000), limited = price_after(0.5, 12000);
+  EXPECT_GT(even, 0);
+  EXPECT_EQ(price_after(0, 0), even);
+  EXPECT_LT(at_once, 0.25 * even);
+  EXPECT_GT(limited, 0.5 * even);
+  EXPECT_LT(limited, even);
+  EXPECT_EQ(price_after(0, -2000), price_after(0.5, -2000));  // overspent: made good by the window's end
+  ControllerOptions wrong;
+  wrong.kind = ControllerKind::kMpc;
+  wrong.catch_up = 1.5;
+  EXPECT_FALSE(make_controller(wrong, 1).ok());
+}
+
 TEST(Governor, KeepsSeveralBudgetsAtOnce) {
   const auto table = table_of(2);
   GovernorOptions options;

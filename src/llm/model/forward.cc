@@ -91,8 +91,7 @@ Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int m
   FRUGAL_TRY_STATUS(floats(s.angles_, rows * static_cast<size_t>(config.n_rot)));
   FRUGAL_TRY_STATUS(floats(s.angles_window_, rows * static_cast<size_t>(config.n_rot)));
 
-  // Per thread: queries, total and part states, scores; and for a codec's form of queries half as many floats
-  // as products with a book, and twice as many as queries have.
+  // Per thread: queries, total and part states, scores, and a codec's form of the queries.
   const size_t dim = round_up(static_cast<size_t>(config.head_dim), 16);
   const size_t n_cols = static_cast<size_t>(kTileRows) * static_cast<size_t>(config.group());
   s.attention_stride_ = round_up(n_cols * (dim * 3 + codec_floats(dim) + 2 * kMaxSumsBeyond + 4) +
