@@ -1,10 +1,12 @@
-// Dense caches. For each layer and head:
+// Dense caches, [chunk of 256 tokens][layer][head], so that a sequence fills memory from its start, which
+// huge pages suit, and attention to a chunk reads one stretch. Of a chunk of a head, first all its keys:
 //   keys    panels of 16 tokens, [token / 16][head_dim][16], so that lanes are tokens and a score is a panel
 //   product; values  [token][padded_dim], of which 16 channels are a panel and k runs over tokens.
-// q8_0: keys as Q8_0 panels (16 tokens, blocks of 32 channels), values as int8 with one scale for 32
+// q8_0: keys as Q8_0 panels (16 tokens, blocks of 32 channels), values as int8, then their scales, one for 32
 // channels.
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
@@ -20,6 +22,75 @@ namespace {
 enum class Narrow { kF32, kF16, kBF16 };
 constexpr int kChunkBlocks = kKvChunk / kKvBlock;
 
+// Memory of chunks: for each, layer and head, a few fields of kChunkBlocks blocks each; zero at first.
+class Chunks {
+ public:
+  static constexpr int kMaxFields = 3;
+
+  // `sizes`: bytes of a block of each field.
+  Status reserve(const KvShape& shape, std::initializer_list<size_t> sizes) {
+    size_t field = 0;
+    for (const size_t size : sizes) {
+      size_[field] = size;
+      start_[field++] = bytes_;
+      bytes_ += kChunkBlocks * size;
+    }
+    n_heads_ = size_t(shape.n_kv_heads);
+    stride_ = size_t(shape.n_layers) * n_heads_ * bytes_;
+    const size_t n_chunks = size_t(shape.max_blocks() + kChunkBlocks - 1) / kChunkBlocks;
+    FRUGAL_TRY(memory_, Buffer::allocate(n_chunks * stride_, Pages::kHuge));
+    memory_.use_small_pages(0, stride_);  // a short sequence should not pay for a whole chunk
+    return {};
+  }
+
+  std::byte* at(int layer, int head, int block, int field) {
+    return memory_.data() + offset(layer, head, block, field);
+  }
+  const std::byte* at(int layer, int head, int block, int field) const {
+    return memory_.data() + offset(layer, head, block, field);
+  }
+
+ private:
+  size_t offset(int layer, int head, int block, int field) const {
+    return size_t(block / kChunkBlocks) * stride_ + (size_t(layer) * n_heads_ + size_t(head)) * bytes_ +
+           start_[field] + size_t(block % kChunkBlocks) * size_[field];
+  }
+
+  Buffer memory_;
+  size_t n_heads_ = 0, stride_ = 0, bytes_ = 0;  // of a chunk, and of one of its heads
+  size_t size_[kMaxFields] = {}, start_[kMaxFields] = {};
+};
+
+template <typename F>
+void for_each_head(const KvShape& shape, F f) {
+  for (int layer = 0; layer < shape.n_layers; ++layer) {
+    for (int head = 0; head < shape.n_kv_heads; ++head) f(layer, head);
+  }
+}
+
+// Calls f(block, tokens of it) for the blocks of n_tokens tokens.
+template <typename F>
+void for_each_block(int n_tokens, F f) {
+  for (int block = 0; block * kKvBlock < n_tokens; ++block)
+    f(block, size_t(std::min(kKvBlock, n_tokens - block * kKvBlock)));
+}
+
+// Copies to a file image, and from one.
+struct Writer {
+  std::byte* image;
+  void operator()(const void* from, size_t bytes) {
+    std::memcpy(image, from, bytes);
+    image += bytes;
+  }
+};
+struct Reader {
+  const std::byte* image;
+  void operator()(void* to, size_t bytes) {
+    std::memcpy(to, image, bytes);
+    image += bytes;
+  }
+};
+
 template <Narrow kNarrow>
 class FloatCache final : public KvCache {
   using T = std::conditional_t<kNarrow == Narrow::kF32, float, uint16_t>;
@@ -27,23 +98,19 @@ class FloatCache final : public KvCache {
  public:
   FloatCache(const KvShape& shape, KvFormat format) : KvCache(shape, format) {}
 
-  Status reserve() {
-    const size_t n = size_t(shape_.n_layers) * heads();
-    FRUGAL_TRY(keys_, Buffer::allocate(n * key_stride() * sizeof(T)));
-    FRUGAL_TRY(values_, Buffer::allocate(n * value_stride() * sizeof(T)));
-    return {};
-  }
+  Status reserve() { return chunks_.reserve(shape_, {key_bytes(kKvBlock), value_bytes(kKvBlock)}); }
 
   void store(int layer, int position, const float* k, const float* v) override {
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
-      T* key = keys_at(layer, head) + size_t(position / 16) * dim() * 16 + size_t(position % 16);
+      const int block = position / kKvBlock, token = position % kKvBlock;
+      T* key = keys_at(layer, head, block) + size_t(token / 16) * dim() * 16 + size_t(token % 16);
       T narrow[256];
       for (size_t first = 0; first < dim(); first += 256) {
         const size_t n = std::min<size_t>(256, dim() - first);
         convert(k + first, n, narrow);
         for (size_t i = 0; i < n; ++i) key[(first + i) * 16] = narrow[i];
       }
-      convert(v, dim(), values_at(layer, head) + size_t(position) * padded());
+      convert(v, dim(), values_at(layer, head, block) + size_t(token) * padded());
     }
   }
 
@@ -53,22 +120,20 @@ class FloatCache final : public KvCache {
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
     // What attention reads next: the keys of the next block, or after those of a chunk its values.
-    const T* panel = keys_at(layer, head) + size_t(block) * kKvBlock * dim();
-    const T* next = ends_chunk(block)
-                        ? values_at(layer, head) + size_t(block - kChunkBlocks + 1) * kKvBlock * padded()
-                        : panel + kKvBlock * dim();
-    product({panel, 16, dim() * 16, size_t((n_tokens + 15) / 16), dim(), next}, queries.q, padded(),
-            queries.n_cols, scores, kKvBlock, false);
+    const T* next = ends_chunk(block) ? values_at(layer, head, block - kChunkBlocks + 1)
+                                      : keys_at(layer, head, next_block(block));
+    product({keys_at(layer, head, block), 16, dim() * 16, size_t((n_tokens + 15) / 16), dim(), next},
+            queries.q, padded(), queries.n_cols, scores, kKvBlock, false);
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                   const float* weights, size_t stride, float* out, float*) const override {
     for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride) {
-      const T* rows = values_at(layer, head) + size_t(block) * kKvBlock * padded();
-      const T* next = ends_chunk(block) ? keys_at(layer, head) + size_t(block + 1) * kKvBlock * dim()
-                                        : rows + kKvBlock * padded();
-      product({rows, padded(), 16, padded() / 16, size_t(std::min(n_tokens, kKvBlock)), next}, weights,
-              kKvBlock, queries.n_cols, out, padded(), true);
+      const T* next = ends_chunk(block) ? keys_at(layer, head, next_block(block))
+                                        : values_at(layer, head, next_block(block));
+      product({values_at(layer, head, block), padded(), 16, padded() / 16,
+               size_t(std::min(n_tokens, kKvBlock)), next},
+              weights, kKvBlock, queries.n_cols, out, padded(), true);
     }
   }
 
@@ -78,45 +143,44 @@ class FloatCache final : public KvCache {
 
   // A file image is, for each layer and head, the keys of whole 16-token panels, then the values.
   uint64_t save_bytes(int n_tokens) const override {
-    return uint64_t(shape_.n_layers) * heads() * (key_bytes(n_tokens) + value_bytes(n_tokens));
+    return uint64_t(shape_.n_layers) * heads() *
+           (key_bytes(size_t(n_tokens)) + value_bytes(size_t(n_tokens)));
   }
-  void save(int n_tokens, std::byte* image) const override {
-    for_each_head([&](int layer, int head) {
-      std::memcpy(image, keys_at(layer, head), key_bytes(n_tokens));
-      std::memcpy(image + key_bytes(n_tokens), values_at(layer, head), value_bytes(n_tokens));
-      image += key_bytes(n_tokens) + value_bytes(n_tokens);
-    });
-  }
-  void load(int n_tokens, const std::byte* image) override {
-    for_each_head([&](int layer, int head) {
-      std::memcpy(keys_at(layer, head), image, key_bytes(n_tokens));
-      std::memcpy(values_at(layer, head), image + key_bytes(n_tokens), value_bytes(n_tokens));
-      image += key_bytes(n_tokens) + value_bytes(n_tokens);
-    });
-  }
+  void save(int n_tokens, std::byte* image) const override { copy(*this, n_tokens, Writer{image}); }
+  void load(int n_tokens, const std::byte* image) override { copy(*this, n_tokens, Reader{image}); }
 
  private:
   size_t heads() const { return size_t(shape_.n_kv_heads); }
   size_t dim() const { return size_t(shape_.head_dim); }
   size_t padded() const { return size_t(shape_.padded_dim()); }
-  size_t key_stride() const { return size_t(shape_.max_blocks()) * kKvBlock * dim(); }
-  size_t value_stride() const { return size_t(shape_.max_blocks()) * kKvBlock * padded(); }
   static bool ends_chunk(int block) { return block % kChunkBlocks == kChunkBlocks - 1; }
-  size_t key_bytes(int n_tokens) const { return size_t((n_tokens + 15) / 16) * 16 * dim() * sizeof(T); }
-  size_t value_bytes(int n_tokens) const { return size_t(n_tokens) * padded() * sizeof(T); }
-  size_t part(int layer, int head) const { return size_t(layer) * heads() + size_t(head); }
-  T* keys_at(int layer, int head) { return keys_.as<T>() + part(layer, head) * key_stride(); }
-  const T* keys_at(int layer, int head) const { return keys_.as<T>() + part(layer, head) * key_stride(); }
-  T* values_at(int layer, int head) { return values_.as<T>() + part(layer, head) * value_stride(); }
-  const T* values_at(int layer, int head) const {
-    return values_.as<T>() + part(layer, head) * value_stride();
+  int next_block(int block) const { return std::min(block + 1, shape_.max_blocks() - 1); }
+  size_t key_bytes(size_t n_tokens) const { return (n_tokens + 15) / 16 * 16 * dim() * sizeof(T); }
+  size_t value_bytes(size_t n_tokens) const { return n_tokens * padded() * sizeof(T); }
+  T* keys_at(int layer, int head, int block) {
+    return reinterpret_cast<T*>(chunks_.at(layer, head, block, 0));
+  }
+  const T* keys_at(int layer, int head, int block) const {
+    return reinterpret_cast<const T*>(chunks_.at(layer, head, block, 0));
+  }
+  T* values_at(int layer, int head, int block) {
+    return reinterpret_cast<T*>(chunks_.at(layer, head, block, 1));
+  }
+  const T* values_at(int layer, int head, int block) const {
+    return reinterpret_cast<const T*>(chunks_.at(layer, head, block, 1));
   }
 
-  template <typename F>
-  void for_each_head(F f) const {
-    for (int layer = 0; layer < shape_.n_layers; ++layer) {
-      for (int head = 0; head < shape_.n_kv_heads; ++head) f(layer, head);
-    }
+  // Between a cache and its file image, in the image's order.
+  template <typename Cache, typename Copy>
+  static void copy(Cache& cache, int n_tokens, Copy bytes) {
+    for_each_head(cache.shape_, [&](int layer, int head) {
+      for_each_block(n_tokens, [&](int block, size_t n) {
+        bytes(cache.keys_at(layer, head, block), cache.key_bytes(n));
+      });
+      for_each_block(n_tokens, [&](int block, size_t n) {
+        bytes(cache.values_at(layer, head, block), cache.value_bytes(n));
+      });
+    });
   }
 
   static void convert(const float* x, size_t n, T* y) {
@@ -140,7 +204,7 @@ class FloatCache final : public KvCache {
     kernel(panels, x, x_stride, size_t(n_cols), y, y_stride, accumulate);
   }
 
-  Buffer keys_, values_;
+  Chunks chunks_;
 };
 
 class Q8Cache final : public KvCache {
@@ -150,29 +214,26 @@ class Q8Cache final : public KvCache {
   explicit Q8Cache(const KvShape& shape) : KvCache(shape, KvFormat::kQ8_0) {}
 
   Status reserve() {
-    const size_t n = size_t(shape_.n_layers) * heads() * size_t(shape_.max_blocks());
-    FRUGAL_TRY(keys_, Buffer::allocate(n * (kKvBlock / 16) * panel_size()));
-    FRUGAL_TRY(values_, Buffer::allocate(n * kKvBlock * dim()));
-    FRUGAL_TRY(scales_, Buffer::allocate(n * kKvBlock * groups() * sizeof(uint16_t)));
-    return {};
+    return chunks_.reserve(shape_, {key_bytes(kKvBlock), value_bytes(kKvBlock), scale_bytes(kKvBlock)});
   }
 
   void store(int layer, int position, const float* k, const float* v) override {
     int8_t q[kMaxDim];
     float scale[kMaxDim / 32];
     ActSum sum[kMaxDim / 32];
+    const int block = position / kKvBlock;
+    const auto row = size_t(position % kKvBlock), token = row % 16;
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
       kernels().quantize_blocks(k, dim(), q, scale, sum);
-      std::byte* panel = keys_at(layer, head) + size_t(position / 16) * panel_size();
-      const auto token = size_t(position % 16);
-      for (size_t block = 0; block < groups(); ++block, panel += panel_block_bytes(PanelType::kQ8_0)) {
-        const uint16_t half = f32_to_f16(scale[block]);
+      std::byte* panel = keys_at(layer, head, block) + row / 16 * panel_size();
+      for (size_t group = 0; group < groups(); ++group, panel += panel_block_bytes(PanelType::kQ8_0)) {
+        const uint16_t half = f32_to_f16(scale[group]);
         std::memcpy(panel + 2 * token, &half, 2);
         for (size_t i = 0; i < 8; ++i)
-          std::memcpy(panel + 32 + i * 64 + 4 * token, q + block * 32 + 4 * i, 4);
+          std::memcpy(panel + 32 + i * 64 + 4 * token, q + group * 32 + 4 * i, 4);
       }
-      kernels().quantize_blocks(v, dim(), values_at(layer, head) + size_t(position) * dim(), scale, sum);
-      kernels().to_f16(scale, groups(), scales_at(layer, head) + size_t(position) * groups());
+      kernels().quantize_blocks(v, dim(), values_at(layer, head, block) + row * dim(), scale, sum);
+      kernels().to_f16(scale, groups(), scales_at(layer, head, block) + row * groups());
     }
   }
 
@@ -192,7 +253,7 @@ class Q8Cache final : public KvCache {
                    float* scores) const override {
     const Quantised x = quantised(queries);
     const ActColumns columns{x.q, x.scales, x.sums, nullptr, dim(), groups(), groups()};
-    const std::byte* panel = keys_at(layer, head) + size_t(block) * (kKvBlock / 16) * panel_size();
+    const std::byte* panel = keys_at(layer, head, block);
     for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
       kernels().panel_q8_0(panel, dim(), columns, size_t(queries.n_cols), scores + first, kKvBlock);
     }
@@ -205,8 +266,8 @@ class Q8Cache final : public KvCache {
   }
   void add_block(int layer, int head, int block, int n_tokens, int n_cols, const float* weights, float* out,
                  float* scratch) const {
-    const int8_t* rows = values_at(layer, head) + size_t(block) * kKvBlock * dim();
-    const uint16_t* row_scales = scales_at(layer, head) + size_t(block) * kKvBlock * groups();
+    const int8_t* rows = values_at(layer, head, block);
+    const uint16_t* row_scales = scales_at(layer, head, block);
     for (size_t group = 0; group < groups();
          ++group) {  // the scale of a token's 32 channels joins its weight
       float scale[kKvBlock];
@@ -228,54 +289,47 @@ class Q8Cache final : public KvCache {
   // A file image is, for each layer and head: key panels, values, value scales.
   uint64_t save_bytes(int n_tokens) const override {
     return uint64_t(shape_.n_layers) * heads() *
-           (key_bytes(n_tokens) + value_bytes(n_tokens) + scale_bytes(n_tokens));
+           (key_bytes(size_t(n_tokens)) + value_bytes(size_t(n_tokens)) + scale_bytes(size_t(n_tokens)));
   }
-  void save(int n_tokens, std::byte* image) const override {
-    auto put = [&](const void* from, size_t bytes) {
-      std::memcpy(image, from, bytes);
-      image += bytes;
-    };
-    for_each_head([&](int layer, int head) {
-      put(keys_at(layer, head), key_bytes(n_tokens));
-      put(values_at(layer, head), value_bytes(n_tokens));
-      put(scales_at(layer, head), scale_bytes(n_tokens));
-    });
-  }
-  void load(int n_tokens, const std::byte* image) override {
-    auto get = [&](void* to, size_t bytes) {
-      std::memcpy(to, image, bytes);
-      image += bytes;
-    };
-    for_each_head([&](int layer, int head) {
-      get(keys_at(layer, head), key_bytes(n_tokens));
-      get(values_at(layer, head), value_bytes(n_tokens));
-      get(scales_at(layer, head), scale_bytes(n_tokens));
-    });
-  }
+  void save(int n_tokens, std::byte* image) const override { copy(*this, n_tokens, Writer{image}); }
+  void load(int n_tokens, const std::byte* image) override { copy(*this, n_tokens, Reader{image}); }
 
  private:
   size_t heads() const { return size_t(shape_.n_kv_heads); }
   size_t dim() const { return size_t(shape_.head_dim); }
   size_t groups() const { return dim() / 32; }
   size_t panel_size() const { return panel_bytes(PanelType::kQ8_0, dim()); }
-  size_t key_bytes(int n_tokens) const { return size_t((n_tokens + 15) / 16) * panel_size(); }
-  size_t value_bytes(int n_tokens) const { return size_t(n_tokens) * dim(); }
-  size_t scale_bytes(int n_tokens) const { return size_t(n_tokens) * groups() * sizeof(uint16_t); }
-  // First token of a (layer, head) among all tokens of the buffers.
-  size_t origin(int layer, int head) const {
-    return (size_t(layer) * heads() + size_t(head)) * size_t(shape_.max_blocks()) * kKvBlock;
+  size_t key_bytes(size_t n_tokens) const { return (n_tokens + 15) / 16 * panel_size(); }
+  size_t value_bytes(size_t n_tokens) const { return n_tokens * dim(); }
+  size_t scale_bytes(size_t n_tokens) const { return n_tokens * groups() * sizeof(uint16_t); }
+  std::byte* keys_at(int layer, int head, int block) { return chunks_.at(layer, head, block, 0); }
+  const std::byte* keys_at(int layer, int head, int block) const { return chunks_.at(layer, head, block, 0); }
+  int8_t* values_at(int layer, int head, int block) {
+    return reinterpret_cast<int8_t*>(chunks_.at(layer, head, block, 1));
   }
-  std::byte* keys_at(int layer, int head) { return keys_.data() + origin(layer, head) / 16 * panel_size(); }
-  const std::byte* keys_at(int layer, int head) const {
-    return keys_.data() + origin(layer, head) / 16 * panel_size();
+  const int8_t* values_at(int layer, int head, int block) const {
+    return reinterpret_cast<const int8_t*>(chunks_.at(layer, head, block, 1));
   }
-  int8_t* values_at(int layer, int head) { return values_.as<int8_t>() + origin(layer, head) * dim(); }
-  const int8_t* values_at(int layer, int head) const {
-    return values_.as<int8_t>() + origin(layer, head) * dim();
+  uint16_t* scales_at(int layer, int head, int block) {
+    return reinterpret_cast<uint16_t*>(chunks_.at(layer, head, block, 2));
   }
-  uint16_t* scales_at(int layer, int head) { return scales_.as<uint16_t>() + origin(layer, head) * groups(); }
-  const uint16_t* scales_at(int layer, int head) const {
-    return scales_.as<uint16_t>() + origin(layer, head) * groups();
+  const uint16_t* scales_at(int layer, int head, int block) const {
+    return reinterpret_cast<const uint16_t*>(chunks_.at(layer, head, block, 2));
+  }
+
+  template <typename Cache, typename Copy>
+  static void copy(Cache& cache, int n_tokens, Copy bytes) {
+    for_each_head(cache.shape_, [&](int layer, int head) {
+      for_each_block(n_tokens, [&](int block, size_t n) {
+        bytes(cache.keys_at(layer, head, block), cache.key_bytes(n));
+      });
+      for_each_block(n_tokens, [&](int block, size_t n) {
+        bytes(cache.values_at(layer, head, block), cache.value_bytes(n));
+      });
+      for_each_block(n_tokens, [&](int block, size_t n) {
+        bytes(cache.scales_at(layer, head, block), cache.scale_bytes(n));
+      });
+    });
   }
 
   struct Quantised {
@@ -290,14 +344,7 @@ class Q8Cache final : public KvCache {
             reinterpret_cast<ActSum*>(scales + n * groups())};
   }
 
-  template <typename F>
-  void for_each_head(F f) const {
-    for (int layer = 0; layer < shape_.n_layers; ++layer) {
-      for (int head = 0; head < shape_.n_kv_heads; ++head) f(layer, head);
-    }
-  }
-
-  Buffer keys_, values_, scales_;
+  Chunks chunks_;
 };
 
 template <typename Cache, typename... Args>

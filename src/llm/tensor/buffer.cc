@@ -1,5 +1,6 @@
 #include "llm/tensor/buffer.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -61,6 +62,12 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 Buffer::~Buffer() {
   if (mapping_ != nullptr) ::munmap(mapping_, mapping_size_);
+}
+
+void Buffer::use_small_pages(size_t offset, size_t bytes) {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t begin = offset / page * page, end = std::min((offset + bytes + page - 1) / page * page, size_);
+  if (end > begin) ::madvise(data_ + begin, end - begin, MADV_NOHUGEPAGE);
 }
 
 void Buffer::discard(size_t offset, size_t bytes) {

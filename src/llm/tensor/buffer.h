@@ -9,8 +9,8 @@
 
 namespace frugal::llm {
 
-// Small pages suit what is reserved and used in part (caches, scratch): with huge ones, a touch would cost 2
-// MiB.
+// Small pages suit what is reserved and used here and there (scratch): with huge ones, a touch would cost 2
+// MiB. Huge ones suit what is used whole or from its start on (weights, caches): fewer faults and walks.
 enum class Pages { kSmall, kHuge };
 
 // Movable. Aligned to a page; with huge pages to 2 MiB when larger than that.
@@ -35,6 +35,9 @@ class Buffer {
   const T* as() const {
     return reinterpret_cast<const T*>(data_);
   }
+
+  // Of a buffer in huge pages: a stretch, not touched yet, that is used in part.
+  void use_small_pages(size_t offset, size_t bytes);
 
   // Gives the pages wholly inside [offset, offset + bytes) back; they read as zeros afterwards.
   void discard(size_t offset, size_t bytes);

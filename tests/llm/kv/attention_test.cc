@@ -141,5 +141,26 @@ TEST(Attention, SavedCacheIsTheSameCache) {
   }
 }
 
+// What docs/formats/cache.md says, whatever order the cache itself has: keys in panels of 16, values row by
+// row.
+TEST(Attention, ImageIsInTheOrderOfTheFileFormat) {
+  const int n_tokens = 150;
+  const size_t dim = 20, padded = 32, n = n_tokens, n_panels = (n + 15) / 16;
+  const Filled filled({KvFormat::kF32, static_cast<int>(dim), 1, 0, 0}, n_tokens);
+  std::vector<float> image(2 * (n_panels * 16 * dim + n * padded));
+  ASSERT_EQ(filled.cache->save_bytes(n_tokens), image.size() * sizeof(float));
+  filled.cache->save(n_tokens, reinterpret_cast<std::byte*>(image.data()));
+  const float* at = image.data();
+  for (size_t head = 0; head < 2; ++head) {
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t i = 0; i < dim; ++i) {
+        ASSERT_EQ(at[(t / 16 * dim + i) * 16 + t % 16], filled.keys[(t * 2 + head) * dim + i]);
+        ASSERT_EQ(at[n_panels * 16 * dim + t * padded + i], filled.values[(t * 2 + head) * dim + i]);
+      }
+    }
+    at += n_panels * 16 * dim + n * padded;
+  }
+}
+
 }  // namespace
 }  // namespace frugal::llm
