@@ -5,7 +5,9 @@
 // whole, and a row sees the same whether it comes alone, in a verify window or in a prompt's chunk. Three
 // blocks stand in the ring: a forward pass may store 64 rows ahead, and as many can be taken back.
 //
-// Whole tokens are held with 8 bits (the keys as they are, the values in the coordinates of their atoms).
+// Whole tokens are held with 8 bits: keys less their mean, scored with queries in floats (with the mean and
+// queries of 8 bits the newest 64 cost a KL of 0.001, a fifth of all that csr:2.6 costs), values in the
+// coordinates of their atoms. Keys of the first 4 tokens, unlike all others, are floats.
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
 // levels; the mean of the keys, which turns with the position, is a product in floats with a table of
 // cosines. Values: weights of a chunk as 15-bit integers times levels. docs/design/kv-codec.md.
@@ -17,7 +19,6 @@
 #include "base/text.h"
 #include "llm/kernel/codes.h"
 #include "llm/kernel/kernel.h"
-#include "llm/kernel/panel.h"
 #include "llm/kv/csr_book.h"
 #include "llm/kv/csr_mean.h"
 #include "llm/kv/csr_plan.h"
@@ -68,10 +69,11 @@ class CsrCache final : public KvCache {
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim()) {
       const SidePlan& keys = plan_->side(layer, KvSide::kKeys, head);
       const Whole whole = whole_of(layer, head);
-      put_whole_key(whole.keys, position % kRingTokens, k);
-      if (position < kSinks) put_whole_key(whole.sink_keys, position, k);
       mean_.at(layer, keys.mean.data(), position, x);
       for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
+      put_whole_key(whole.block_keys(position / kKvBlock, dim()), static_cast<size_t>(position % kKvBlock),
+                    x);
+      if (position < kSinks) std::copy_n(k, dim(), whole.sink_keys + static_cast<size_t>(position) * dim());
       analyse(keys, x, y);
       put_codes(layer, KvSide::kKeys, head, position, y);
 
@@ -95,8 +97,6 @@ class CsrCache final : public KvCache {
     alignas(64) float y[kMaxCodedDim];
     for (size_t col = 0; col < static_cast<size_t>(queries.n_cols); ++col) {
       const float* q = queries.q + col * dim();
-      kernels().quantize_blocks(q, dim(), p.whole + col * dim(), p.whole_scales + col * dim() / 32,
-                                p.whole_sums + col * dim() / 32);
       transform(side.synthesis, q, y);
       if (!side.book.empty()) {
         alignas(64) float products[kBookEntries];
@@ -116,20 +116,13 @@ class CsrCache final : public KvCache {
     const Prepared p = prepared(queries);
     const Whole whole = whole_of(layer, head);
     const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
-    if (n_whole > 0) {
-      score_whole(whole.keys + static_cast<size_t>(block % kRingBlocks) * 4 * panel_size(), n_tokens, p, 0,
-                  n_whole, scores);
-    }
-    if (n_whole == queries.n_cols) return;
-    score_codes(layer, head, block, p, n_whole, queries.n_cols, scores);
-    if (block > 0) return;
-    float sink[16 * 64];
-    for (int first = n_whole; first < queries.n_cols; first += 16) {
-      const int n = std::min(16, queries.n_cols - first);
-      score_whole(whole.sink_keys, kSinks, p, first, n, sink);
-      for (int c = 0; c < n; ++c)
-        std::memcpy(scores + static_cast<size_t>(first + c) * kKvBlock, sink + c * kKvBlock,
-                    kSinks * sizeof(float));
+    score_whole(layer, block, whole.block_keys(block, dim()), n_tokens, queries.q, p, n_whole, scores);
+    if (n_whole < queries.n_cols) score_codes(layer, head, block, p, n_whole, queries.n_cols, scores);
+    for (int col = 0; block == 0 && col < queries.n_cols; ++col) {
+      for (int t = 0; t < kSinks; ++t) {
+        scores[col * kKvBlock + t] = dot(queries.q + static_cast<size_t>(col) * dim(),
+                                         whole.sink_keys + static_cast<size_t>(t) * dim());
+      }
     }
   }
 
@@ -181,7 +174,7 @@ class CsrCache final : public KvCache {
   uint64_t bytes_used(int n_tokens) const override {
     const uint64_t n_heads = static_cast<uint64_t>(shape_.n_layers) * heads();
     const auto n_whole = static_cast<uint64_t>(std::min(n_tokens, kRingTokens));
-    return code_bytes(n_tokens) + n_heads * (n_whole * 2 * (dim() + dim() / 16) + sink_bytes());
+    return code_bytes(n_tokens) + n_heads * (n_whole * whole_token_bytes() + sink_bytes());
   }
 
   // Image: the blocks that stand in the ring, the whole tokens, then for each layer, of keys, then of values,
@@ -219,7 +212,6 @@ class CsrCache final : public KvCache {
  private:
   size_t heads() const { return static_cast<size_t>(shape_.n_kv_heads); }
   size_t dim() const { return static_cast<size_t>(shape_.head_dim); }
-  size_t panel_size() const { return panel_bytes(PanelType::kQ8_0, dim()); }
   static size_t panels(int n_tokens) { return static_cast<size_t>((n_tokens + 15) / 16); }
   uint64_t code_bytes(int n_tokens) const {
     uint64_t bytes = 0;
@@ -227,45 +219,51 @@ class CsrCache final : public KvCache {
     return bytes;
   }
 
-  // ---- whole tokens: for each layer and head a ring of keys (Q8_0 panels) and values, and the sinks ----
+  // ---- whole tokens: for each layer and head a ring of keys and values, and the sinks ----
 
+  // Keys of a block, side by side: less the mean they are scales [dim / 32, token] * levels [dim, token].
+  struct WholeKeys {
+    int8_t* levels;
+    uint16_t* scales;
+  };
   struct Whole {
-    std::byte* keys;         // kRingTokens / 16 panels
-    std::byte* sink_keys;    // one panel
+    float* sink_keys;        // [kSinks, dim]
+    int8_t* keys;            // [kRingBlocks, dim, kKvBlock]
     int8_t* values;          // [kRingTokens, dim]
     int8_t* sink_values;     // [kSinks, dim]
+    uint16_t* key_scales;    // [kRingBlocks, dim / 32, kKvBlock]
     uint16_t* value_scales;  // [kRingTokens, dim / 32]
     uint16_t* sink_scales;   // [kSinks, dim / 32]
+
+    WholeKeys block_keys(int block, size_t dim) const {
+      const auto first = static_cast<size_t>(block % kRingBlocks) * kKvBlock;
+      return {keys + first * dim, key_scales + first * dim / 32};
+    }
   };
-  size_t sink_bytes() const { return panel_size() + kSinks * (dim() + dim() / 16); }
-  size_t whole_bytes() const {
-    return kRingTokens / 16 * panel_size() + kRingTokens * (dim() + dim() / 16) + sink_bytes();
-  }
+  size_t whole_token_bytes() const { return 2 * (dim() + dim() / 16); }
+  size_t sink_bytes() const { return kSinks * (dim() * sizeof(float) + dim() + dim() / 16); }
+  size_t whole_bytes() const { return kRingTokens * whole_token_bytes() + sink_bytes(); }
   Whole whole_of(int layer, int head) const {
     auto* at = const_cast<std::byte*>(whole_.data()) +
                (static_cast<size_t>(layer) * heads() + static_cast<size_t>(head)) * whole_bytes();
     Whole w;
-    w.keys = at;
-    w.sink_keys = w.keys + kRingTokens / 16 * panel_size();
-    w.values = reinterpret_cast<int8_t*>(w.sink_keys + panel_size());
+    w.sink_keys = reinterpret_cast<float*>(at);
+    w.keys = reinterpret_cast<int8_t*>(w.sink_keys + kSinks * dim());
+    w.values = w.keys + kRingTokens * dim();
     w.sink_values = w.values + kRingTokens * dim();
-    w.value_scales = reinterpret_cast<uint16_t*>(w.sink_values + kSinks * dim());
+    w.key_scales = reinterpret_cast<uint16_t*>(w.sink_values + kSinks * dim());
+    w.value_scales = w.key_scales + kRingTokens * dim() / 32;
     w.sink_scales = w.value_scales + kRingTokens * dim() / 32;
     return w;
   }
 
-  void put_whole_key(std::byte* panels_at, int slot, const float* k) const {
+  void put_whole_key(const WholeKeys& keys, size_t token, const float* x) const {
     int8_t q[kMaxCodedDim];
     float scale[kMaxCodedDim / 32];
     ActSum sum[kMaxCodedDim / 32];
-    kernels().quantize_blocks(k, dim(), q, scale, sum);
-    std::byte* panel = panels_at + static_cast<size_t>(slot / 16) * panel_size();
-    const auto token = static_cast<size_t>(slot % 16);
-    for (size_t block = 0; block < dim() / 32; ++block, panel += panel_block_bytes(PanelType::kQ8_0)) {
-      const uint16_t half = f32_to_f16(scale[block]);
-      std::memcpy(panel + 2 * token, &half, 2);
-      for (size_t i = 0; i < 8; ++i) std::memcpy(panel + 32 + i * 64 + 4 * token, q + block * 32 + 4 * i, 4);
-    }
+    kernels().quantize_blocks(x, dim(), q, scale, sum);
+    for (size_t i = 0; i < dim(); ++i) keys.levels[i * kKvBlock + token] = q[i];
+    for (size_t i = 0; i < dim() / 32; ++i) keys.scales[i * kKvBlock + token] = f32_to_f16(scale[i]);
   }
   void put_whole_value(int8_t* values, uint16_t* scales, int slot, const float* y) const {
     float scale[kMaxCodedDim / 32];
@@ -276,15 +274,31 @@ class CsrCache final : public KvCache {
   }
 
   struct Prepared;
-  void score_whole(const std::byte* panel, int n_tokens, const Prepared& p, int first_col, int n_cols,
-                   float* scores) const {
-    const size_t groups = dim() / 32;
-    const ActColumns columns =
-        ActColumns{p.whole, p.whole_scales, p.whole_sums, nullptr, dim(), groups, groups}.from(
-            static_cast<size_t>(first_col));
-    for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
-      kernels().panel_q8_0(panel, dim(), columns, static_cast<size_t>(n_cols), scores + first, kKvBlock);
+  // Of the first n_tokens of a block, for the first n_cols columns.
+  void score_whole(int layer, int block, const WholeKeys& keys, int n_tokens, const float* q,
+                   const Prepared& p, int n_cols, float* scores) const {
+    constexpr size_t kTile = TurnedMean::kMaxCols;
+    const size_t n_panels = static_cast<size_t>(n_tokens + 15) / 16, end = static_cast<size_t>(n_cols);
+    alignas(64) float products[kTile * kKvBlock];
+    for (size_t first = 0; first < end; first += kTile, scores += kTile * kKvBlock) {
+      const size_t n = std::min(kTile, end - first);
+      mean_.scores(layer, block, p.mean + first * dim(), n, scores);
+      for (size_t i = 0; i < dim() / 32; ++i) {
+        kernels().panel_s8({keys.levels + i * 32 * kKvBlock, kKvBlock, 16, n_panels, 32},
+                           q + first * dim() + i * 32, dim(), n, products, kKvBlock, false);
+        for (size_t t = 0; t < 16 * n_panels; ++t) {
+          const float scale = f16_to_f32(keys.scales[i * kKvBlock + t]);
+          for (size_t c = 0; c < n; ++c) scores[c * kKvBlock + t] += products[c * kKvBlock + t] * scale;
+        }
+      }
     }
+  }
+  float dot(const float* a, const float* b) const {
+    float lanes[8] = {};
+    for (size_t i = 0; i < dim(); i += 8) {
+      for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+    }
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
   }
 
   void add_whole(const int8_t* rows, const uint16_t* row_scales, int n_tokens, const float* weights,
@@ -430,30 +444,22 @@ class CsrCache final : public KvCache {
 
   struct Prepared {
     float* mean;          // [n_cols, dim]: factors of the cosines, then of the sines
-    float* whole_scales;  // [n_cols, dim / 32]
-    ActSum* whole_sums;   // [n_cols, dim / 32]
     float* code_scales;   // [n_cols]
     float* book_scales;   // [n_cols]
     int32_t* code_zeros;  // [n_cols]: what levels at the centre add
     int16_t* book;        // [n_cols, kBookEntries]: products with the entries
-    int8_t* whole;        // [n_cols, dim]
     int8_t* codes;        // [n_cols, 4 n_groups]
   };
-  size_t column_bytes() const {
-    return 4 * dim() + dim() / 32 * (4 + sizeof(ActSum)) + 12 + 2 * kBookEntries + 2 * dim();
-  }
+  size_t column_bytes() const { return (sizeof(float) + 1) * dim() + 12 + 2 * kBookEntries; }
   Prepared prepared(const KvQueries& queries) const {
     const auto n = static_cast<size_t>(queries.n_cols);
     Prepared p;
     p.mean = reinterpret_cast<float*>(queries.scratch);
-    p.whole_scales = p.mean + n * dim();
-    p.whole_sums = reinterpret_cast<ActSum*>(p.whole_scales + n * dim() / 32);
-    p.code_scales = reinterpret_cast<float*>(p.whole_sums + n * dim() / 32);
+    p.code_scales = p.mean + n * dim();
     p.book_scales = p.code_scales + n;
     p.code_zeros = reinterpret_cast<int32_t*>(p.book_scales + n);
     p.book = reinterpret_cast<int16_t*>(p.code_zeros + n);
-    p.whole = reinterpret_cast<int8_t*>(p.book + n * kBookEntries);
-    p.codes = p.whole + n * dim();
+    p.codes = reinterpret_cast<int8_t*>(p.book + n * kBookEntries);
     return p;
   }
 

@@ -1,6 +1,7 @@
 #include "llm/kv/csr_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -12,12 +13,17 @@
 namespace frugal::llm {
 namespace {
 
-LevelPlan level_plan(const CoefficientLevels& of) {
+// Largest integer levels of codes of 1 to 4 bits. Keys: a query's coefficients times what a level is worth
+// are rounded to 8 bits with one scale, and the noise of that comes times the levels. Atoms of few bits have
+// small products, so their levels are small integers (rounded to 1 % of the error that their codes leave).
+constexpr std::array<int, kMaxLevelBits> kKeyLevels = {16, 24, 40, 63}, kValueLevels = {63, 63, 63, 63};
+
+LevelPlan level_plan(const CoefficientLevels& of, const std::array<int, kMaxLevelBits>& largest_levels) {
   LevelPlan plan;
   for (size_t bits = 1; bits <= kMaxLevelBits; ++bits) {
     float largest = 1e-6f;
     for (const float level : of.levels[bits - 1]) largest = std::max(largest, std::fabs(level));
-    plan.scale[bits] = largest / kLevelCentre;
+    plan.scale[bits] = largest / static_cast<float>(largest_levels[bits - 1]);
     for (size_t window = 0; window < kWindows; ++window) {
       const long level = std::lround(of.levels[bits - 1][window] / plan.scale[bits]) + kLevelCentre;
       plan.table[kWindows * bits + window] = static_cast<uint8_t>(std::clamp(level, 0l, long{kLevelMax}));
@@ -93,7 +99,7 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
   hash = fnv1a(std::as_bytes(std::span(allotted.bits)));
   hash = fnv1a(std::as_bytes(std::span(allotted.books)), hash);
   for (const CoefficientLevels& of : dictionary.levels) {
-    levels.push_back(level_plan(of));
+    levels.push_back(level_plan(of, levels.size() % 2 == 0 ? kKeyLevels : kValueLevels));
     hash = fnv1a(std::as_bytes(std::span(levels.back().table)), hash);
     hash = fnv1a(std::as_bytes(std::span(levels.back().scale)), hash);
   }
