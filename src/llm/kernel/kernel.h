@@ -30,6 +30,10 @@ struct ActSum {
   bool operator==(const ActSum&) const = default;
 };
 
+// Attention weights as integers: 7 bits in each of two bytes, so that two products with int8 fit 16 bits.
+inline constexpr int kValueWeightMax = (1 << 14) - 1;
+inline constexpr size_t kMaxValueTokens = 256;  // whose sums fit 32 bits
+
 // How the weights of a panel are held. Layouts: panel.h.
 enum class PanelType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
 
@@ -79,7 +83,16 @@ struct Kernels {
   FloatPanelFn<float> panel_f32;
   FloatPanelFn<uint16_t> panel_f16;
   FloatPanelFn<uint16_t> panel_bf16;
-  FloatPanelFn<int8_t> panel_s8;  // bare int8, no scale: values of a q8_0 cache, whose scale is folded into x
+  FloatPanelFn<int8_t> panel_s8;  // bare int8, no scale, which is folded into x
+  // y[c * y_stride + d] += sum over t < n_tokens of w(c, t) * value(t, d), for 32 * n_groups channels d and
+  // up to kMaxValueTokens tokens from the start of a block on; w(c, t) = w[t / 64 * w_stride + c * 64 + t %
+  // 64]
+  // >= 0, and 0 from n_tokens to the end of its block. Values as in panel.h, `block` the first one of the
+  // first 32 channels. For each column and 32 channels the weights times the tokens' scales become integers
+  // up to kValueWeightMax, and sums of products are integers: exact, whatever their order. Asks for what
+  // stands at `next` towards the end.
+  void (*values_q8_0)(const std::byte* block, size_t n_groups, size_t n_tokens, const float* w,
+                      size_t w_stride, size_t n_cols, float* y, size_t y_stride, const std::byte* next);
   QuantPanelFn panel_q8_0, panel_q4_0, panel_q4_1, panel_q5_0, panel_q5_1, panel_q4_k, panel_q5_k, panel_q6_k;
 
   // Quantises one row of k floats. NaN and infinities give unspecified values, never undefined behaviour.

@@ -6,16 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 #include "llm/kernel/kernel.h"
 #include "llm/kernel/panel.h"
-
-// A tile is one function with everything inlined, or its sums would live in memory. Sets in plain C++ have
-// nothing to win by it, and take minutes to compile: they define this as nothing.
-#ifndef FRUGAL_FLATTEN
-#define FRUGAL_FLATTEN [[gnu::flatten]]
-#endif
+#include "llm/kernel/tiles.inc.h"
+#include "llm/kernel/values.inc.h"
 
 namespace frugal::llm {
 namespace {
@@ -26,29 +21,6 @@ struct KernelSet {
   using Vi = typename S::Vi;
   using Vb = typename S::Vb;
   using Acc = typename S::Acc;
-
-  // f<0>(), f<1>(), ... f<n - 1>(): indices that the compiler knows from the start, so that arrays of vectors
-  // live in registers.
-  template <int n, typename F>
-  static void each(F f) {
-    [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) { (f.template operator()<kIndex>(), ...); }
-    (std::make_integer_sequence<int, n>{});
-  }
-
-  // Calls body<n>(first) for tiles of at most kTile until all `total` are done.
-  template <int kTile, typename Body>
-  static void for_tiles(size_t total, Body body) {
-    size_t first = 0;
-    for (; first + kTile <= total; first += kTile) body.template operator()<kTile>(first);
-    tail_tile<kTile - 1>(first, total, body);
-  }
-  template <int kTile, typename Body>
-  static void tail_tile(size_t first, size_t total, Body& body) {
-    if constexpr (kTile > 0) {
-      if (total - first == kTile) return body.template operator()<kTile>(first);
-      tail_tile<kTile - 1>(first, total, body);
-    }
-  }
 
   // ---- float panels ----
 
@@ -119,10 +91,10 @@ struct KernelSet {
   // Asks for the weights kAhead bytes on: with several columns there is arithmetic enough between two blocks
   // that the processor's own prefetching falls behind.
   static constexpr size_t kAhead = 6144;
+  // Inlined from the start: GCC 12 drops calls of a function that only asks, as it computes nothing.
   template <size_t kBytes>
-  static void fetch_ahead(const std::byte* at) {
-    each<static_cast<int>((kBytes + 63) / 64)>(
-        [&]<int kLine>() { __builtin_prefetch(at + kAhead + kLine * 64); });
+  [[gnu::always_inline]] static void fetch_ahead(const std::byte* at) {
+    for (size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(at + kAhead + i);
   }
 
   // What to ask for with each of a super-block's eight parts, in lines: all of the next one, in order.
@@ -503,6 +475,7 @@ struct KernelSet {
             float_panels<Half, uint16_t>,
             float_panels<Brain, uint16_t>,
             float_panels<int8_t, int8_t>,
+            ValueKernels<S>::add,
             q8_0_panel,
             block_panel<PanelType::kQ4_0>,
             block_panel<PanelType::kQ4_1>,

@@ -19,6 +19,10 @@
 // Values: Q8_0 d*q; Q4_0 d*(q-8); Q4_1 d*q+m; Q5_0 d*(q-16); Q5_1 d*q+m; Q4_K, Q5_K d*scale*q - dmin*min;
 // Q6_K d*scale*(q-32). Bytes a weight: those of GGUF, but for Q4_K and Q5_K, whose 6-bit scales are widened
 // (+0.125 bit).
+//
+// Values of a q8_0 cache come in chunks of 256 tokens: for each 32 channels 4 blocks of 64 tokens, each f16
+// scale[64], one for a token, and 16 times int8 { channel 0: 4 tokens | ... | channel 31: 4 tokens }, the
+// unit of the same product.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +42,18 @@ inline size_t panel_bytes(PanelType type, size_t k) {
 }
 // Bytes of a GGUF block of panel_block_size(type) values of one row.
 size_t gguf_block_bytes(PanelType type);
+
+inline constexpr size_t kValueBlock = 64;  // tokens
+inline constexpr size_t kValueBlockBytes = kValueBlock * (2 + 32);
+inline constexpr size_t kValueGroupBytes = kMaxValueTokens / kValueBlock * kValueBlockBytes;
+// Where in a chunk the scale of a token's 32 channels from 32 * group on, and the value of a channel, stand.
+inline size_t value_scale_at(size_t group, size_t token) {
+  return group * kValueGroupBytes + token / kValueBlock * kValueBlockBytes + token % kValueBlock * 2;
+}
+inline size_t value_at(size_t channel, size_t token) {
+  return value_scale_at(channel / 32, token / kValueBlock * kValueBlock) + 2 * kValueBlock +
+         token % kValueBlock / 4 * 128 + channel % 32 * 4 + token % 4;
+}
 
 // Repacks `n_rows` (1 to 16) GGUF rows of k values, `row_bytes` apart, into one panel; missing rows become
 // zero.

@@ -13,6 +13,7 @@ namespace frugal::llm::avx2 {
 struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kQuantTile = 4;
+  static constexpr int kValueTile = 1;  // 8 registers of sums, 4 of values
   static constexpr int kFloatTile = 6;  // columns
   static constexpr int kFloatSums = 6;  // 12 registers of 16, with 2 for weights and 1 for a broadcast
 
@@ -225,6 +226,30 @@ struct Simd {
     return in_order<Vi>({_mm256_add_epi32(acc.a, dot(w.magnitude.a, w.bytes.a)),
                          _mm256_add_epi32(acc.b, dot(w.magnitude.b, w.bytes.b))});
   }
+
+  // A pair gives at most 2 * 127 * 128 = 32512.
+  static Vi dot_small(Vi acc, Vb values, const uint8_t* x) {
+    const __m256i four = splat4(reinterpret_cast<const int8_t*>(x)), ones = _mm256_set1_epi16(1);
+    return in_order<Vi>(
+        {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(four, values.a), ones)),
+         _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(four, values.b), ones))});
+  }
+  static void split_weights(const Vf* x, uint8_t* low, uint8_t* high) {
+    const __m256i mask = _mm256_set1_epi16(0x7f), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const auto words = [](Vf v) {
+      return _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
+    };
+    const auto store = [&](uint8_t* to, __m256i first, __m256i second) {
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+    };
+    for (int i = 0; i < 4; i += 2) {
+      const __m256i first = words(x[i]), second = words(x[i + 1]);
+      store(low + 16 * i, _mm256_and_si256(first, mask), _mm256_and_si256(second, mask));
+      store(high + 16 * i, _mm256_srli_epi16(first, 7), _mm256_srli_epi16(second, 7));
+    }
+  }
+  static constexpr size_t split_place(size_t quad) { return quad; }
 };
 
 }  // namespace frugal::llm::avx2

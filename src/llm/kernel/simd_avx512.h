@@ -15,6 +15,7 @@ namespace frugal::llm::avx512 {
 struct Simd {
   static constexpr const char* kName = "avx512";
   static constexpr int kQuantTile = 8;   // 8 integer and 8 float sums of 32 registers
+  static constexpr int kValueTile = 4;   // 16 sums of 32 registers
   static constexpr int kFloatTile = 12;  // columns
   static constexpr int kFloatSums = 24;  // of 32 registers, with 2 to 4 for weights and 1 for a broadcast
 
@@ -172,6 +173,21 @@ struct Simd {
     return {_mm512_xor_si512(w.v, _mm512_set1_epi32(static_cast<int>(0x80808080)))};
   }
   static Vi dot_signed(Vi acc, const SignedWeights& w, const int8_t* x) { return acc_dot(acc, w, x); }
+
+  static Vi dot_small(Vi acc, Vb values, const uint8_t* x) {
+    return {_mm512_dpbusd_epi32(acc.v, splat4(x), values.v)};
+  }
+  // Packing goes by 128 bits: tokens 4q .. 4q + 3 stay together, at split_place(q).
+  static void split_weights(const Vf* x, uint8_t* low, uint8_t* high) {
+    const auto words = [&](int i) {
+      return _mm512_packs_epi32(_mm512_cvtps_epi32(x[i].v), _mm512_cvtps_epi32(x[i + 1].v));
+    };
+    const __m512i first = words(0), second = words(2), mask = _mm512_set1_epi32(0x007f007f);
+    _mm512_storeu_si512(low,
+                        _mm512_packus_epi16(_mm512_and_si512(first, mask), _mm512_and_si512(second, mask)));
+    _mm512_storeu_si512(high, _mm512_packus_epi16(_mm512_srli_epi16(first, 7), _mm512_srli_epi16(second, 7)));
+  }
+  static constexpr size_t split_place(size_t quad) { return quad % 4 * 4 + quad / 4; }
 };
 
 }  // namespace frugal::llm::avx512

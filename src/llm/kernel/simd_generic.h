@@ -14,6 +14,7 @@ namespace frugal::llm::generic {
 struct Simd {
   static constexpr const char* kName = "generic";
   static constexpr int kQuantTile = 4;  // columns for which unpacked weights are kept in registers
+  static constexpr int kValueTile = 2;  // columns whose weights of 256 tokens are integers at once
   static constexpr int kFloatTile = 4;  // columns
   static constexpr int kFloatSums = 4;  // panels times columns whose sums are under way at once
 
@@ -227,6 +228,25 @@ struct Simd {
     }
     return acc;
   }
+
+  // Adds, for each row, the product of its four signed bytes with the four unsigned ones, below 128, at x.
+  static Vi dot_small(Vi acc, const Vb& values, const uint8_t* x) {
+    for (int row = 0; row < 16; ++row) {
+      for (int i = 0; i < 4; ++i) acc.lane[row] += static_cast<int8_t>(values.byte[4 * row + i]) * x[i];
+    }
+    return acc;
+  }
+  // Rounds 64 numbers of [0, 2^14 - 1] to nearest even: bits 0 to 6 to `low`, 7 to 13 to `high`. Numbers 4q
+  // to 4q + 3 stand at 4 * split_place(q). Out of range gives unspecified bytes.
+  static void split_weights(const Vf* x, uint8_t* low, uint8_t* high) {
+    for (int i = 0; i < 64; ++i) {
+      const float value = x[i / 16].lane[i % 16];
+      const int rounded = value >= 0 && value < (1 << 14) ? static_cast<int>(std::nearbyint(value)) : 0;
+      low[i] = static_cast<uint8_t>(rounded & 127);
+      high[i] = static_cast<uint8_t>(rounded >> 7 & 127);
+    }
+  }
+  static constexpr size_t split_place(size_t quad) { return quad; }
 };
 
 }  // namespace frugal::llm::generic

@@ -16,6 +16,7 @@ struct Simd {
   static constexpr const char* kName = "neon";
   static constexpr int kQuantTile =
       4;  // 16 integer sums of 32 registers, 4 of weights; float sums come once a block
+  static constexpr int kValueTile = 1;  // 16 registers of sums, 8 of values
   static constexpr int kFloatTile = 6;  // columns
   static constexpr int kFloatSums = 6;  // 24 registers, with 4 for weights and 1 for a broadcast
 
@@ -221,6 +222,22 @@ struct Simd {
     const int8x16_t four = splat4(x);
     return map_int([&](int i) { return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), four); });
   }
+
+  static Vi dot_small(Vi acc, const Vb& values, const uint8_t* x) {
+    return dot_signed(acc, values, reinterpret_cast<const int8_t*>(x));
+  }
+  static void split_weights(const Vf* x, uint8_t* low, uint8_t* high) {
+    const auto words = [](Vf v, int i) {
+      return vcombine_u16(vqmovun_s32(vcvtnq_s32_f32(v.v[i])), vqmovun_s32(vcvtnq_s32_f32(v.v[i + 1])));
+    };
+    for (int i = 0; i < 4; ++i) {
+      const uint16x8_t first = words(x[i], 0), second = words(x[i], 2);
+      const uint8x16_t lows = vcombine_u8(vmovn_u16(first), vmovn_u16(second));
+      vst1q_u8(low + 16 * i, vandq_u8(lows, vdupq_n_u8(127)));
+      vst1q_u8(high + 16 * i, vcombine_u8(vshrn_n_u16(first, 7), vshrn_n_u16(second, 7)));
+    }
+  }
+  static constexpr size_t split_place(size_t quad) { return quad; }
 };
 
 }  // namespace frugal::llm::neon

@@ -2,8 +2,8 @@
 // huge pages suit, and attention to a chunk reads one stretch. Of a chunk of a head, first all its keys:
 //   keys    panels of 16 tokens, [token / 16][head_dim][16], so that lanes are tokens and a score is a panel
 //   product; values  [token][padded_dim], of which 16 channels are a panel and k runs over tokens.
-// q8_0: keys as Q8_0 panels (16 tokens, blocks of 32 channels), values as int8, then their scales, one for 32
-// channels.
+// q8_0: keys as Q8_0 panels (16 tokens, blocks of 32 channels), values in blocks of int8 with a scale for 32
+// channels of a token (llm/kernel/panel.h).
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
@@ -25,7 +25,7 @@ constexpr int kChunkBlocks = kKvChunk / kKvBlock;
 // Memory of chunks: for each, layer and head, a few fields of kChunkBlocks blocks each; zero at first.
 class Chunks {
  public:
-  static constexpr int kMaxFields = 3;
+  static constexpr int kMaxFields = 2;
 
   // `sizes`: bytes of a block of each field.
   Status reserve(const KvShape& shape, std::initializer_list<size_t> sizes) {
@@ -214,7 +214,7 @@ class Q8Cache final : public KvCache {
   explicit Q8Cache(const KvShape& shape) : KvCache(shape, KvFormat::kQ8_0) {}
 
   Status reserve() {
-    return chunks_.reserve(shape_, {key_bytes(kKvBlock), value_bytes(kKvBlock), scale_bytes(kKvBlock)});
+    return chunks_.reserve(shape_, {key_bytes(kKvBlock), groups() * kValueGroupBytes / kChunkBlocks});
   }
 
   void store(int layer, int position, const float* k, const float* v) override {
@@ -232,8 +232,14 @@ class Q8Cache final : public KvCache {
         for (size_t i = 0; i < 8; ++i)
           std::memcpy(panel + 32 + i * 64 + 4 * token, q + group * 32 + 4 * i, 4);
       }
-      kernels().quantize_blocks(v, dim(), values_at(layer, head, block) + row * dim(), scale, sum);
-      kernels().to_f16(scale, groups(), scales_at(layer, head, block) + row * groups());
+      kernels().quantize_blocks(v, dim(), q, scale, sum);
+      std::byte* values = values_at(layer, head, block);
+      const auto of_chunk = size_t(position % kKvChunk);
+      for (size_t i = 0; i < dim(); ++i) std::memcpy(values + value_at(i, of_chunk), q + i, 1);
+      for (size_t group = 0; group < groups(); ++group) {
+        const uint16_t half = f32_to_f16(scale[group]);
+        std::memcpy(values + value_scale_at(group, of_chunk), &half, 2);
+      }
     }
   }
 
@@ -260,26 +266,11 @@ class Q8Cache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, size_t stride, float* out, float* scratch) const override {
-    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride)
-      add_block(layer, head, block, std::min(n_tokens, kKvBlock), queries.n_cols, weights, out, scratch);
-  }
-  void add_block(int layer, int head, int block, int n_tokens, int n_cols, const float* weights, float* out,
-                 float* scratch) const {
-    const int8_t* rows = values_at(layer, head, block);
-    const uint16_t* row_scales = scales_at(layer, head, block);
-    for (size_t group = 0; group < groups();
-         ++group) {  // the scale of a token's 32 channels joins its weight
-      float scale[kKvBlock];
-      for (size_t t = 0; t < size_t(n_tokens); ++t) scale[t] = f16_to_f32(row_scales[t * groups() + group]);
-      for (size_t col = 0; col < size_t(n_cols); ++col) {
-        for (size_t t = 0; t < size_t(n_tokens); ++t) {
-          scratch[col * kKvBlock + t] = weights[col * kKvBlock + t] * scale[t];
-        }
-      }
-      kernels().panel_s8({rows + group * 32, dim(), 16, 2, size_t(n_tokens)}, scratch, kKvBlock,
-                         size_t(n_cols), out + group * 32, dim(), true);
-    }
+                  const float* weights, size_t stride, float* out, float*) const override {
+    const std::byte* next = keys_at(layer, head, std::min(block + kChunkBlocks, shape_.max_blocks() - 1));
+    kernels().values_q8_0(values_at(layer, head, block) + size_t(block % kChunkBlocks) * kValueBlockBytes,
+                          groups(), size_t(n_tokens), weights, stride, size_t(queries.n_cols), out, dim(),
+                          next);
   }
 
   uint64_t bytes_used(int n_tokens) const override {
@@ -289,7 +280,7 @@ class Q8Cache final : public KvCache {
   // A file image is, for each layer and head: key panels, values, value scales.
   uint64_t save_bytes(int n_tokens) const override {
     return uint64_t(shape_.n_layers) * heads() *
-           (key_bytes(size_t(n_tokens)) + value_bytes(size_t(n_tokens)) + scale_bytes(size_t(n_tokens)));
+           (key_bytes(size_t(n_tokens)) + size_t(n_tokens) * groups() * (32 + sizeof(uint16_t)));
   }
   void save(int n_tokens, std::byte* image) const override { copy(*this, n_tokens, Writer{image}); }
   void load(int n_tokens, const std::byte* image) override { copy(*this, n_tokens, Reader{image}); }
@@ -300,34 +291,33 @@ class Q8Cache final : public KvCache {
   size_t groups() const { return dim() / 32; }
   size_t panel_size() const { return panel_bytes(PanelType::kQ8_0, dim()); }
   size_t key_bytes(size_t n_tokens) const { return (n_tokens + 15) / 16 * panel_size(); }
-  size_t value_bytes(size_t n_tokens) const { return n_tokens * dim(); }
-  size_t scale_bytes(size_t n_tokens) const { return n_tokens * groups() * sizeof(uint16_t); }
   std::byte* keys_at(int layer, int head, int block) { return chunks_.at(layer, head, block, 0); }
   const std::byte* keys_at(int layer, int head, int block) const { return chunks_.at(layer, head, block, 0); }
-  int8_t* values_at(int layer, int head, int block) {
-    return reinterpret_cast<int8_t*>(chunks_.at(layer, head, block, 1));
+  // Of the block's chunk.
+  std::byte* values_at(int layer, int head, int block) {
+    return chunks_.at(layer, head, block / kChunkBlocks * kChunkBlocks, 1);
   }
-  const int8_t* values_at(int layer, int head, int block) const {
-    return reinterpret_cast<const int8_t*>(chunks_.at(layer, head, block, 1));
-  }
-  uint16_t* scales_at(int layer, int head, int block) {
-    return reinterpret_cast<uint16_t*>(chunks_.at(layer, head, block, 2));
-  }
-  const uint16_t* scales_at(int layer, int head, int block) const {
-    return reinterpret_cast<const uint16_t*>(chunks_.at(layer, head, block, 2));
+  const std::byte* values_at(int layer, int head, int block) const {
+    return chunks_.at(layer, head, block / kChunkBlocks * kChunkBlocks, 1);
   }
 
+  // Between a cache and its file image, in the image's order.
   template <typename Cache, typename Copy>
   static void copy(Cache& cache, int n_tokens, Copy bytes) {
     for_each_head(cache.shape_, [&](int layer, int head) {
+      const auto of_tokens = [&](auto f) {
+        for (int t = 0; t < n_tokens; ++t)
+          f(cache.values_at(layer, head, t / kKvBlock), size_t(t % kKvChunk));
+      };
       for_each_block(n_tokens, [&](int block, size_t n) {
         bytes(cache.keys_at(layer, head, block), cache.key_bytes(n));
       });
-      for_each_block(n_tokens, [&](int block, size_t n) {
-        bytes(cache.values_at(layer, head, block), cache.value_bytes(n));
+      of_tokens([&](auto* values, size_t token) {
+        for (size_t i = 0; i < cache.dim(); ++i) bytes(values + value_at(i, token), 1);
       });
-      for_each_block(n_tokens, [&](int block, size_t n) {
-        bytes(cache.scales_at(layer, head, block), cache.scale_bytes(n));
+      of_tokens([&](auto* values, size_t token) {
+        for (size_t group = 0; group < cache.groups(); ++group)
+          bytes(values + value_scale_at(group, token), sizeof(uint16_t));
       });
     });
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace twin {
 
@@ -118,6 +119,19 @@ inline I512 shift_words(const I512& x, int left) {  // negative: right, logical
   return each<uint16_t>([&](int i) { return left >= 0 ? in.lane[i] << left : in.lane[i] >> -left; });
 }
 
+// Saturates to To, 128 bits of x and of y by turns.
+template <typename From, typename To>
+I512 pack(const I512& x, const I512& y) {
+  const auto a = as<Lanes<From>>(x), b = as<Lanes<From>>(y);
+  constexpr int kHalf = 16 / sizeof(From);
+  return each<To>([&](int i) {
+    const int at = i / (2 * kHalf) * kHalf + i % kHalf;
+    const int value = i / kHalf % 2 == 0 ? a.lane[at] : b.lane[at];
+    constexpr int kLow = std::numeric_limits<To>::min(), kHigh = std::numeric_limits<To>::max();
+    return value < kLow ? kLow : value > kHigh ? kHigh : value;
+  });
+}
+
 }  // namespace twin
 
 // The extremes return their second operand when one is a NaN, as the processor does.
@@ -133,6 +147,7 @@ inline I512 shift_words(const I512& x, int left) {  // negative: right, logical
 #define _mm512_loadu_ps(p) twin::load(static_cast<const float*>(p))
 #define _mm512_loadu_si512(p) twin::load(static_cast<const void*>(p))
 #define _mm512_storeu_ps(p, x) twin::store(p, x)
+#define _mm512_storeu_si512(p, x) std::memcpy(p, &static_cast<const twin::I512&>(x), 64)
 #define _mm512_cvtph_ps(x) twin::from_halves(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1))
 #define _mm512_castps512_ps256(x) twin::half(x, 0)
 #define _mm512_extractf32x8_ps(x, which) twin::half(x, which)
@@ -167,6 +182,8 @@ inline I512 shift_words(const I512& x, int left) {  // negative: right, logical
 #define _mm512_slli_epi32(x, bits) twin_shift(x, bits)
 #define _mm512_slli_epi16(x, bits) twin::shift_words(x, bits)
 #define _mm512_srli_epi16(x, bits) twin::shift_words(x, -(bits))
+#define _mm512_packs_epi32(x, y) (twin::pack<int32_t, int16_t>(x, y))
+#define _mm512_packus_epi16(x, y) (twin::pack<int16_t, uint8_t>(x, y))
 #define _mm512_dpbusd_epi32(sum, x, y) twin::dot_bytes(sum, x, y)
 #define _mm512_dpwssd_epi32(sum, x, y) twin::dot_words(sum, x, y)
 

@@ -135,6 +135,26 @@ void elementwise(const Kernels& set) {
   print("to_bf16", halves);
 }
 
+void values(const Kernels& set) {
+  const size_t n_groups = 2;
+  std::vector<std::byte> chunk(n_groups * kValueGroupBytes);
+  for (size_t t = 0; t < kMaxValueTokens; ++t) {
+    for (size_t channel = 0; channel < 32 * n_groups; ++channel)
+      chunk[value_at(channel, t)] = static_cast<std::byte>(random_bits());
+    for (size_t group = 0; group < n_groups; ++group) {
+      const uint16_t half = f32_to_f16(std::fabs(random_float(0.2f)));
+      std::memcpy(&chunk[value_scale_at(group, t)], &half, 2);
+    }
+  }
+  for (const size_t n_cols : {1, 3, 4, 13}) {
+    std::vector<float> w(4 * n_cols * kValueBlock), y(n_cols * 64, 0.25f);
+    for (float& v : w) v = std::fabs(random_float(1));
+    set.values_q8_0(chunk.data(), n_groups, 256, w.data(), n_cols * kValueBlock, n_cols, y.data(), 64,
+                    chunk.data());
+    print("values of " + std::to_string(n_cols), y);
+  }
+}
+
 int run(const char* name) {
   const Kernels* set = find_kernels(name);
   if (set == nullptr) {
@@ -166,6 +186,7 @@ int run(const char* name) {
   floats<uint16_t>("f16", set->panel_f16, half, k);
   floats<uint16_t>("bf16", set->panel_bf16, brain, k);
   floats<int8_t>("s8", set->panel_s8, bytes, k);
+  values(*set);
   elementwise(*set);
   return 0;
 }

@@ -277,6 +277,110 @@ TEST(Panel, ExtremeIntegersDoNotOverflow) {
   }
 }
 
+// A chunk of a q8_0 cache's values, and weights of its tokens; beyond n_tokens weights are 0, values are left
+// over and scales not numbers.
+struct ValueChunk {
+  size_t n_groups, n_tokens, n_cols;
+  std::vector<std::byte> bytes;
+  std::vector<int8_t> q;      // [n_tokens, 32 * n_groups]
+  std::vector<float> scales;  // [n_tokens, n_groups]
+  std::vector<float> w;       // [4, n_cols, 64]
+
+  ValueChunk(size_t groups, size_t tokens, size_t cols)
+      : n_groups(groups),
+        n_tokens(tokens),
+        n_cols(cols),
+        bytes(groups * kValueGroupBytes, static_cast<std::byte>(0xff)),
+        q(tokens * 32 * groups),
+        scales(tokens * groups),
+        w(4 * cols * 64, 0.0f) {
+    Rng rng(21);
+    for (int8_t& v : q) v = static_cast<int8_t>(static_cast<int>(rng.below(255)) - 127);
+    for (float& s : scales) s = f16_to_f32(f32_to_f16(static_cast<float>(0.01 + rng.uniform())));
+    for (size_t t = 0; t < n_tokens; ++t) {
+      for (size_t c = 0; c < n_cols; ++c) weight(c, t) = static_cast<float>(std::exp(-8 * rng.uniform()));
+    }
+    write();
+  }
+  float& weight(size_t col, size_t t) { return w[(t / 64 * n_cols + col) * 64 + t % 64]; }
+  void write() {
+    for (size_t t = 0; t < n_tokens; ++t) {
+      for (size_t i = 0; i < 32 * n_groups; ++i)
+        bytes[value_at(i, t)] = static_cast<std::byte>(q[t * 32 * n_groups + i]);
+      for (size_t group = 0; group < n_groups; ++group) {
+        const uint16_t half = f32_to_f16(scales[t * n_groups + group]);
+        std::memcpy(&bytes[value_scale_at(group, t)], &half, 2);
+      }
+    }
+  }
+  std::vector<float> run(const Kernels& set, size_t first, size_t cols) const {
+    std::vector<float> y(cols * 32 * n_groups, 0.0f);
+    set.values_q8_0(bytes.data(), n_groups, n_tokens, &w[first * 64], n_cols * 64, cols, y.data(),
+                    32 * n_groups, bytes.data());
+    return y;
+  }
+};
+
+TEST(Values, MatchTheNaiveSum) {
+  for (const char* name : kSets) {
+    const Kernels* set = find_set(name);
+    if (set == nullptr) continue;
+    for (const size_t n_tokens : {1, 63, 64, 70, 256}) {
+      ValueChunk chunk(2, n_tokens, 7);
+      const std::vector<float> y = chunk.run(*set, 0, 7);
+      for (size_t col = 0; col < 7; ++col) {
+        for (size_t i = 0; i < 64; ++i) {
+          double sum = 0, largest = 0, size = 0;
+          for (size_t t = 0; t < n_tokens; ++t) {
+            const double weight = static_cast<double>(chunk.weight(col, t)) * chunk.scales[t * 2 + i / 32];
+            largest = std::max(largest, weight);
+            sum += weight * chunk.q[t * 64 + i];
+            size += std::abs(chunk.q[t * 64 + i]);
+          }
+          // Each weight is rounded by half of what one of its 16383 steps is worth; floats add a few ulp.
+          ASSERT_NEAR(y[col * 64 + i], sum, largest / 16383 * size / 2 + 1e-5 * std::fabs(sum) + 1e-6)
+              << name << " tokens " << n_tokens << " col " << col << " channel " << i;
+        }
+      }
+    }
+  }
+}
+
+// From a sum of zero on, nothing is rounded twice: all sets agree, and a column does not depend on its
+// company.
+TEST(Values, AreBitIdenticalInEverySetAndAtAnyWidth) {
+  const size_t n_cols = 13;
+  const ValueChunk chunk(2, 203, n_cols);
+  const std::vector<float> whole = chunk.run(*find_set("generic"), 0, n_cols);
+  for (const char* name : kSets) {
+    const Kernels* set = find_set(name);
+    if (set == nullptr) continue;
+    for (size_t width = 1; width <= n_cols; ++width) {
+      for (size_t first = 0; first + width <= n_cols; first += width) {
+        const std::vector<float> part = chunk.run(*set, first, width);
+        ASSERT_EQ(std::memcmp(part.data(), &whole[first * 64], part.size() * 4), 0)
+            << name << " width " << width << " from " << first;
+      }
+    }
+  }
+}
+
+TEST(Values, ExtremeIntegersDoNotOverflow) {
+  for (const char* name : kSets) {
+    const Kernels* set = find_set(name);
+    if (set == nullptr) continue;
+    for (const int extreme : {127, -127, -128}) {
+      ValueChunk chunk(1, 256, 1);
+      std::fill(chunk.q.begin(), chunk.q.end(), static_cast<int8_t>(extreme));
+      std::fill(chunk.scales.begin(), chunk.scales.end(), 0.5f);
+      std::fill(chunk.w.begin(), chunk.w.end(), 1.0f);
+      chunk.write();
+      for (const float y : chunk.run(*set, 0, 1))
+        ASSERT_NEAR(y, 128.0 * extreme, 0.01) << name << ' ' << extreme;
+    }
+  }
+}
+
 TEST(Kernel, HalvesRoundTripAndSaturate) {
   for (uint32_t h = 0; h < 0x10000; ++h) {
     const float value = f16_to_f32(static_cast<uint16_t>(h));
