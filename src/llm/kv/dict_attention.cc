@@ -9,14 +9,18 @@ namespace frugal::llm {
 namespace {
 
 constexpr int kSeenWhole = 96;  // tokens nearer to a query than this are whole, on average
-// Keys that attention looks at weigh more in their basis: this share of a key's weight is its part in what
-// errors of scores do, held below kLargestShare times the mean so that a few tokens do not make the basis.
-constexpr double kAttendedShare = 0.8;
+// What attention looks at weighs more in its basis: this share of a key's or value's weight is its part in
+// what errors of scores or values do, held below kLargestShare times the mean so that a few tokens do not
+// make the basis.
+constexpr double kAttendedKeys = 0.8, kAttendedValues = 0.8;
 constexpr double kLargestShare = 200;
 
 float dot(const float* a, const float* b, size_t n) {
-  float sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  float lanes[16] = {}, sum = 0;  // n is a multiple of 16
+  for (size_t i = 0; i < n; i += 16) {
+    for (size_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  }
+  for (const float lane : lanes) sum += lane;
   return sum;
 }
 
@@ -52,8 +56,10 @@ std::vector<double> DictionaryTrainer::query_moment(int layer, int head) const {
 }
 
 // To first order an error e of token t's score moves a head's output by p e (v_t - o): p its weight, o the
-// output. So a token counts by the sum over queries of p^2 |v_t - o|^2.
-std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
+// output. So a key counts by the sum over queries of p^2 |v_t - o|^2, and a value, whose error e moves the
+// output by p e, by that of p^2.
+std::vector<double> DictionaryTrainer::shares_of(int layer, KvSide side, int head) const {
+  const double attended = side == KvSide::kKeys ? kAttendedKeys : kAttendedValues;
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const auto idx = static_cast<size_t>(layer * empty_.n_kv_heads + head);
   std::vector<double> shares(static_cast<size_t>(end_), 0.0);
@@ -74,14 +80,15 @@ std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
       largest = std::max(largest, p[t] = dot(q.data(), &keys[(first + t) * dim], dim));
     for (float& x : p) sum += x = std::exp(x - largest);
     std::fill(out.begin(), out.end(), 0.0f);
-    for (size_t t = 0; t < n; ++t) {
-      p[t] /= sum;
+    for (float& x : p) x /= sum;
+    for (size_t t = 0; side == KvSide::kKeys && t < n; ++t) {
+      if (p[t] < 1e-7f) continue;
       for (size_t i = 0; i < dim; ++i) out[i] += p[t] * values[(first + t) * dim + i];
     }
     for (size_t t = 0; t + kSeenWhole < n; ++t) {
       if (p[t] < 1e-5f) continue;
-      float away = 0;
-      for (size_t i = 0; i < dim; ++i) {
+      float away = side == KvSide::kKeys ? 0 : 1;
+      for (size_t i = 0; side == KvSide::kKeys && i < dim; ++i) {
         const float d = values[(first + t) * dim + i] - out[i];
         away += d * d;
       }
@@ -98,7 +105,7 @@ std::vector<double> DictionaryTrainer::shares_of(int layer, int head) const {
   mean /= static_cast<double>(std::max<size_t>(1, n));
   for (double& share : shares) {
     const double relative = mean > 0 ? std::min(kLargestShare, share / mean) : 1;
-    share = 1 - kAttendedShare + kAttendedShare * relative;
+    share = 1 - attended + attended * relative;
   }
   return shares;
 }

@@ -125,8 +125,7 @@ std::vector<float> DictionaryTrainer::vectors(int layer, KvSide side, int head) 
 DictionaryTrainer::Rows DictionaryTrainer::rows(int layer, KvSide side, int head) const {
   const auto dim = static_cast<size_t>(empty_.head_dim);
   const bool keys = side == KvSide::kKeys;
-  std::vector<double> shares(static_cast<size_t>(end_), 1.0);
-  if (keys) shares = shares_of(layer, head);
+  const std::vector<double> shares = shares_of(layer, side, head);
   const std::vector<float> all = vectors(layer, side, head);
   std::vector<double> sum(dim, 0.0);
   std::vector<float> turned(dim);
@@ -197,16 +196,10 @@ struct DictionaryTrainer::Coefficients {
 
 namespace {
 
-double mean_square(const std::vector<float>& x, const std::vector<float>& shares) {
-  const size_t dim = x.size() / std::max<size_t>(1, shares.size());
-  double sum = 0, total = 0;
-  for (size_t r = 0; r < shares.size(); ++r) {
-    double square = 0;
-    for (size_t i = 0; i < dim; ++i) square += static_cast<double>(x[r * dim + i] * x[r * dim + i]);
-    sum += static_cast<double>(shares[r]) * square;
-    total += static_cast<double>(shares[r]);
-  }
-  return sum / total;
+double mean_square(const std::vector<float>& x, size_t dim) {
+  double sum = 0;
+  for (const float value : x) sum += static_cast<double>(value * value);
+  return sum * static_cast<double>(dim) / static_cast<double>(x.size());
 }
 
 // Rows [n, dim] times a [out, in] transposed.
@@ -261,7 +254,7 @@ void DictionaryTrainer::fit_head(int layer, KvSide side, int head, HeadBasis& ba
   const Rows rows = this->rows(layer, side, head);
   const size_t n = rows.shares.size();
   basis.mean = rows.mean;
-  const double trace = std::max(1e-20, mean_square(rows.x, rows.shares));
+  const double trace = std::max(1e-20, mean_square(rows.x, dim));
   // The metric: an error e costs e^T m e. Keys: the variance of a score, in nats^2. Values: relative to
   // theirs.
   std::vector<double> metric;

@@ -55,9 +55,9 @@ class DictionaryTrainer {
 
   // A position below n_positions for the idx-th vector.
   int spread_position(size_t idx) const;
-  // What attention makes of a head's keys (dict_attention.cc): what each token counts, mean about 1; the
-  // second moment of the queries, [dim, dim], empty when there was none.
-  std::vector<double> shares_of(int layer, int head) const;
+  // What attention makes of a head's keys and values (dict_attention.cc): what each token counts, mean about
+  // 1; the second moment of the queries, [dim, dim], empty when there was none.
+  std::vector<double> shares_of(int layer, KvSide side, int head) const;
   std::vector<double> query_moment(int layer, int head) const;
   static size_t token_of(size_t place, int group);
 

@@ -141,6 +141,43 @@ TEST(CsrCache, ScoresAreThoseOfTheDecodedKeys) {
   }
 }
 
+// Rounding of a whole key: half a step of 1 / 127 of the largest of its 32 channels less the mean, and 2^-12
+// of its level for the scale's half, 3 % of a step; for the mean's share of the score 3e-4 (csr_mean.h).
+TEST(CsrCache, TheNewestKeysAreWholeAndTheFirstExact) {
+  const Filled f(1, 2.0);
+  const auto q = queries_of(kGroup);
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+  const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+  f.cache->prepare(0, 1, queries);
+  for (const int block : {0, (kTokens - 1) / kKvBlock - 1, (kTokens - 1) / kKvBlock}) {
+    std::vector<float> scores(kGroup * kKvBlock);
+    const int n = std::min(kKvBlock, kTokens - block * kKvBlock);
+    f.cache->score_block(0, 1, block, n, queries, scores.data());
+    for (int t = 0; t < (block == 0 ? 4 : n); ++t) {
+      const float* key = &f.keys[static_cast<size_t>(block * kKvBlock + t)][kDim];
+      std::vector<float> mean(kDim);
+      turn_to(*f.dictionary, 0, block * kKvBlock + t, f.dictionary->basis(0, KvSide::kKeys, 1).mean.data(),
+              mean.data());
+      for (int col = 0; col < kGroup; ++col) {
+        double expected = 0, bound = 1e-5;
+        for (int first = 0; first < kDim; first += 32) {
+          double largest = 0, sum = 0;
+          for (int i = first; i < first + 32; ++i) {
+            const auto at = static_cast<double>(q[static_cast<size_t>(col * kDim + i)]);
+            expected += at * static_cast<double>(key[i]);
+            largest =
+                std::max(largest, static_cast<double>(std::fabs(key[i] - mean[static_cast<size_t>(i)])));
+            sum += std::fabs(at);
+            if (block > 0) bound += 3e-4 * std::fabs(at * static_cast<double>(mean[static_cast<size_t>(i)]));
+          }
+          if (block > 0) bound += 1.03 * sum * largest / 254;
+        }
+        ASSERT_NEAR(scores[static_cast<size_t>(col * kKvBlock + t)], expected, bound) << block << " " << t;
+      }
+    }
+  }
+}
+
 // Weights, and their sums over a book's entries, are rounded to 14 bits of the largest.
 TEST(CsrCache, SumsAreThoseOfTheDecodedValues) {
   for (const uint64_t seed : {1, 2}) {  // without a book and with one
