@@ -260,7 +260,9 @@ class Q8Cache final : public KvCache {
     const Quantised x = quantised(queries);
     const ActColumns columns{x.q, x.scales, x.sums, nullptr, dim(), groups(), groups()};
     const std::byte* panel = keys_at(layer, head, block);
+    constexpr size_t kAhead = 6144;  // of keys of the chunk, and then of its values
     for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
+      for (size_t byte = 0; byte < panel_size(); byte += 64) __builtin_prefetch(panel + kAhead + byte);
       kernels().panel_q8_0(panel, dim(), columns, size_t(queries.n_cols), scores + first, kKvBlock);
     }
   }
