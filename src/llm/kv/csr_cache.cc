@@ -30,6 +30,7 @@ namespace {
 constexpr int kSinks = 4;
 constexpr int kRingBlocks = 3;
 constexpr int kRingTokens = kRingBlocks * kKvBlock;
+constexpr size_t kChunkPanels = kKvChunk / 16;
 static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
 class CsrCache final : public KvCache {
@@ -41,13 +42,12 @@ class CsrCache final : public KvCache {
   }
 
   Status reserve() {
-    const size_t n_panels = static_cast<size_t>(shape_.max_blocks()) * (kKvBlock / 16);
-    size_t bytes = 0;
     for (const SidePlan& side : plan_->sides) {
-      code_origin_.push_back(bytes);
-      bytes += n_panels * side.panel_bytes;
+      code_origin_.push_back(chunk_bytes_);
+      chunk_bytes_ += kChunkPanels * side.panel_bytes;
     }
-    FRUGAL_TRY(codes_, Buffer::allocate(bytes + 64));
+    const size_t n_chunks = (panels(shape_.max_blocks() * kKvBlock) + kChunkPanels - 1) / kChunkPanels;
+    FRUGAL_TRY(codes_, Buffer::allocate(n_chunks * chunk_bytes_ + 64, Pages::kHuge));
     const size_t n_heads = static_cast<size_t>(shape_.n_layers) * heads();
     FRUGAL_TRY(whole_, Buffer::allocate(n_heads * whole_bytes()));
     mean_ = TurnedMean(*plan_, shape_.max_blocks());
@@ -189,11 +189,10 @@ class CsrCache final : public KvCache {
     image += sizeof slots;
     std::memcpy(image, whole_.data(), whole_.size());
     image += whole_.size();
-    for (size_t side = 0; side < plan_->sides.size(); ++side) {
-      const size_t n = panels(n_tokens) * plan_->sides[side].panel_bytes;
-      std::memcpy(image, codes_.data() + code_origin_[side], n);
+    for_each_run(n_tokens, [&](size_t at, size_t n) {
+      std::memcpy(image, codes_.data() + at, n);
       image += n;
-    }
+    });
   }
   void load(int n_tokens, const std::byte* image) override {
     int32_t slots[4];
@@ -202,11 +201,10 @@ class CsrCache final : public KvCache {
     image += sizeof slots;
     std::memcpy(whole_.data(), image, whole_.size());
     image += whole_.size();
-    for (size_t side = 0; side < plan_->sides.size(); ++side) {
-      const size_t n = panels(n_tokens) * plan_->sides[side].panel_bytes;
-      std::memcpy(codes_.data() + code_origin_[side], image, n);
+    for_each_run(n_tokens, [&](size_t at, size_t n) {
+      std::memcpy(codes_.data() + at, image, n);
       image += n;
-    }
+    });
   }
 
  private:
@@ -317,13 +315,26 @@ class CsrCache final : public KvCache {
     }
   }
 
-  // ---- codes ----
+  // ---- codes: chunk after chunk, in each the sides of the plan, so that pages fill one after the other ----
 
   std::byte* panel_at(int layer, KvSide of, int head, int panel) const {
     const size_t idx =
         static_cast<size_t>((layer * 2 + (of == KvSide::kValues ? 1 : 0)) * shape_.n_kv_heads + head);
-    return const_cast<std::byte*>(codes_.data()) + code_origin_[idx] +
-           static_cast<size_t>(panel) * plan_->sides[idx].panel_bytes;
+    const auto at = static_cast<size_t>(panel);
+    return const_cast<std::byte*>(codes_.data()) + at / kChunkPanels * chunk_bytes_ + code_origin_[idx] +
+           at % kChunkPanels * plan_->sides[idx].panel_bytes;
+  }
+  // Calls f(first byte, bytes) for the panels of the first n_tokens: side after side, in each chunk after
+  // chunk.
+  template <typename F>
+  void for_each_run(int n_tokens, F f) const {
+    for (size_t side = 0; side < plan_->sides.size(); ++side) {
+      for (size_t chunk = 0, left = panels(n_tokens); left > 0; ++chunk) {
+        const size_t n = std::min(left, kChunkPanels);
+        f(chunk * chunk_bytes_ + code_origin_[side], n * plan_->sides[side].panel_bytes);
+        left -= n;
+      }
+    }
   }
 
   // Asks for a block into the second-level cache, every line of it, few at a time: the processor waits when
@@ -474,7 +485,8 @@ class CsrCache final : public KvCache {
   }
 
   std::shared_ptr<const CsrPlan> plan_;
-  std::vector<size_t> code_origin_;  // of each side of the plan
+  std::vector<size_t> code_origin_;  // of each side of the plan, in a chunk
+  size_t chunk_bytes_ = 0;
   std::array<float, 16> scales_;     // of tokens' values, by code
   Buffer codes_, whole_;
   TurnedMean mean_;
