@@ -1,9 +1,9 @@
 // Micro-bench of attention on one core: windows of query rows over a full cache of the shape of SmolLM2-135M
 // (30 layers, 3 KV heads of 64 channels, 3 query heads each).
 //
-//   bench_llm_attention [DEPTH] [FORMAT] [SET] [DICTIONARY]
+//   bench_llm_attention [DEPTH] [FORMAT] [SET] [DICTIONARY] [ROWS [REPETITIONS]]
 //
-// FORMAT is f32, f16, bf16, q8_0, or csr:BITS with a dictionary of SmolLM2-135M.
+// FORMAT is f32, f16, bf16, q8_0, or csr:BITS with a dictionary of SmolLM2-135M. ROWS: this window alone.
 // A row tells milliseconds a step, bytes of the cache and multiply-adds a second.
 #include <algorithm>
 #include <cstdio>
@@ -34,7 +34,7 @@ Result<std::unique_ptr<KvCache>> cache_of(const std::string& name, const char* d
   return source->make(shape);
 }
 
-int run(int depth, const std::string& format_name, const char* dictionary_path) {
+int run(int depth, const std::string& format_name, const char* dictionary_path, int only_rows, int n_reps) {
   auto made = cache_of(format_name, dictionary_path, depth);
   if (!made.ok()) {
     std::fprintf(stderr, "%s\n", made.error().message.c_str());
@@ -54,6 +54,7 @@ int run(int depth, const std::string& format_name, const char* dictionary_path) 
   std::printf("set %s, one core, %s cache, depth %d\nrows  ms/step     GB/s   GMAC/s\n", kernels().name,
               format_name.c_str(), depth);
   for (const int n_rows : {1, 2, 4, 8, 16}) {
+    if (only_rows > 0 && n_rows != only_rows) continue;
     const int n_cols = n_rows * kGroup;
     const auto n = static_cast<size_t>(n_cols);
     std::vector<float> q(n * kDim), out(n * (kDim + kMaxSumsBeyond)), part_out(out.size()), stats(4 * n),
@@ -64,7 +65,7 @@ int run(int depth, const std::string& format_name, const char* dictionary_path) 
     const AttentionState total{&stats[0], &stats[n], out.data()},
         part{&stats[2 * n], &stats[3 * n], part_out.data()};
     double best = 1e9;
-    for (int rep = 0; rep < 12; ++rep) {
+    for (int rep = 0; rep < n_reps; ++rep) {
       const double begin = wall_seconds();
       for (int layer = 0; layer < kLayers; ++layer) {
         for (int head = 0; head < kHeads; ++head) {
@@ -102,5 +103,5 @@ int main(int argc, char** argv) {
     use_kernels(find_kernels(argv[3]));
   }
   return run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 2000, argc > 2 ? argv[2] : "f16",
-             argc > 4 ? argv[4] : "");
+             argc > 4 ? argv[4] : "", argc > 5 ? std::atoi(argv[5]) : 0, argc > 6 ? std::atoi(argv[6]) : 12);
 }

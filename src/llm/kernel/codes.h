@@ -19,9 +19,15 @@ inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bit
 inline constexpr int kCodeBlock = 64;  // tokens of four panels
 // Weights of 64 tokens as the kernels of a set want them.
 inline constexpr int kWeightWidth = 4 * kCodeBlock;
-// Terms of the polynomial that slowly turning pairs are summed to: degrees 0, 2, 4, and 1, 3.
+// Queries are turned for 4 columns and the 4 blocks of a chunk at once: 16 lanes, block * 4 + column.
+inline constexpr size_t kTurnCols = 4, kTurnLanes = 16;
+// Terms of the polynomial that slowly turning pairs are summed to: degrees 0, 2, 4, and 1, 3. Rows come in
+// pairs, so one of the even ones is nothing.
 inline constexpr size_t kEvenTerms = 3, kOddTerms = 2, kTurnTerms = kEvenTerms + kOddTerms;
-inline constexpr size_t kMaxTurnedPairs = 128;
+inline constexpr size_t kEvenRows = 4, kOddRows = 2;
+inline constexpr float kTurnOne = 16384;   // what a cosine of 1 is in a table
+inline constexpr float kTurnMax = 32000;   // of an integer factor
+inline constexpr float kTurnSum = 124000;  // of what is summed for one score: times kTurnOne it fits 32 bits
 inline constexpr int kMaxValueBlocks = 4;
 inline constexpr int kWeightMax = 32000;  // products of it with kLevelMax of kMaxValueBlocks fit 32 bits
 
@@ -75,13 +81,13 @@ struct CodeKernels {
   // after those of the block before. All >= 0. Not finite: something, and a scale that is NaN.
   float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
                             int32_t* sum);
-  // y[c * y_stride + 4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over
-  // tokens t of level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. The panels of
+  // y[c][4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over tokens t of
+  // level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. The panels of
   // n_blocks <= kMaxValueBlocks blocks stand one after the other; w [n_cols, n_blocks * kWeightWidth] is from
   // quantize_weights.
   void (*dot_values)(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
                      size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
-                     size_t n_cols, const int32_t* zeros, const float* scales, float* y, size_t y_stride);
+                     size_t n_cols, const int32_t* zeros, const float* scales, float* const* y);
   // Codes of n coefficients, the last of a stream first, each of 1 to 4 bits: those of the least sum of
   // weights[i] * (y[i] - levels[kWindows * bits[i] + window])^2, with `after` the window of what follows.
   void (*code_path)(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
@@ -95,21 +101,23 @@ struct CodeKernels {
   // indices are 16 bytes in each of four panels; tables [n_cols, kBookEntries].
   void (*add_products)(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
                        const float* scales, float* y, size_t y_stride);
-  // bins[c * bin_stride + indices[t]] += w[t / 64 * w_stride + c * 64 + t % 64], t from `first` to the end of
-  // n_blocks blocks, one after the other.
-  void (*add_to_bins)(const std::byte* indices, size_t stride, size_t first, size_t n_blocks, const float* w,
-                      size_t w_stride, size_t n_cols, float* bins, size_t bin_stride);
-  // Factors of a query turned to the middle of a block: with (c, s) the factors [2, n_pairs] and (C, S) the
-  // middle's cosines and sines, a = cC + sS and b = sC - cS. Terms of a polynomial: the sum over pairs of a
-  // (b in odd terms) times powers[term][pair]. x = a of the first n_fast pairs, then the even terms; then b
-  // of the first n_fast pairs, whose powers are 0, and the odd terms. n_pairs is a multiple of 16.
-  void (*turn_factors)(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
-                       const float* powers, float* x);
-  // The scores of a block: even and odd parts at the 32 offsets after its middle are sums over rows of x
-  // [n_cols, n_even + n_odd] times tables [2, rows, 16]; y[c * kCodeBlock + t] = even + odd in the second
-  // half, and mirrored, even - odd, in the first.
-  void (*turned_scores)(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
-                        size_t n_odd, float* y);
+  // bins[c][e], e < kBookEntries, = the sum of w[c][t / 64 * w_stride + t % 64] over the tokens t whose index
+  // is e, from `first` to the end of n_blocks blocks, in their order.
+  void (*add_to_bins)(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
+                      const float* const* w, size_t w_stride, size_t n_cols, float* const* bins);
+  // Factors of queries turned to the middles of blocks: with (c, s) the factors [2, n_pairs, kTurnCols] and
+  // (C, S) the middles' cosines and sines [2, n_pairs, 4], a = cC + sS and b = sC - cS of each lane. Terms of
+  // a polynomial: the sums over pairs from n_fast on of a (b in odd terms) times powers [n_pairs,
+  // kTurnTerms], of which pairs from n_full on have the first two. Rows: a of the first n_fast pairs, the
+  // even terms and 0; then b of the first n_fast pairs and the odd terms; all times the column's inverse as
+  // integers of at most kTurnMax, x [rows / 2, kTurnLanes, 2]. n_fast is even. Not finite: anything.
+  void (*turn_factors)(const float* factors, const float* inverse, const float* middles, size_t n_pairs,
+                       size_t n_fast, size_t n_full, const float* powers, int16_t* x);
+  // The scores of a block for n_cols lanes of x: even and odd parts at the 32 offsets after its middle are
+  // sums over rows times tables [2, rows / 2, 16, 2]; y[c * kCodeBlock + t] = scales[c] * (even + odd) in the
+  // second half, and mirrored, scales[c] * (even - odd), in the first. Sums fit 32 bits.
+  void (*turned_scores)(const int16_t* x, size_t n_cols, const float* scales, const int16_t* even,
+                        size_t n_even, const int16_t* odd, size_t n_odd, float* y);
 };
 
 const CodeKernels& code_kernels();

@@ -9,51 +9,62 @@
 namespace frugal::llm {
 namespace {
 
+// Half away from 0; nothing that fits no 16 bits.
+inline int16_t nearest_s16(float x) {
+  return x >= -32700.0f && x <= 32700.0f ? static_cast<int16_t>(x + (x >= 0 ? 0.5f : -0.5f)) : int16_t{0};
+}
+
 // See CodeKernels::turn_factors.
-inline void turn_factors(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
-                         const float* powers, float* x) {
-  const float *cos = factors, *sin = factors + n_pairs;
-  const float *turned_cos = middle, *turned_sin = middle + n_pairs;
-  alignas(64) float a[kMaxTurnedPairs], b[kMaxTurnedPairs];
-  for (size_t i = 0; i < n_pairs; i += 16) {
-    for (size_t lane = i; lane < i + 16; ++lane) {
-      a[lane] = cos[lane] * turned_cos[lane] + sin[lane] * turned_sin[lane];
-      b[lane] = sin[lane] * turned_cos[lane] - cos[lane] * turned_sin[lane];
+inline void turn_factors(const float* factors, const float* inverse, const float* middles, size_t n_pairs,
+                         size_t n_fast, size_t n_full, const float* powers, int16_t* x) {
+  constexpr size_t kEach = kTurnCols;
+  const float *sines = factors + n_pairs * kEach, *turned_sines = middles + n_pairs * kEach;
+  const auto put = [&](size_t row, size_t lane, float value) {
+    x[row / 2 * 2 * kTurnLanes + lane * 2 + row % 2] = nearest_s16(value * inverse[lane % kEach]);
+  };
+  for (size_t lane = 0; lane < kTurnLanes; ++lane) {
+    float terms[kTurnTerms] = {};
+    for (size_t pair = 0; pair < n_pairs; ++pair) {
+      const size_t own = pair * kEach + lane % kEach, of = pair * kEach + lane / kEach;
+      const float a = factors[own] * middles[of] + sines[own] * turned_sines[of];
+      const float b = sines[own] * middles[of] - factors[own] * turned_sines[of];
+      if (pair < n_fast) {
+        put(pair, lane, a);
+        put(n_fast + kEvenRows + pair, lane, b);
+        continue;
+      }
+      for (size_t term = 0; term < (pair < n_full ? kTurnTerms : 2); ++term)
+        terms[term] += (term % 2 == 0 ? a : b) * powers[pair * kTurnTerms + term];
     }
-  }
-  float* odd = x + n_fast + kEvenTerms;
-  std::memcpy(x, a, n_fast * sizeof(float));
-  std::memcpy(odd, b, n_fast * sizeof(float));
-  for (size_t term = 0; term < kTurnTerms; ++term, powers += n_pairs) {
-    const float* from = term % 2 == 0 ? a : b;
-    alignas(64) float lanes[16] = {};
-    for (size_t i = n_fast / 16 * 16; i < n_pairs; i += 16) {  // powers of the pairs before are 0
-      for (size_t lane = 0; lane < 16; ++lane) lanes[lane] += from[i + lane] * powers[i + lane];
-    }
-    for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += lanes[lane + 8];
-    for (size_t lane = 0; lane < 4; ++lane) lanes[lane] += lanes[lane + 4];
-    (term % 2 == 0 ? x : odd)[n_fast + term / 2] = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    for (size_t term = 0; term < kTurnTerms; ++term)
+      put((term % 2 == 0 ? n_fast : 2 * n_fast + kEvenRows) + term / 2, lane, terms[term]);
+    put(n_fast + kEvenTerms, lane, 0);
   }
 }
 
 // See CodeKernels::turned_scores.
-inline void turned_scores(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
-                          size_t n_odd, float* y) {
+inline void turned_scores(const int16_t* x, size_t n_cols, const float* scales, const int16_t* even,
+                          size_t n_even, const int16_t* odd, size_t n_odd, float* y) {
   constexpr size_t kHalf = kCodeBlock / 2;
-  const auto sums = [](const float* factors, const float* table, size_t n_rows, float* out) {
+  const auto sums = [](const int16_t* factors, const int16_t* table, size_t n_rows, uint32_t* out) {
     for (size_t i = 0; i < kHalf; i += 16, out += 16) {
       for (size_t lane = 0; lane < 16; ++lane) out[lane] = 0;
-      for (size_t row = 0; row < n_rows; ++row, table += 16) {
-        for (size_t lane = 0; lane < 16; ++lane) out[lane] += factors[row] * table[lane];
+      for (size_t row = 0; row < n_rows; row += 2, table += 32) {
+        const int16_t* two = factors + row * kTurnLanes;
+        for (size_t lane = 0; lane < 16; ++lane)
+          out[lane] += static_cast<uint32_t>(two[0] * table[2 * lane] + two[1] * table[2 * lane + 1]);
       }
     }
   };
-  alignas(64) float evens[kHalf], odds[kHalf];
-  for (size_t c = 0; c < n_cols; ++c, x += n_even + n_odd, y += kCodeBlock) {
+  const auto score = [](float scale, uint32_t sum) {
+    return scale * static_cast<float>(static_cast<int32_t>(sum));
+  };
+  alignas(64) uint32_t evens[kHalf], odds[kHalf];
+  for (size_t c = 0; c < n_cols; ++c, x += 2, y += kCodeBlock) {
     sums(x, even, n_even, evens);
-    sums(x + n_even, odd, n_odd, odds);
-    for (size_t i = 0; i < kHalf; ++i) y[kHalf + i] = evens[i] + odds[i];
-    for (size_t i = 0; i < kHalf; ++i) y[kHalf - 1 - i] = evens[i] - odds[i];
+    sums(x + n_even * kTurnLanes, odd, n_odd, odds);
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf + i] = score(scales[c], evens[i] + odds[i]);
+    for (size_t i = 0; i < kHalf; ++i) y[kHalf - 1 - i] = score(scales[c], evens[i] - odds[i]);
   }
 }
 
@@ -66,11 +77,7 @@ inline float quantize_products(const float* products, int16_t* table) {
     wrong += products[e] - products[e];
   }
   const float inverse = largest > 1e-30f && largest < 1e30f ? kProductMax / largest : 0.0f;
-  for (size_t e = 0; e < kBookEntries; ++e) {
-    const float scaled = products[e] * inverse;
-    const bool fits = scaled >= -kProductMax - 1 && scaled <= kProductMax + 1;
-    table[e] = static_cast<int16_t>(fits ? scaled + (scaled >= 0 ? 0.5f : -0.5f) : 0.0f);
-  }
+  for (size_t e = 0; e < kBookEntries; ++e) table[e] = nearest_s16(products[e] * inverse);
   return inverse > 0 ? largest / kProductMax + wrong : wrong;
 }
 
@@ -85,29 +92,27 @@ inline void add_products(const std::byte* indices, size_t stride, const int16_t*
 
 template <size_t kCols>
 inline void add_to_bins_of(const std::byte* indices, size_t stride, size_t first, size_t n_tokens,
-                           const float* w, size_t w_stride, float* bins, size_t bin_stride) {
+                           const float* const* w, size_t w_stride, float* const* bins) {
   while (first < n_tokens) {
     const std::byte* panel = indices + first / 16 * stride;
-    const float* own = w + first / kCodeBlock * w_stride + first % kCodeBlock / 16 * 16;
+    const size_t at = first / kCodeBlock * w_stride + first % kCodeBlock / 16 * 16;
     for (size_t t = first % 16; t < 16; ++t, ++first) {
-      float* bin = bins + static_cast<size_t>(panel[t]);
+      const auto entry = static_cast<size_t>(panel[t]);
 #pragma GCC unroll 3
-      for (size_t c = 0; c < kCols; ++c) bin[c * bin_stride] += own[c * kCodeBlock + t];
+      for (size_t c = 0; c < kCols; ++c) bins[c][entry] += w[c][at + t];
     }
   }
 }
 
 // See CodeKernels::add_to_bins.
 inline void add_to_bins(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
-                        const float* w, size_t w_stride, size_t n_cols, float* bins, size_t bin_stride) {
+                        const float* const* w, size_t w_stride, size_t n_cols, float* const* bins) {
   const size_t n_tokens = n_blocks * kCodeBlock;
+  for (size_t c = 0; c < n_cols; ++c) std::memset(bins[c], 0, kBookEntries * sizeof(float));
   size_t c = 0;
   for (; c + 3 <= n_cols; c += 3)
-    add_to_bins_of<3>(indices, stride, first, n_tokens, w + c * kCodeBlock, w_stride, bins + c * bin_stride,
-                      bin_stride);
-  for (; c < n_cols; ++c)
-    add_to_bins_of<1>(indices, stride, first, n_tokens, w + c * kCodeBlock, w_stride, bins + c * bin_stride,
-                      bin_stride);
+    add_to_bins_of<3>(indices, stride, first, n_tokens, w + c, w_stride, bins + c);
+  for (; c < n_cols; ++c) add_to_bins_of<1>(indices, stride, first, n_tokens, w + c, w_stride, bins + c);
 }
 
 // See CodeKernels::code_path. Viterbi's search: the state is the window, and a state's last 64 >> bits values

@@ -222,7 +222,7 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* pane
                                                            size_t n_blocks, int n_bits, int at,
                                                            const uint8_t* tables, const int16_t* w,
                                                            const int32_t* zeros, const float* scales,
-                                                           float* y, size_t y_stride) {
+                                                           float* const* y, size_t y_at) {
   __m256i sums[kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
   const size_t w_stride = n_blocks * kWeightWidth;
@@ -248,7 +248,7 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* pane
     const __m128i dots =
         _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     const __m128 value = _mm_cvtepi32_ps(_mm_sub_epi32(dots, _mm_set1_epi32(zeros[c])));
-    float* to = y + static_cast<size_t>(c) * y_stride;
+    float* to = y[c] + y_at;
     _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_mul_ps(_mm_set1_ps(scales[c]), value)));
   }
 }
@@ -256,29 +256,29 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* pane
 template <int kCols>
 void dot_values_cols(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
                      size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
-                     const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+                     const int32_t* zeros, const float* scales, float* const* y) {
   const int n_bits = stream_bits(bits, n_groups);
   int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g, y += 4) {
+  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
     float scaled[kCols];
     for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[bits[g]];
     with_bits(bits[g], [&](auto n) {
       dot_values_tile<decltype(n)::value, kCols>(panels, stride, n_blocks, n_bits, at, tables, w, zeros,
-                                                 scaled, y, y_stride);
+                                                 scaled, y, 4 * g);
     });
   }
 }
 
 void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
-                const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+                const int32_t* zeros, const float* scales, float* const* y) {
   size_t c = 0;
   for (; c + 3 <= n_cols; c += 3)
     dot_values_cols<3>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
-                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c * y_stride, y_stride);
+                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c);
   for (; c < n_cols; ++c)
     dot_values_cols<1>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
-                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c * y_stride, y_stride);
+                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c);
 }
 
 }  // namespace

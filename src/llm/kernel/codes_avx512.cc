@@ -229,7 +229,7 @@ struct ValueGroups {
 template <int kCols>
 void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const std::byte* w,
                      size_t w_stride, const int32_t* zeros, const float* scales, __m256 level_scale,
-                     __mmask8 mask, float* y, size_t y_stride) {
+                     __mmask8 mask, float* const* y, size_t y_at) {
   __m512i low[kCols][kTogether], high[kCols][kTogether];
 #pragma GCC unroll 4
   for (int c = 0; c < kCols; ++c) {
@@ -275,7 +275,7 @@ void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const
       const __m256i dot = of == c ? _mm512_castsi512_si256(both) : _mm512_extracti64x4_epi64(both, 1);
       const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, _mm256_set1_epi32(zeros[of])));
       const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scales[of]), level_scale);
-      float* to = y + static_cast<size_t>(of) * y_stride;
+      float* to = y[of] + y_at;
       const __m256 sum = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, to), _mm256_mul_ps(scale, value));
       _mm256_mask_storeu_ps(to, mask, sum);
     }
@@ -284,13 +284,13 @@ void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const
 
 void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
-                const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+                const int32_t* zeros, const float* scales, float* const* y) {
   alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
   const auto* weights = reinterpret_cast<const std::byte*>(w);
   const Streams streams(panels, stride, n_blocks * kPanels, stream_bits(bits, n_groups));
   int at = 0;
   const size_t w_stride = n_blocks * kWeightWidth * sizeof(int16_t);
-  for (size_t g = 0; g < n_groups; g += kTogether, y += 4 * kTogether) {
+  for (size_t g = 0; g < n_groups; g += kTogether) {
     ValueGroups groups = {{{&streams, at, bits[g], tables}, {}}, n_blocks};
     at += 4 * bits[g];
     groups.of[1] = {&streams, at, g + 1 < n_groups ? bits[g + 1] : 0, tables};
@@ -314,7 +314,7 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
     }
     const auto tile = [&](auto kernel, size_t c) {
       kernel(groups, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, level_scale, mask,
-             y + c * y_stride, y_stride);
+             y + c, 4 * g);
     };
     size_t c = 0;
     for (; c + 3 <= n_cols && n_cols - c != 4; c += 3) tile(dot_values_tile<3>, c);
@@ -324,83 +324,112 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
   }
 }
 
-// In the order of the plain loops: lanes 8 apart, then 4, then 2, then the two.
-inline __m128 four_lanes(__m512 x) {
-  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+// Half away from 0; of NaN and what fits no 32 bits the lowest.
+FRUGAL_INLINE __m512i nearest_s32(__m512 x) {
+  const __m512i half = _mm512_castps_si512(_mm512_set1_ps(0.5f));
+  const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+  const __m512i away = _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x), half, 0xea);
+  return _mm512_cvttps_epi32(_mm512_add_ps(x, _mm512_castsi512_ps(away)));
 }
 
-void turn_factors_512(const float* factors, const float* middle, size_t n_pairs, size_t n_fast,
-                      const float* powers, float* x) {
-  __m512 sums[kTurnTerms];
-  for (__m512& sum : sums) sum = _mm512_setzero_ps();
-  float* odd = x + n_fast + kEvenTerms;
-  for (size_t i = 0; i < n_pairs; i += 16, powers += 16) {
-    const __m512 c = _mm512_loadu_ps(factors + i), s = _mm512_loadu_ps(factors + n_pairs + i);
-    const __m512 at = _mm512_loadu_ps(middle + i), by = _mm512_loadu_ps(middle + n_pairs + i);
-    const __m512 a = _mm512_add_ps(_mm512_mul_ps(c, at), _mm512_mul_ps(s, by));
-    const __m512 b = _mm512_sub_ps(_mm512_mul_ps(s, at), _mm512_mul_ps(c, by));
-    if (i < n_fast) {
-      const auto mask = static_cast<__mmask16>(n_fast - i >= 16 ? 0xffff : (1u << (n_fast - i)) - 1);
-      _mm512_mask_storeu_ps(x + i, mask, a);
-      _mm512_mask_storeu_ps(odd + i, mask, b);
-    }
-    if (i + 16 <= n_fast) continue;  // powers of these pairs are 0
-#pragma GCC unroll 5
-    for (size_t term = 0; term < kTurnTerms; ++term) {
-      const __m512 power = _mm512_loadu_ps(powers + term * n_pairs);
-      sums[term] = _mm512_add_ps(sums[term], _mm512_mul_ps(term % 2 == 0 ? a : b, power));
-    }
+void turn_factors_512(const float* factors, const float* inverse, const float* middles, size_t n_pairs,
+                      size_t n_fast, size_t n_full, const float* powers, int16_t* x) {
+  const auto columns = [](const float* at) { return _mm512_broadcast_f32x4(_mm_loadu_ps(at)); };
+  const __m512i each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  const auto blocks = [&](const float* at) {
+    return _mm512_permutexvar_ps(each, _mm512_castps128_ps512(_mm_loadu_ps(at)));
+  };
+  const __m512 by = columns(inverse);
+  const auto put = [&](size_t row, __m512 first, __m512 second) __attribute__((always_inline)) {
+    const __m512i low = nearest_s32(_mm512_mul_ps(first, by)), high = nearest_s32(_mm512_mul_ps(second, by));
+    _mm512_storeu_si512(x + row * kTurnLanes,
+                        _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
+  };
+  const auto turn = [&](size_t pair, __m512* a, __m512* b) __attribute__((always_inline)) {
+    const float *own = factors + pair * kTurnCols, *of = middles + pair * kTurnCols;
+    const __m512 c = columns(own), s = columns(own + n_pairs * kTurnCols);
+    const __m512 at = blocks(of), across = blocks(of + n_pairs * kTurnCols);
+    *a = _mm512_add_ps(_mm512_mul_ps(c, at), _mm512_mul_ps(s, across));
+    *b = _mm512_sub_ps(_mm512_mul_ps(s, at), _mm512_mul_ps(c, across));
+  };
+  const size_t odd = n_fast + kEvenRows;
+  for (size_t pair = 0; pair < n_fast; pair += 2) {
+    __m512 a[2], b[2];
+    turn(pair, &a[0], &b[0]);
+    turn(pair + 1, &a[1], &b[1]);
+    put(pair, a[0], a[1]);
+    put(odd + pair, b[0], b[1]);
   }
-  const __m128 t0 = four_lanes(sums[0]), t1 = four_lanes(sums[1]), t2 = four_lanes(sums[2]),
-               t3 = four_lanes(sums[3]), t4 = four_lanes(sums[4]);
-  const __m128 evens = _mm_add_ps(_mm_movelh_ps(t0, t2), _mm_movehl_ps(t2, t0));
-  const __m128 odds = _mm_add_ps(_mm_movelh_ps(t1, t3), _mm_movehl_ps(t3, t1));
-  const __m128 last = _mm_add_ps(t4, _mm_movehl_ps(t4, t4));
-  const __m128 four = _mm_add_ps(_mm_shuffle_ps(evens, odds, 0x88), _mm_shuffle_ps(evens, odds, 0xdd));
-  _mm_storel_pi(reinterpret_cast<__m64*>(x + n_fast), four);
-  _mm_store_ss(x + n_fast + 2, _mm_add_ss(last, _mm_shuffle_ps(last, last, 1)));
-  _mm_storeh_pi(reinterpret_cast<__m64*>(odd + n_fast), four);
+  __m512 terms[kTurnTerms];
+  for (__m512& term : terms) term = _mm512_setzero_ps();
+  for (size_t pair = n_fast; pair < n_pairs; ++pair) {
+    __m512 of[2];
+    turn(pair, &of[0], &of[1]);
+    const float* power = powers + pair * kTurnTerms;
+    const auto add = [&](size_t term) __attribute__((always_inline)) {
+      terms[term] = _mm512_add_ps(terms[term], _mm512_mul_ps(of[term % 2], _mm512_set1_ps(power[term])));
+    };
+    add(0);
+    add(1);
+    if (pair >= n_full) continue;
+    add(2);
+    add(3);
+    add(4);
+  }
+  put(n_fast, terms[0], terms[2]);
+  put(n_fast + 2, terms[4], _mm512_setzero_ps());
+  put(odd + n_fast, terms[1], terms[3]);
 }
 
-// The sums of kCols columns over the rows of a table, for both halves of its offsets.
+// Adds the sums of kCols columns over the rows of a table, for both halves of its offsets.
 template <int kCols>
-FRUGAL_INLINE void sum_rows(const float* x, size_t x_stride, const float* table, size_t n_rows,
-                            __m512 sums[kCols][2]) {
-#pragma GCC unroll 3
-  for (int c = 0; c < kCols; ++c) sums[c][0] = sums[c][1] = _mm512_setzero_ps();
-  for (size_t row = 0; row < n_rows; ++row) {
-    const __m512 near = _mm512_loadu_ps(table + 16 * row), far = _mm512_loadu_ps(table + 16 * (n_rows + row));
-#pragma GCC unroll 3
+FRUGAL_INLINE void sum_rows(const int16_t* x, const int16_t* table, size_t n_rows,
+                            __m512i sums[kCols][2]) {
+#pragma GCC unroll 4
+  for (int c = 0; c < kCols; ++c) sums[c][0] = sums[c][1] = _mm512_setzero_si512();
+  for (size_t row = 0; row < n_rows; row += 2) {
+    const __m512i near = load64(table + 16 * row), far = load64(table + 16 * (n_rows + row));
+#pragma GCC unroll 4
     for (int c = 0; c < kCols; ++c) {
-      const __m512 factor = _mm512_set1_ps(x[static_cast<size_t>(c) * x_stride + row]);
-      sums[c][0] = _mm512_add_ps(sums[c][0], _mm512_mul_ps(factor, near));
-      sums[c][1] = _mm512_add_ps(sums[c][1], _mm512_mul_ps(factor, far));
+      int32_t two;
+      std::memcpy(&two, x + row * kTurnLanes + 2 * c, 4);
+      const __m512i factors = _mm512_set1_epi32(two);
+      sums[c][0] = _mm512_dpwssd_epi32(sums[c][0], factors, near);
+      sums[c][1] = _mm512_dpwssd_epi32(sums[c][1], factors, far);
     }
   }
 }
 
 template <int kCols>
-void turned_tile(const float* x, const float* even, size_t n_even, const float* odd, size_t n_odd, float* y) {
+void turned_tile(const int16_t* x, const float* scales, const int16_t* even, size_t n_even,
+                 const int16_t* odd, size_t n_odd, float* y) {
   const __m512i mirror = _mm512_set_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512 e[kCols][2], o[kCols][2];
-  sum_rows<kCols>(x, n_even + n_odd, even, n_even, e);
-  sum_rows<kCols>(x + n_even, n_even + n_odd, odd, n_odd, o);
-#pragma GCC unroll 3
+  __m512i e[kCols][2], o[kCols][2];
+  sum_rows<kCols>(x, even, n_even, e);
+  sum_rows<kCols>(x + n_even * kTurnLanes, odd, n_odd, o);
+#pragma GCC unroll 4
   for (int c = 0; c < kCols; ++c, y += kCodeBlock) {
-    _mm512_storeu_ps(y, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e[c][1], o[c][1])));
-    _mm512_storeu_ps(y + 16, _mm512_permutexvar_ps(mirror, _mm512_sub_ps(e[c][0], o[c][0])));
-    _mm512_storeu_ps(y + 32, _mm512_add_ps(e[c][0], o[c][0]));
-    _mm512_storeu_ps(y + 48, _mm512_add_ps(e[c][1], o[c][1]));
+    const __m512 scale = _mm512_set1_ps(scales[c]);
+    const auto put = [&](size_t at, __m512i sum) __attribute__((always_inline)) {
+      _mm512_storeu_ps(y + at, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum)));
+    };
+    put(0, _mm512_permutexvar_epi32(mirror, _mm512_sub_epi32(e[c][1], o[c][1])));
+    put(16, _mm512_permutexvar_epi32(mirror, _mm512_sub_epi32(e[c][0], o[c][0])));
+    put(32, _mm512_add_epi32(e[c][0], o[c][0]));
+    put(48, _mm512_add_epi32(e[c][1], o[c][1]));
   }
 }
 
-void turned_scores_512(const float* x, size_t n_cols, const float* even, size_t n_even, const float* odd,
-                       size_t n_odd, float* y) {
+void turned_scores_512(const int16_t* x, size_t n_cols, const float* scales, const int16_t* even,
+                       size_t n_even, const int16_t* odd, size_t n_odd, float* y) {
+  const auto tile = [&](auto kernel, size_t c) {
+    kernel(x + 2 * c, scales + c, even, n_even, odd, n_odd, y + c * kCodeBlock);
+  };
   size_t c = 0;
-  const size_t width = n_even + n_odd;
-  for (; c + 3 <= n_cols; c += 3) turned_tile<3>(x + c * width, even, n_even, odd, n_odd, y + c * kCodeBlock);
-  for (; c < n_cols; ++c) turned_tile<1>(x + c * width, even, n_even, odd, n_odd, y + c * kCodeBlock);
+  for (; c + 4 <= n_cols; c += 4) tile(turned_tile<4>, c);
+  if (n_cols - c == 3) tile(turned_tile<3>, c);
+  if (n_cols - c == 2) tile(turned_tile<2>, c);
+  if (n_cols - c == 1) tile(turned_tile<1>, c);
 }
 
 inline void expand_scales_512(const std::byte* codes, size_t stride, const float* table, float* scales) {
@@ -425,13 +454,9 @@ float quantize_products_512(const float* products, int16_t* table) {
   const float largest = _mm512_reduce_max_ps(most), nothing = wrong != 0 ? __builtin_nanf("") : 0.0f;
   const float inverse = largest > 1e-30f && largest < 1e30f ? kProductMax / largest : 0.0f;
   const __m512 by = _mm512_set1_ps(inverse);
-  const __m512i half = _mm512_castps_si512(_mm512_set1_ps(0.5f));
-  const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
   auto* to = reinterpret_cast<std::byte*>(table);
   for (size_t i = 0; i < kRows; ++i, to += 16) {
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(products + 16 * i), by);
-    const __m512i away = _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(scaled), half, 0xea);
-    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(scaled, _mm512_castsi512_ps(away)));
+    const __m512i value = nearest_s32(_mm512_mul_ps(_mm512_loadu_ps(products + 16 * i), by));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + kBookEntries),
                      _mm512_cvtepi32_epi8(_mm512_srli_epi32(value, 8)));
@@ -468,6 +493,50 @@ void add_products_512(const std::byte* indices, size_t stride, const int16_t* ta
           p % 2 == 0 ? _mm512_castsi512_si256(of[p / 2]) : _mm512_extracti64x4_epi64(of[p / 2], 1);
       const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half));
       _mm512_storeu_ps(y + 16 * p, _mm512_add_ps(_mm512_loadu_ps(y + 16 * p), _mm512_mul_ps(scale, value)));
+    }
+  }
+}
+
+// Four columns side by side: one addition a token, whatever the number of columns.
+void add_to_bins_512(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
+                     const float* const* w, size_t w_stride, size_t n_cols, float* const* bins) {
+  constexpr size_t kTile = 4;
+  for (size_t c = 0; c < n_cols; c += kTile) {
+    const size_t n = n_cols - c < kTile ? n_cols - c : kTile;
+    alignas(64) float sums[kBookEntries * kTile], rows[16 * kTile];
+    for (size_t i = 0; i < kBookEntries * kTile; i += 16) _mm512_store_ps(sums + i, _mm512_setzero_ps());
+    for (size_t at = first / 16 * 16; at < n_blocks * kCodeBlock; at += 16) {
+      __m512 of[kTile];
+#pragma GCC unroll 4
+      for (size_t i = 0; i < kTile; ++i)
+        of[i] = _mm512_loadu_ps(w[c + (i < n ? i : 0)] + at / kCodeBlock * w_stride + at % kCodeBlock);
+      const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(of[0], of[1])),
+                    high01 = _mm512_castps_pd(_mm512_unpackhi_ps(of[0], of[1])),
+                    low23 = _mm512_castps_pd(_mm512_unpacklo_ps(of[2], of[3])),
+                    high23 = _mm512_castps_pd(_mm512_unpackhi_ps(of[2], of[3]));
+      // Tokens i, i + 4, i + 8 and i + 12 at 16 * i.
+      _mm512_store_pd(rows, _mm512_unpacklo_pd(low01, low23));
+      _mm512_store_pd(rows + 16, _mm512_unpackhi_pd(low01, low23));
+      _mm512_store_pd(rows + 32, _mm512_unpacklo_pd(high01, high23));
+      _mm512_store_pd(rows + 48, _mm512_unpackhi_pd(high01, high23));
+      const std::byte* panel = indices + at / 16 * stride;
+#pragma GCC unroll 16
+      for (size_t t = 0; t < 16; ++t) {
+        if (at + t < first) continue;
+        float* sum = sums + kTile * static_cast<size_t>(panel[t]);
+        _mm_store_ps(sum, _mm_add_ps(_mm_load_ps(sum), _mm_load_ps(rows + t % 4 * 16 + t / 4 * 4)));
+      }
+    }
+    const __m512i column = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    for (size_t i = 0; i < n; ++i) {
+      const __m512i own = _mm512_add_epi32(column, _mm512_set1_epi32(static_cast<int>(i)));
+      for (size_t e = 0; e < kBookEntries; e += 16) {
+        const float* from = sums + kTile * e;
+        const __m512 low = _mm512_permutex2var_ps(_mm512_load_ps(from), own, _mm512_load_ps(from + 16));
+        const __m512 high =
+            _mm512_permutex2var_ps(_mm512_load_ps(from + 32), own, _mm512_load_ps(from + 48));
+        _mm512_storeu_ps(bins[c + i] + e, _mm512_shuffle_f32x4(low, high, 0x44));
+      }
     }
   }
 }
@@ -524,6 +593,6 @@ void code_path_512(const float* y, const float* weights, const uint8_t* bits, si
 const CodeKernels kAvx512CodeKernels = {
     "avx512",      dot_keys,          quantize_weights,      dot_values,
     code_path_512, expand_scales_512, quantize_products_512, add_products_512,
-    add_to_bins,   turn_factors_512,  turned_scores_512};
+    add_to_bins_512,   turn_factors_512,  turned_scores_512};
 
 }  // namespace frugal::llm

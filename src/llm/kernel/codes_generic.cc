@@ -74,7 +74,7 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
 
 void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
                 const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
-                const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+                const int32_t* zeros, const float* scales, float* const* y) {
   uint8_t levels[kMaxValueBlocks * kCodeBlock * 4];
   const size_t n_tokens = n_blocks * kCodeBlock;
   const int n_bits = stream_bits(bits, n_groups);
@@ -90,7 +90,7 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const u
         int32_t dot = 0;
         for (size_t t = 0; t < n_tokens; ++t)
           dot += levels[4 * t + i] * w[c * n_blocks * kWeightWidth + t / 4 * 16 + t % 4];
-        y[c * y_stride + 4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
+        y[c][4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "llm/kv/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -66,23 +67,35 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
   const size_t stride = static_cast<size_t>(n_cols) * kKvBlock;  // from block to block of the scores
   const Tokens tokens = visible_tokens(tile, chunk);
   const int n_blocks = tokens.n_blocks(), first_block = tokens.begin / kKvBlock;
-  const auto n_tokens = [&](int i) { return std::min(kKvBlock, tokens.end - tokens.begin - i * kKvBlock); };
-  clear_state(state, 0, n_cols, cache.sum_width(tile.layer, tile.kv_head));
-  for (int i = 0; i < n_blocks; ++i)
-    cache.score_block(tile.layer, tile.kv_head, first_block + i, n_tokens(i), queries, scratch + i * stride);
+  const auto width = static_cast<size_t>(cache.sum_width(tile.layer, tile.kv_head));
+  cache.score_chunk(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch,
+                    stride);
+  const float* negligible = cache.negligible(queries);
+  bool any = false;
   for (int col = 0; col < n_cols; ++col) {
     float* scores = scratch + static_cast<size_t>(col) * kKvBlock;
     // The part of the chunk that this row sees: [from, to).
     const int position = tile.first_position + col / tile.group;
     const int from = std::max(first_visible(tile, position) - tokens.begin, 0);
     const int to = std::min(position + 1, tokens.end) - tokens.begin;
-    if (from >= to) {  // nothing: weights of zero, and a state left as it is
+    const auto leave_out = [&] {  // weights of zero, and a state as if the chunk showed nothing
       for (int i = 0; i < n_blocks; ++i) std::fill_n(scores + i * stride, kKvBlock, 0.0f);
+      clear_state(state, col, col + 1, static_cast<int>(width));
+    };
+    if (from >= to) {
+      leave_out();
       continue;
     }
     if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
     kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, state.sum + col);
+    if (negligible != nullptr && state.max[col] + std::log(state.sum[col]) < negligible[col]) {
+      leave_out();
+      continue;
+    }
+    std::fill_n(state.out + static_cast<size_t>(col) * width, cache.shape().padded_dim(), 0.0f);
+    any = true;
   }
+  if (!any) return;
   cache.add_values(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch, stride,
                    state.out, scratch + kBlocks * stride);
 }

@@ -101,10 +101,11 @@ void CodeBook::add_sums(const float* sums, float* y) const {
   int32_t zero;
   const float scale = code_kernels().quantize_weights(sums, kCodeBlock, ones, kBlocks, weights, &zero);
   zero = static_cast<int32_t>(static_cast<uint32_t>(zero) * kLevelCentre);
+  float* const to = out;
   float level_scales[kMaxAtomBits + 1] = {};
   level_scales[8] = 1;
   code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, all_eight(), dim() / 4, nullptr,
-                            level_scales, weights, 1, &zero, &scale, out, kMaxCodedDim);
+                            level_scales, weights, 1, &zero, &scale, &to);
   for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * out[i];
 }
 

@@ -28,6 +28,8 @@ namespace frugal::llm {
 namespace {
 
 constexpr int kSinks = 4;
+constexpr int kScoreTile = 12;  // columns that are scored together
+constexpr float kNegligible = 0.01f;  // share of a query's weights that may be left out
 constexpr int kRingBlocks = 3;
 constexpr int kRingTokens = kRingBlocks * kKvBlock;
 constexpr size_t kChunkPanels = kKvChunk / 16;
@@ -87,7 +89,9 @@ class CsrCache final : public KvCache {
   }
 
   size_t query_scratch_bytes(int n_cols) const override {
-    return static_cast<size_t>(n_cols) * column_bytes();
+    const auto n = static_cast<size_t>(n_cols);
+    return (n + kTurnCols - 1) / kTurnCols * TurnedMean::query_floats(dim()) * sizeof(float) +
+           n * column_bytes();
   }
 
   void prepare(int layer, int head, const KvQueries& queries) const override {
@@ -95,6 +99,7 @@ class CsrCache final : public KvCache {
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
     alignas(64) float y[kMaxCodedDim];
+    std::fill(p.turns, p.negligible, 0.0f);
     for (size_t col = 0; col < static_cast<size_t>(queries.n_cols); ++col) {
       const float* q = queries.q + col * dim();
       transform(side.synthesis, q, y);
@@ -107,23 +112,46 @@ class CsrCache final : public KvCache {
       p.code_scales[col] = quantize_column(
           y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_zeros[col]);
       p.code_zeros[col] *= kLevelCentre;
-      mean_.factors(q, side.mean.data(), p.mean + col * dim());
+      mean_.factors(layer, q, side.mean.data(), col % kTurnCols,
+                    p.turns_of(static_cast<int>(col / kTurnCols), dim()));
     }
+    if (queries.window == 0) find_negligible(layer, head, queries, p);
+  }
+
+  const float* negligible(const KvQueries& queries) const override {
+    return queries.window > 0 ? nullptr : prepared(queries).negligible;
   }
 
   void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                    float* scores) const override {
+    score_chunk(layer, head, block, n_tokens, queries, scores, 0);
+  }
+  void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
     const Prepared p = prepared(queries);
     const Whole whole = whole_of(layer, head);
-    const int n_whole = queries.first_col_at((block + 2) * kKvBlock);
-    score_whole(layer, block, whole.block_keys(block, dim()), n_tokens, queries.q, p, n_whole, scores);
-    if (n_whole < queries.n_cols) score_codes(layer, head, block, p, n_whole, queries.n_cols, scores);
-    for (int col = 0; block == 0 && col < queries.n_cols; ++col) {
-      for (int t = 0; t < kSinks; ++t) {
-        scores[col * kKvBlock + t] = dot(queries.q + static_cast<size_t>(col) * dim(),
-                                         whole.sink_keys + static_cast<size_t>(t) * dim());
+    const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock, n_cols = queries.n_cols;
+    // Of the columns, those that see block i whole; never fewer than of the block before.
+    int n_whole[kKvChunk / kKvBlock] = {};
+    for (int i = 0; i < n_blocks; ++i) n_whole[i] = queries.first_col_at((block + i + 2) * kKvBlock);
+    TurnedMean::Turned turned[kScoreTile / kTurnCols];
+    for (int tile = 0; tile < n_cols; tile += kScoreTile) {
+      const int end = std::min(n_cols, tile + kScoreTile);
+      turn(layer, block, p, tile, end, turned);
+      for (int i = 0; i < n_blocks; ++i) {
+        if (tile == 0 && n_whole[i] < n_cols) prefetch_block(layer, KvSide::kKeys, head, block + i + 2);
+        const int middle = std::clamp(n_whole[i], tile, end);
+        float* rows = scores + static_cast<size_t>(i) * stride + static_cast<size_t>(tile) * kKvBlock;
+        score_mean(layer, block + i, turned, end - tile, rows);
+        add_whole_scores(whole.block_keys(block + i, dim()), std::min(kKvBlock, n_tokens - i * kKvBlock),
+                         queries.q + static_cast<size_t>(tile) * dim(), middle - tile, rows);
+        add_code_scores(layer, head, block + i, p, middle, end, rows + (middle - tile) * kKvBlock);
+        if (tile == 0 && n_whole[i] < n_cols)
+          prefetch_block(layer, KvSide::kValues, head, block + i);  // read once the chunk has its scores
       }
     }
+    for (int col = 0; block == 0 && col < n_cols; ++col)
+      score_sinks(whole, queries.q + static_cast<size_t>(col) * dim(), scores + col * kKvBlock);
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
@@ -142,6 +170,8 @@ class CsrCache final : public KvCache {
                   n_whole[i], out, width, scratch);
       }
     }
+    for (size_t col = 0; col < static_cast<size_t>(n_whole[0]); ++col)
+      std::fill(out + col * width + dim(), out + (col + 1) * width, 0.0f);
     if (block == 0 && n_whole[0] < queries.n_cols) {
       const auto first = static_cast<size_t>(n_whole[0]);
       add_whole(whole.sink_values, whole.sink_scales, kSinks, weights + first * kKvBlock,
@@ -272,22 +302,75 @@ class CsrCache final : public KvCache {
   }
 
   struct Prepared;
-  // Of the first n_tokens of a block, for the first n_cols columns.
-  void score_whole(int layer, int block, const WholeKeys& keys, int n_tokens, const float* q,
-                   const Prepared& p, int n_cols, float* scores) const {
-    constexpr size_t kTile = TurnedMean::kMaxCols;
-    const size_t n_panels = static_cast<size_t>(n_tokens + 15) / 16, end = static_cast<size_t>(n_cols);
-    alignas(64) float products[kTile * kKvBlock];
-    for (size_t first = 0; first < end; first += kTile, scores += kTile * kKvBlock) {
-      const size_t n = std::min(kTile, end - first);
-      mean_.scores(layer, block, p.mean + first * dim(), n, scores);
-      for (size_t i = 0; i < dim() / 32; ++i) {
-        kernels().panel_s8({keys.levels + i * 32 * kKvBlock, kKvBlock, 16, n_panels, 32},
-                           q + first * dim() + i * 32, dim(), n, products, kKvBlock, false);
-        for (size_t t = 0; t < 16 * n_panels; ++t) {
-          const float scale = f16_to_f32(keys.scales[i * kKvBlock + t]);
-          for (size_t c = 0; c < n; ++c) scores[c * kKvBlock + t] += products[c * kKvBlock + t] * scale;
+  // The means' part of scores of columns [tile, end), the queries turned for the chunk of `block`.
+  void turn(int layer, int block, const Prepared& p, int tile, int end, TurnedMean::Turned* turned) const {
+    for (int col = tile; col < end; col += kTurnCols, ++turned)
+      mean_.turn(layer, block * kKvBlock / kKvChunk, p.turns_of(col / kTurnCols, dim()), turned);
+  }
+  void score_mean(int layer, int block, const TurnedMean::Turned* turned, int n_cols, float* scores) const {
+    for (; n_cols > 0; n_cols -= kTurnCols, ++turned, scores += kTurnCols * kKvBlock)
+      mean_.scores(layer, block, *turned, static_cast<size_t>(std::min(n_cols, int{kTurnCols})), scores);
+  }
+  // Of the first n_tokens of a block, what they are beside the mean, for n_cols <= kScoreTile columns.
+  void add_whole_scores(const WholeKeys& keys, int n_tokens, const float* q, int n_cols,
+                        float* scores) const {
+    const size_t n_panels = static_cast<size_t>(n_tokens + 15) / 16, n = static_cast<size_t>(n_cols);
+    if (n == 0) return;
+    alignas(64) float products[kScoreTile * kKvBlock];
+    for (size_t i = 0; i < dim() / 32; ++i) {
+      kernels().panel_s8({keys.levels + i * 32 * kKvBlock, kKvBlock, 16, n_panels, 32}, q + i * 32, dim(), n,
+                         products, kKvBlock, false);
+      for (size_t t = 0; t < 16 * n_panels; ++t) {
+        const float scale = f16_to_f32(keys.scales[i * kKvBlock + t]);
+        for (size_t c = 0; c < n; ++c) scores[c * kKvBlock + t] += products[c * kKvBlock + t] * scale;
+      }
+    }
+  }
+  void score_sinks(const Whole& whole, const float* q, float* scores) const {
+    for (size_t t = 0; t < kSinks; ++t) scores[t] = dot(q, whole.sink_keys + t * dim());
+  }
+
+  // What is too little to count: a share of what the weights of the first and the newest tokens, which are
+  // whole, sum to. All weights sum to no less, and so what is left out to no more than kNegligible of them.
+  void find_negligible(int layer, int head, const KvQueries& queries, const Prepared& p) const {
+    constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+    const Whole whole = whole_of(layer, head);
+    const auto position_of = [&](int col) { return queries.first_position + col / queries.group; };
+    alignas(64) float scores[kScoreTile * kKvBlock];
+    TurnedMean::Turned turned[kScoreTile / kTurnCols];
+    for (int tile = 0; tile < queries.n_cols; tile += kScoreTile) {
+      const int n = std::min(kScoreTile, queries.n_cols - tile);
+      const float* q = queries.q + static_cast<size_t>(tile) * dim();
+      float max[kScoreTile], sum[kScoreTile] = {};
+      std::fill_n(max, kScoreTile, kMinusInfinity);
+      // The first `seen` scores of a column.
+      const auto add = [&](int c, int seen) {
+        if (seen <= 0) return;
+        float *row = scores + c * kKvBlock, most, part;
+        std::fill(row + seen, row + kKvBlock, kMinusInfinity);
+        kernels().softmax(row, 0, 1, &most, &part);
+        const float larger = std::max(max[c], most);
+        sum[c] = sum[c] * std::exp(max[c] - larger) + part * std::exp(most - larger);
+        max[c] = larger;
+      };
+      for (int c = 0; c < n; ++c) {
+        score_sinks(whole, q + static_cast<size_t>(c) * dim(), scores + c * kKvBlock);
+        add(c, std::min(kSinks, position_of(tile + c) + 1));
+      }
+      const int last_block = position_of(tile + n - 1) / kKvBlock;
+      for (int block = std::max(0, position_of(tile) / kKvBlock - 1); block <= last_block; ++block) {
+        turn(layer, block, p, tile, tile + n, turned);
+        score_mean(layer, block, turned, n, scores);
+        add_whole_scores(whole.block_keys(block, dim()), kKvBlock, q, n, scores);
+        for (int c = 0; c < n; ++c) {
+          const int position = position_of(tile + c);
+          if (block >= position / kKvBlock - 1) add(c, std::min(kKvBlock, position + 1 - block * kKvBlock));
         }
+      }
+      for (int c = 0; c < n; ++c) {
+        const int n_tokens = std::max(kKvChunk, position_of(tile + c) + 1);
+        p.negligible[tile + c] =
+            max[c] + std::log(sum[c] * (kNegligible * kKvChunk / static_cast<float>(n_tokens)));
       }
     }
   }
@@ -390,27 +473,22 @@ class CsrCache final : public KvCache {
     put_stream(panel, side.stream_bits, token, words);
   }
 
-  void score_codes(int layer, int head, int block, const Prepared& p, int first_col, int n_cols,
-                   float* scores) const {
+  // Of a block's codes, what they are beside the mean, for columns [first, end), not many.
+  void add_code_scores(int layer, int head, int block, const Prepared& p, int first, int end,
+                       float* scores) const {
+    if (first == end) return;
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
-    const auto n_groups = static_cast<size_t>(side.n_groups), end = static_cast<size_t>(n_cols);
-    prefetch_block(layer, KvSide::kKeys, head, block + 2);
     const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
-    constexpr size_t kTile = TurnedMean::kMaxCols;
-    for (size_t first = static_cast<size_t>(first_col); first < end; first += kTile) {
-      const size_t n = std::min(kTile, end - first);
-      float* rows = scores + first * kKvBlock;
-      mean_.scores(layer, block, p.mean + first * dim(), n, rows);
-      if (!side.book.empty()) {
-        code_kernels().add_products(panel + side.index_offset, side.panel_bytes,
-                                    p.book + first * kBookEntries, n, p.book_scales + first, rows, kKvBlock);
-      }
-      code_kernels().dot_keys(panel, side.panel_bytes, side.bits.data(), n_groups, levels.table.data(),
-                              p.codes + first * 4 * n_groups, n, p.code_zeros + first, p.code_scales + first,
-                              rows, kKvBlock);
+    const auto n_groups = static_cast<size_t>(side.n_groups), from = static_cast<size_t>(first),
+               n = static_cast<size_t>(end - first);
+    if (!side.book.empty()) {
+      code_kernels().add_products(panel + side.index_offset, side.panel_bytes, p.book + from * kBookEntries,
+                                  n, p.book_scales + from, scores, kKvBlock);
     }
-    prefetch_block(layer, KvSide::kValues, head, block);  // read once the chunk has its scores
+    code_kernels().dot_keys(panel, side.panel_bytes, side.bits.data(), n_groups, levels.table.data(),
+                            p.codes + from * 4 * n_groups, n, p.code_zeros + from, p.code_scales + from,
+                            scores, kKvBlock);
   }
 
   // Of n_blocks coded blocks.
@@ -420,53 +498,79 @@ class CsrCache final : public KvCache {
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
     const auto n = static_cast<size_t>(n_blocks);
-    if (!side.book.empty()) {
-      code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n,
-                                 weights, stride, static_cast<size_t>(n_cols), out + dim(), out_width);
-    }
-    if (side.n_groups == 0) return;
     alignas(64) float token_scales[kKvChunk];
-    for (size_t i = 0; i < n; ++i) {
+    for (size_t i = 0; side.n_groups > 0 && i < n; ++i) {
       code_kernels().expand_scales(panel + side.scale_offset + 4 * i * side.panel_bytes, side.panel_bytes,
                                    scales_.data(), token_scales + i * kKvBlock);
     }
     if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
-    constexpr size_t kTile = 6;
+    constexpr int kTile = 6;  // of weights as integers
     alignas(64) int16_t integers[kTile * kMaxValueBlocks * kWeightWidth];
     const size_t width = n * kWeightWidth;
-    float scales[kTile];
-    int32_t zeros[kTile];
-    const auto end = static_cast<size_t>(n_cols);
-    for (size_t first = 0; first < end; first += kTile) {
-      const size_t n_tile = std::min(kTile, end - first);
+    for (int col = 0; col < n_cols;) {
+      const float* from[kTile];
+      float *sums[kTile], *bins[kTile];
+      size_t n_tile = 0;
+      for (; col < n_cols && n_tile < kTile; ++col) {
+        from[n_tile] = weights + static_cast<size_t>(col) * kKvBlock;
+        sums[n_tile] = out + static_cast<size_t>(col) * out_width;
+        bins[n_tile] = sums[n_tile] + dim();
+        if (nothing(from[n_tile], stride, n)) {
+          std::fill(bins[n_tile], sums[n_tile] + out_width, 0.0f);
+        } else {
+          ++n_tile;
+        }
+      }
+      if (!side.book.empty()) {
+        code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n,
+                                   from, stride, n_tile, bins);
+      }
+      if (side.n_groups == 0) continue;
+      float scales[kTile];
+      int32_t zeros[kTile];
       for (size_t c = 0; c < n_tile; ++c) {
-        scales[c] = code_kernels().quantize_weights(weights + (first + c) * kKvBlock, stride, token_scales, n,
-                                                    integers + c * width, &zeros[c]);
+        scales[c] = code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + c * width,
+                                                    &zeros[c]);
         // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
         zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
       }
       code_kernels().dot_values(panel, side.panel_bytes, n, side.bits.data(),
                                 static_cast<size_t>(side.n_groups), levels.table.data(), levels.scale.data(),
-                                integers, n_tile, zeros, scales, out + first * out_width, out_width);
+                                integers, n_tile, zeros, scales, sums);
     }
+  }
+  // Whether all weights of a column are 0.
+  static bool nothing(const float* weights, size_t stride, size_t n_blocks) {
+    if (weights[0] != 0) return false;
+    for (size_t i = 0; i < n_blocks; ++i, weights += stride) {
+      if (weights[0] != 0 || std::memcmp(weights, weights + 1, (kKvBlock - 1) * sizeof(float)) != 0)
+        return false;
+    }
+    return true;
   }
 
   // ---- queries ----
 
   struct Prepared {
-    float* mean;          // [n_cols, dim]: factors of the cosines, then of the sines
+    float* turns;         // [n_cols / kTurnCols, TurnedMean::query_floats()]
+    float* negligible;    // [n_cols]
     float* code_scales;   // [n_cols]
     float* book_scales;   // [n_cols]
     int32_t* code_zeros;  // [n_cols]: what levels at the centre add
     int16_t* book;        // [n_cols, kBookEntries]: products with the entries
     int8_t* codes;        // [n_cols, 4 n_groups]
+
+    float* turns_of(int part, size_t dim) const {
+      return turns + static_cast<size_t>(part) * TurnedMean::query_floats(dim);
+    }
   };
-  size_t column_bytes() const { return (sizeof(float) + 1) * dim() + 12 + 2 * kBookEntries; }
+  size_t column_bytes() const { return 16 + 2 * kBookEntries + dim(); }
   Prepared prepared(const KvQueries& queries) const {
     const auto n = static_cast<size_t>(queries.n_cols);
     Prepared p;
-    p.mean = reinterpret_cast<float*>(queries.scratch);
-    p.code_scales = p.mean + n * dim();
+    p.turns = reinterpret_cast<float*>(queries.scratch);
+    p.negligible = p.turns_of(static_cast<int>((n + kTurnCols - 1) / kTurnCols), dim());
+    p.code_scales = p.negligible + n;
     p.book_scales = p.code_scales + n;
     p.code_zeros = reinterpret_cast<int32_t*>(p.book_scales + n);
     p.book = reinterpret_cast<int16_t*>(p.code_zeros + n);

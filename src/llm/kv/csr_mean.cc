@@ -1,5 +1,6 @@
 #include "llm/kv/csr_mean.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "llm/kernel/codes.h"
@@ -14,62 +15,75 @@ constexpr double kMiddle = kHalf - 0.5;  // of positions 0 to 63
 }  // namespace
 
 TurnedMean::TurnedMean(const CsrPlan& plan, int n_blocks)
-    : plan_(&plan), pairs_(static_cast<size_t>(plan.dim / 2)), n_blocks_(static_cast<size_t>(n_blocks)) {
+    : plan_(&plan),
+      pairs_(static_cast<size_t>(plan.dim / 2)),
+      n_chunks_((static_cast<size_t>(n_blocks) + kBlocks - 1) / kBlocks) {
   const size_t n_kinds = plan.turns.size() / pairs_;
-  middles_.resize(n_kinds * n_blocks_ * 2 * pairs_);
+  middles_.resize(n_kinds * n_chunks_ * kBlocks * 2 * pairs_);
   offsets_.resize(n_kinds * kKvBlock * 2 * pairs_);
   for (size_t kind = 0; kind < n_kinds; ++kind) {
     const float* turns = &plan.turns[kind * pairs_];
-    size_t n_fast = 0;
+    size_t n_fast = 0, n_full = 0;
     for (size_t pair = 0; pair < pairs_; ++pair) {
-      const auto turn = static_cast<double>(turns[pair]);
-      if (std::fabs(turn) * kHalf >= 0.5) n_fast = pair + 1;
-      const auto put = [&](float* row, double angle) {
-        row[pair] = static_cast<float>(std::cos(angle));
-        row[pairs_ + pair] = static_cast<float>(std::sin(angle));
+      const double turn = static_cast<double>(turns[pair]), most = std::fabs(turn) * kHalf;
+      if (most >= 0.5) n_fast = pair + 1;
+      if (most * most / 2 >= 1e-4) n_full = pair + 1;
+      const auto put = [&](float* cosine, float* sine, double angle) {
+        *cosine = static_cast<float>(std::cos(angle));
+        *sine = static_cast<float>(std::sin(angle));
       };
-      for (size_t b = 0; b < n_blocks_; ++b)
-        put(&middles_[(kind * n_blocks_ + b) * 2 * pairs_],
-            turn * (static_cast<double>(b * kKvBlock) + kMiddle));
-      for (int t = 0; t < kKvBlock; ++t)
-        put(&offsets_[(kind * kKvBlock + static_cast<size_t>(t)) * 2 * pairs_], turn * (t - kMiddle));
+      for (size_t b = 0; b < n_chunks_ * kBlocks; ++b) {
+        float* at =
+            &middles_[(kind * n_chunks_ + b / kBlocks) * 2 * pairs_ * kBlocks + pair * kBlocks + b % kBlocks];
+        put(at, at + pairs_ * kBlocks, turn * (static_cast<double>(b * kKvBlock) + kMiddle));
+      }
+      for (int t = 0; t < kKvBlock; ++t) {
+        float* at = &offsets_[(kind * kKvBlock + static_cast<size_t>(t)) * 2 * pairs_ + pair];
+        put(at, at + pairs_, turn * (t - kMiddle));
+      }
     }
-    n_fast = (n_fast + 3) / 4 * 4;
+    n_fast = (n_fast + 1) / 2 * 2;
     n_fast_.push_back(n_fast);
-    const size_t n_even = n_fast + kEvenTerms, n_odd = n_fast + kOddTerms;
-    std::vector<float> even(n_even * kHalf), odd(n_odd * kHalf), powers(kTurnTerms * pairs_);
+    n_full_.push_back(std::max(n_full, n_fast));
+    std::vector<int16_t> even(even_rows(kind) * kHalf), odd(odd_rows(kind) * kHalf);
+    const auto put = [](std::vector<int16_t>& table, size_t row, size_t offset, float x) {
+      const size_t panel = offset / 16 * (table.size() / 2);
+      table[panel + row / 2 * 32 + offset % 16 * 2 + row % 2] =
+          static_cast<int16_t>(std::lround(x * kTurnOne));
+    };
     for (size_t i = 0; i < kHalf; ++i) {
-      float* to_even = &even[i / 16 * 16 * n_even + i % 16];
-      float* to_odd = &odd[i / 16 * 16 * n_odd + i % 16];
       const float* row = &offsets_[(kind * kKvBlock + kHalf + i) * 2 * pairs_];
       for (size_t pair = 0; pair < n_fast; ++pair) {
-        to_even[pair * 16] = row[pair];
-        to_odd[pair * 16] = row[pairs_ + pair];
+        put(even, pair, i, row[pair]);
+        put(odd, pair, i, row[pairs_ + pair]);
       }
       const float u = (static_cast<float>(i) + 0.5f) / kHalf;
       float power = 1;
       for (size_t term = 0; term < kTurnTerms; ++term, power *= u)
-        (term % 2 == 0 ? to_even : to_odd)[(n_fast + term / 2) * 16] = power;
+        put(term % 2 == 0 ? even : odd, n_fast + term / 2, i, power);
     }
     // cos z u = 1 - (z u)^2 / 2 + (z u)^4 / 24, sin z u = z u - (z u)^3 / 6
+    std::vector<float>& powers = powers_.emplace_back();
     for (size_t pair = 0; pair < pairs_; ++pair) {
       const float z = turns[pair] * kHalf;
-      const float terms[kTurnTerms] = {1, z, -z * z / 2, -z * z * z / 6, z * z * z * z / 24};
-      for (size_t i = 0; pair >= n_fast && i < kTurnTerms; ++i) powers[i * pairs_ + pair] = terms[i];
+      for (const float term : {1.0f, z, -z * z / 2, -z * z * z / 6, z * z * z * z / 24})
+        powers.push_back(term);
     }
     even_.push_back(std::move(even));
     odd_.push_back(std::move(odd));
-    powers_.push_back(std::move(powers));
   }
 }
 
 void TurnedMean::at(int layer, const float* mean, int position, float* x) const {
-  const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
-  const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(position / kKvBlock)) * 2 * pairs_];
+  const size_t kind = kind_of(layer);
+  const auto block = static_cast<size_t>(position / kKvBlock);
+  const float *cosines = middles_of(kind, block / kBlocks) + block % kBlocks,
+              *sines = cosines + pairs_ * kBlocks;
   const float* by = &offsets_[(kind * kKvBlock + static_cast<size_t>(position % kKvBlock)) * 2 * pairs_];
   for (size_t pair = 0; pair < pairs_; ++pair) {
-    const float cos = at[pair] * by[pair] - at[pairs_ + pair] * by[pairs_ + pair];
-    const float sin = at[pairs_ + pair] * by[pair] + at[pair] * by[pairs_ + pair];
+    const float at = cosines[pair * kBlocks], across = sines[pair * kBlocks];
+    const float cos = at * by[pair] - across * by[pairs_ + pair];
+    const float sin = across * by[pair] + at * by[pairs_ + pair];
     const int first = plan_->first_of(static_cast<int>(pair)),
               second = plan_->second_of(static_cast<int>(pair));
     x[first] = mean[first] * cos - mean[second] * sin;
@@ -77,25 +91,42 @@ void TurnedMean::at(int layer, const float* mean, int position, float* x) const 
   }
 }
 
-void TurnedMean::factors(const float* q, const float* mean, float* factors) const {
+// factors: of cosines [pairs, kTurnCols], of sines, then the step of each column's integers.
+void TurnedMean::factors(int layer, const float* q, const float* mean, size_t col, float* factors) const {
+  const size_t n_fast = n_fast_[kind_of(layer)];
+  float most = 0, slow = 0, sum = 0;  // of fast pairs; of terms; of scores
   for (size_t pair = 0; pair < pairs_; ++pair) {
     const auto first = static_cast<size_t>(plan_->first_of(static_cast<int>(pair))),
                second = static_cast<size_t>(plan_->second_of(static_cast<int>(pair)));
-    factors[pair] = q[first] * mean[first] + q[second] * mean[second];
-    factors[pairs_ + pair] = q[second] * mean[first] - q[first] * mean[second];
+    const float a = q[first] * mean[first] + q[second] * mean[second];
+    const float b = q[second] * mean[first] - q[first] * mean[second];
+    factors[pair * kTurnCols + col] = a;
+    factors[(pairs_ + pair) * kTurnCols + col] = b;
+    const float size = std::sqrt(a * a + b * b);
+    most = pair < n_fast ? std::max(most, size) : most;
+    slow += pair < n_fast ? 0 : size;
+    sum += size;
   }
+  // Of a NaN it is one.
+  factors[2 * pairs_ * kTurnCols + col] = std::max(sum / kTurnSum, std::max(most, slow) / kTurnMax);
 }
 
-void TurnedMean::scores(int layer, int block, const float* factors, size_t n_cols, float* scores) const {
-  const auto kind = static_cast<size_t>(plan_->kind[static_cast<size_t>(layer)]);
-  const float* at = &middles_[(kind * n_blocks_ + static_cast<size_t>(block)) * 2 * pairs_];
-  const size_t n_even = even_rows(kind), n_odd = odd_rows(kind), n_rows = n_even + n_odd;
-  alignas(64) float x[kMaxCols * (kMaxCodedDim + kTurnTerms)];
-  for (size_t c = 0; c < n_cols; ++c) {
-    code_kernels().turn_factors(factors + c * 2 * pairs_, at, pairs_, n_fast_[kind], powers_[kind].data(),
-                                x + c * n_rows);
+void TurnedMean::turn(int layer, int chunk, const float* factors, Turned* turned) const {
+  const size_t kind = kind_of(layer);
+  const float* steps = factors + 2 * pairs_ * kTurnCols;
+  float inverse[kTurnCols];
+  for (size_t c = 0; c < kTurnCols; ++c) {
+    inverse[c] = steps[c] > 1e-30f && steps[c] < 1e30f ? 1 / steps[c] : 0;
+    turned->scales[c] = steps[c] / kTurnOne;
   }
-  code_kernels().turned_scores(x, n_cols, even_[kind].data(), n_even, odd_[kind].data(), n_odd, scores);
+  code_kernels().turn_factors(factors, inverse, middles_of(kind, static_cast<size_t>(chunk)), pairs_,
+                              n_fast_[kind], n_full_[kind], powers_[kind].data(), turned->x);
+}
+
+void TurnedMean::scores(int layer, int block, const Turned& turned, size_t n_cols, float* scores) const {
+  const size_t kind = kind_of(layer), lane = static_cast<size_t>(block) % kBlocks * kTurnCols;
+  code_kernels().turned_scores(turned.x + 2 * lane, n_cols, turned.scales, even_[kind].data(),
+                               even_rows(kind), odd_[kind].data(), odd_rows(kind), scores);
 }
 
 }  // namespace frugal::llm

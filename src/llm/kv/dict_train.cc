@@ -32,10 +32,10 @@ class TapCache final : public PassCache {
     trainer_->tap(layer, position, k, v);
     PassCache::store(layer, position, k, v);
   }
-  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
-                   float* scores) const override {
+  void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
     if (block == 0) trainer_->tap_queries(layer, head, queries);
-    PassCache::score_block(layer, head, block, n, queries, scores);
+    PassCache::score_chunk(layer, head, block, n, queries, scores, stride);
   }
 
  private:

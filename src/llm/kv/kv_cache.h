@@ -40,6 +40,7 @@ struct KvQueries {
       nullptr;  // query_scratch_bytes() for the codec's own form of the queries, filled by prepare()
   int first_position = 0;  // of row 0; row i stands at first_position + i
   int group = 1;
+  int window = 0;  // a row sees the last `window` positions, itself included; 0 = all
 
   // First column whose row stands at `position` or later.
   int first_col_at(int position) const { return std::clamp((position - first_position) * group, 0, n_cols); }
@@ -64,6 +65,19 @@ class KvCache {
   virtual void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                            float* scores) const = 0;
 
+  // Of the blocks of one chunk, from `block` on, those of block i at scores + i * stride.
+  virtual void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries,
+                           float* scores, size_t stride) const {
+    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, scores += stride)
+      score_block(layer, head, block, std::min(n_tokens, kKvBlock), queries, scores);
+  }
+  // Logarithms, a column each, of what a chunk's weights e^score have to sum to for its values to count; a
+  // function of the query and of its own position's past. Null: they always do.
+  virtual const float* negligible(const KvQueries& queries) const {
+    (void)queries;
+    return nullptr;
+  }
+
   // Floats of a column's sums, at most padded_dim() + kMaxSumsBeyond: values in a codec's own coordinates.
   virtual int sum_width(int layer, int head) const {
     (void)layer;
@@ -71,9 +85,10 @@ class KvCache {
     return shape_.padded_dim();
   }
 
-  // Of the blocks of one chunk, from `block` on: out[col * sum_width + d] += sum over t < n_tokens of
+  // Of the blocks of one chunk, from `block` on: out[col * sum_width + d] = sum over t < n_tokens of
   // weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 * stride + col
-  // * kKvBlock + t % 64]. A weight of 0 adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
+  // * kKvBlock + t % 64]. The first padded_dim() sums of a column are 0 before. A weight of 0 adds exactly
+  // nothing. Overwrites `scratch` [n_cols * kKvBlock].
   virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                           const float* weights, size_t stride, float* out, float* scratch) const = 0;
 

@@ -23,6 +23,11 @@ class PassCache : public KvCache {
                    float* scores) const override {
     inner_->score_block(layer, head, block, n, queries, scores);
   }
+  const float* negligible(const KvQueries& queries) const override { return inner_->negligible(queries); }
+  void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
+    inner_->score_chunk(layer, head, block, n, queries, scores, stride);
+  }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
                   size_t stride, float* out, float* scratch) const override {
     inner_->add_values(layer, head, block, n, queries, weights, stride, out, scratch);

@@ -91,16 +91,17 @@ Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int m
   FRUGAL_TRY_STATUS(floats(s.angles_, rows * static_cast<size_t>(config.n_rot)));
   FRUGAL_TRY_STATUS(floats(s.angles_window_, rows * static_cast<size_t>(config.n_rot)));
 
-  // Per thread: queries, total and part states, scores, and a codec's form of the queries.
+  // Per thread: queries, states of total, segment and part, scores, and a codec's form of the queries.
   const size_t dim = round_up(static_cast<size_t>(config.head_dim), 16);
   const size_t n_cols = static_cast<size_t>(kTileRows) * static_cast<size_t>(config.group());
-  s.attention_stride_ = round_up(n_cols * (dim * 3 + codec_floats(dim) + 2 * kMaxSumsBeyond + 4) +
+  s.attention_stride_ = round_up(n_cols * (dim * 4 + codec_floats(dim) + 3 * kMaxSumsBeyond + 6) +
                                      attention_scratch_floats(static_cast<int>(n_cols)),
                                  1024);
   FRUGAL_TRY_STATUS(floats(s.attention_, threads * s.attention_stride_));
   const size_t n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
   s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
   FRUGAL_TRY_STATUS(floats(s.parts_, s.part_capacity_));
+  s.next_piece_ = std::make_unique<std::atomic<int>>(0);
   return s;
 }
 
@@ -277,7 +278,7 @@ class ForwardPass {
   struct TileScratch {
     float* q;
     std::byte* codec;
-    AttentionState total, part;
+    AttentionState total, segment, part;
     float* scores;
   };
   TileScratch tile_scratch() {
@@ -294,6 +295,7 @@ class ForwardPass {
     t.codec = reinterpret_cast<std::byte*>(take(n_cols * codec_floats(dim)));
     const size_t width = dim + kMaxSumsBeyond;
     t.total = {take(n_cols), take(n_cols), take(n_cols * width)};
+    t.segment = {take(n_cols), take(n_cols), take(n_cols * width)};
     t.part = {take(n_cols), take(n_cols), take(n_cols * width)};
     t.scores = at;
     return t;
@@ -313,7 +315,8 @@ class ForwardPass {
         std::fill(to + head_dim, to + dim, 0.0f);
       }
     }
-    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec, tile.first_position, tile.group};
+    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec, tile.first_position, tile.group,
+                            tile.window};
     tile.cache->prepare(tile.layer, tile.kv_head, queries);
     return queries;
   }
@@ -352,82 +355,94 @@ class ForwardPass {
 
   static int width_of(const AttentionTile& tile) { return tile.cache->sum_width(tile.layer, tile.kv_head); }
 
+  // Chunks are merged in order to segments, and those in order to the whole, whoever computes what.
+  static constexpr int kSegmentChunks = 4;
+  // Calls f(first, last) for the chunks of each run of `n` at fixed places.
+  template <typename F>
+  static void for_each_run(ChunkRange chunks, int n, F f) {
+    for (int first = chunks.first, last; first < chunks.last; first = last) {
+      last = std::min(chunks.last, (first / n + 1) * n);
+      f(first, last);
+    }
+  }
+  static void attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
+                            const AttentionState& into, const TileScratch& t) {
+    attend_chunk(tile, queries, first, into, t.scores);
+    for (int chunk = first + 1; chunk < last; ++chunk) {
+      attend_chunk(tile, queries, chunk, t.part, t.scores);
+      merge_state(into, t.part, 0, queries.n_cols, width_of(tile));
+    }
+  }
+
   void attend(int layer) {
-    size_t n_tiles = 0, n_part_floats = 0;
+    const auto size = static_cast<size_t>(member_.size);
+    size_t n_tiles = 0, n_segments = 0, n_floats[2] = {};  // of states of chunks, of segments
     for_each_tile(layer, [&](const BatchSpan&, const AttentionTile& tile, int) {
-      const ChunkRange chunks = visible_chunks(tile);
       ++n_tiles;
-      n_part_floats +=
-          static_cast<size_t>((chunks.last - chunks.first) * tile.n_rows * tile.group * (width_of(tile) + 2));
+      const auto state = static_cast<size_t>(tile.n_rows * tile.group * (width_of(tile) + 2));
+      for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+        ++n_segments;
+        n_floats[0] += state * static_cast<size_t>(last - first);
+        n_floats[1] += state;
+      });
     });
+    const bool segments = n_segments >= 4 * size;
     const TileScratch t = tile_scratch();
-    if (n_tiles >= 4 * static_cast<size_t>(member_.size) || member_.size == 1 ||
-        n_part_floats > s_.part_capacity_) {
+    if (n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_) {
       size_t tile_idx = 0;
       for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
         // Later rows see more: dealing tiles out in turn balances the members.
-        if (tile_idx++ % static_cast<size_t>(member_.size) != static_cast<size_t>(member_.idx)) return;
+        if (tile_idx++ % size != static_cast<size_t>(member_.idx)) return;
         const KvQueries queries = gather(span, tile, first_row, t);
-        clear_state(t.total, 0, queries.n_cols, width_of(tile));
-        const ChunkRange chunks = visible_chunks(tile);
-        for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
-          attend_chunk(tile, queries, chunk, t.part, t.scores);
-          merge_state(t.total, t.part, 0, queries.n_cols, width_of(tile));
-        }
+        bool begun = false;
+        for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+          attend_chunks(tile, queries, first, last, begun ? t.segment : t.total, t);
+          if (begun) merge_state(t.total, t.segment, 0, queries.n_cols, width_of(tile));
+          begun = true;
+        });
         finish(span, tile, first_row, t.total, 0, queries.n_cols);
       });
       return;
     }
-    // Few tiles: members share the chunks, then merge each tile's chunks in order, column by column.
+    // Few tiles: members share segments, or chunks, then merge those of each tile, column by column.
+    const int length = segments ? kSegmentChunks : 1;
     float* part = s_.parts_.as<float>();
-    Dealer dealer(member_);
-    for (const bool whole : {true, false}) {  // short chunks last: they even out what the others leave
+    int piece = 0, mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
+    for (const bool whole : {true, false}) {  // short pieces last: they even out what the others leave
       float* at = part;
       for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-        const ChunkRange chunks = visible_chunks(tile);
         bool gathered = false;
         KvQueries queries;
-        for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
+        for_each_run(visible_chunks(tile), length, [&](int first, int last) {
           const AttentionState state = part_state(at, tile.n_rows * tile.group, width_of(tile));
-          const int n_blocks = visible_blocks(tile, chunk);
-          if ((n_blocks == kKvChunk / kKvBlock) != whole || !dealer.mine(n_blocks * tile.n_rows)) continue;
+          const bool is_whole =
+              last - first == length && visible_blocks(tile, last - 1) == kKvChunk / kKvBlock;
+          if (is_whole != whole || piece++ != mine) return;
           if (!gathered) queries = gather(span, tile, first_row, t);
           gathered = true;
-          attend_chunk(tile, queries, chunk, state, t.scores);
-        }
+          attend_chunks(tile, queries, first, last, state, t);
+          mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
+        });
       });
     }
     member_.barrier();
+    if (member_.idx == 0) s_.next_piece_->store(0, std::memory_order_relaxed);  // for after the next barrier
     for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-      const ChunkRange chunks = visible_chunks(tile);
-      const int n_cols = tile.n_rows * tile.group;
-      const auto mine = member_.share(static_cast<size_t>(n_cols));
-      const int first = static_cast<int>(mine.begin), last = static_cast<int>(mine.end);
-      clear_state(t.total, first, last, width_of(tile));
-      for (int chunk = chunks.first; chunk < chunks.last; ++chunk)
-        merge_state(t.total, part_state(part, n_cols, width_of(tile)), first, last, width_of(tile));
-      finish(span, tile, first_row, t.total, first, last);
+      const int n_cols = tile.n_rows * tile.group, width = width_of(tile);
+      const auto share = member_.share(static_cast<size_t>(n_cols));
+      const int begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
+      clear_state(t.total, begin, end, width);
+      for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+        const bool merged = segments || last - first == 1;
+        if (!merged) clear_state(t.segment, begin, end, width);
+        for_each_run({first, last}, length, [&](int, int) {
+          merge_state(merged ? t.total : t.segment, part_state(part, n_cols, width), begin, end, width);
+        });
+        if (!merged) merge_state(t.total, t.segment, begin, end, width);
+      });
+      finish(span, tile, first_row, t.total, begin, end);
     });
   }
-
-  // Deals pieces of work out, each to the member that has least to do so far. Every member comes to the same
-  // result.
-  class Dealer {
-   public:
-    explicit Dealer(TeamMember member) : member_(member) {}
-    bool mine(int cost) {
-      const int n = std::min(member_.size, kMembers);
-      int least = 0;
-      for (int i = 1; i < n; ++i) least = load_[i] < load_[least] ? i : least;
-      load_[least] += cost;
-      return least == member_.idx;
-    }
-
-   private:
-    static constexpr int kMembers = 64;  // more share no chunks
-    TeamMember member_;
-    int64_t load_[kMembers] = {};
-  };
 
   // The next chunk's state within the parts; advances `at`.
   static AttentionState part_state(float*& at, int n_cols, int width) {

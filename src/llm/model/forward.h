@@ -1,6 +1,8 @@
 // The forward pass over a ragged batch, and the memory that it works in.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -41,8 +43,9 @@ class ForwardScratch {
   Activations x_, attn_, ffn_;  // inputs of the products: normed residual, attention output, gated hidden
   Buffer residual_, q_, k_, v_, up_, projected_, logits_;
   Buffer angles_, angles_window_;  // [max_rows, n_rot]: cos and sin of each pair, by kind of layer
-  Buffer attention_;               // per thread: gathered queries, state, part, scores
-  Buffer parts_;                   // states of chunks computed apart
+  Buffer attention_;               // per thread: gathered queries, states, scores
+  Buffer parts_;                   // states of segments or chunks computed apart
+  std::unique_ptr<std::atomic<int>> next_piece_;  // of those, the next that no member has taken
   size_t hidden_stride_ = 0, q_stride_ = 0, kv_stride_ = 0, up_stride_ = 0, logit_stride_ = 0;
   size_t attention_stride_ = 0, part_capacity_ = 0;  // floats
 };

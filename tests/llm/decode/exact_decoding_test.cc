@@ -288,7 +288,7 @@ TEST(ExactDecoding, RaggedBatchesAcceptEachTheirOwn) {
         requests.push_back({engine->open_sequence().value(), prompts[static_cast<size_t>(i)], options});
       }
       const auto outs = generate_batch(*engine, model->tokenizer(), requests);
-      ASSERT_TRUE(outs.ok()) << outs.error().message;
+      ASSERT_TRUE(outs.ok()) << kv_format_name(kv) << ": " << outs.error().message;
       for (size_t i = 0; i < requests.size(); ++i) {
         EXPECT_EQ(answer_of(*engine, requests[i].sequence, prompts[i].size(), (*outs)[i]),
                   reference(model, kv, 200, prompts[i], requests[i].options))

@@ -131,9 +131,10 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
         }
         ASSERT_EQ(sum, 0);
       }
+      std::vector<float*> columns;
+      for (size_t col = 0; col < n_cols; ++col) columns.push_back(&y[col * 4 * n_groups]);
       set->dot_values(c.panel.data(), c.stride, n_blocks, c.bits.data(), n_groups, c.tables.data(),
-                      level_scales.data(), w.data(), n_cols, zeros.data(), scales.data(), y.data(),
-                      4 * n_groups);
+                      level_scales.data(), w.data(), n_cols, zeros.data(), scales.data(), columns.data());
       for (size_t col = 0; col < n_cols; ++col) {
         for (size_t g = 0; g < n_groups; ++g) {
           for (size_t i = 0; i < 4; ++i) {
@@ -203,42 +204,47 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
     return x;
   };
   for (const size_t n_pairs : {16, 32, 128}) {
-    const size_t n_fast = n_pairs / 8 * 5 / 4 * 4;
-    const std::vector<float> factors = normals(2 * n_pairs), middle = normals(2 * n_pairs),
-                             table = normals(16);
-    std::vector<float> powers = normals(kTurnTerms * n_pairs);
-    for (size_t term = 0; term < kTurnTerms; ++term) std::fill_n(&powers[term * n_pairs], n_fast, 0.0f);
+    const size_t n_fast = n_pairs / 2 - 2, n_full = n_pairs * 3 / 4;
+    const std::vector<float> factors = normals(2 * n_pairs * kTurnCols), middles = normals(2 * n_pairs * 4),
+                             table = normals(16), powers = normals(n_pairs * kTurnTerms);
+    constexpr float kInverse[kTurnCols] = {100, 50, 0, 80};
     std::vector<std::byte> codes(4 * 11);
     for (std::byte& code : codes) code = static_cast<std::byte>(rng.below(256));
-    std::vector<float> first;
+    std::vector<int16_t> first;
     for (const char* name : {"generic", "avx2", "avx512"}) {
       const CodeKernels* set = find_code_kernels(name);
       if (set == nullptr) continue;
-      std::vector<float> x(2 * n_fast + kTurnTerms), scales(kCodeBlock);
-      set->turn_factors(factors.data(), middle.data(), n_pairs, n_fast, powers.data(), x.data());
+      SCOPED_TRACE(name);
+      std::vector<int16_t> x((2 * n_fast + kEvenRows + kOddRows) * kTurnLanes, int16_t{77});
+      std::vector<float> scales(kCodeBlock);
+      set->turn_factors(factors.data(), kInverse, middles.data(), n_pairs, n_fast, n_full, powers.data(),
+                        x.data());
       set->expand_scales(codes.data(), 11, table.data(), scales.data());
       if (first.empty()) first = x;
-      EXPECT_EQ(x, first) << name;
-      const float* odd = &x[n_fast + kEvenTerms];
-      std::vector<double> a(n_pairs), b(n_pairs);
-      for (size_t i = 0; i < n_pairs; ++i) {
-        const double c = factors[i], s = factors[n_pairs + i], at = middle[i], by = middle[n_pairs + i];
-        a[i] = c * at + s * by;
-        b[i] = s * at - c * by;
-        if (i < n_fast) {  // two products of a few units, each rounded
-          EXPECT_NEAR(x[i], a[i], 4e-6);
-          EXPECT_NEAR(odd[i], b[i], 4e-6);
-        }
-      }
-      for (size_t term = 0; term < kTurnTerms; ++term) {
-        double sum = 0, size = 0;
+      EXPECT_EQ(x, first);
+      for (size_t lane = 0; lane < kTurnLanes; ++lane) {
+        const size_t col = lane % kTurnCols, block = lane / kTurnCols;
+        const auto row = [&](size_t i) { return x[i / 2 * 2 * kTurnLanes + lane * 2 + i % 2]; };
+        const double inverse = static_cast<double>(kInverse[col]);
+        double terms[kTurnTerms] = {};
         for (size_t i = 0; i < n_pairs; ++i) {
-          const double part = (term % 2 == 0 ? a : b)[i] * static_cast<double>(powers[term * n_pairs + i]);
-          sum += part;
-          size += std::fabs(part);
+          const double c = factors[i * kTurnCols + col], s = factors[(n_pairs + i) * kTurnCols + col],
+                       at = middles[i * 4 + block], by = middles[(n_pairs + i) * 4 + block];
+          const double a = c * at + s * by, b = s * at - c * by;
+          if (i < n_fast) {  // to the nearest, of floats with rounded products
+            EXPECT_NEAR(row(i), inverse * a, 0.501);
+            EXPECT_NEAR(row(n_fast + kEvenRows + i), inverse * b, 0.501);
+            continue;
+          }
+          for (size_t term = 0; term < (i < n_full ? kTurnTerms : 2); ++term)
+            terms[term] += (term % 2 == 0 ? a : b) * static_cast<double>(powers[i * kTurnTerms + term]);
         }
-        EXPECT_NEAR((term % 2 == 0 ? x.data() : odd)[n_fast + term / 2], sum,
-                    2e-6 * size);  // 16 roundings of 2^-24 in a row at most
+        for (size_t term = 0; term < kTurnTerms; ++term) {
+          ASSERT_LT(inverse * std::fabs(terms[term]), 32000);
+          EXPECT_NEAR(row((term % 2 == 0 ? n_fast : 2 * n_fast + kEvenRows) + term / 2),
+                      inverse * terms[term], 0.51);
+        }
+        EXPECT_EQ(row(n_fast + kEvenTerms), 0);
       }
       for (size_t t = 0; t < kCodeBlock; ++t) {
         const auto byte = static_cast<size_t>(codes[t / 16 * 11 + t % 16 / 2]);
@@ -268,8 +274,13 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
       for (size_t c = 0; c < n_cols; ++c)
         scales[c] = set->quantize_products(&products[c * kBookEntries], &tables[c * kBookEntries]);
       set->add_products(indices.data(), kStride, tables.data(), n_cols, scales.data(), y.data(), kCodeBlock);
-      set->add_to_bins(indices.data(), kStride, 5, kBlocks, w.data(), kWeightStride, n_cols, bins.data(),
-                       kBinStride);
+      std::vector<const float*> from;
+      std::vector<float*> to;
+      for (size_t c = 0; c < n_cols; ++c) {
+        from.push_back(&w[c * kCodeBlock]);
+        to.push_back(&bins[c * kBinStride]);
+      }
+      set->add_to_bins(indices.data(), kStride, 5, kBlocks, from.data(), kWeightStride, n_cols, to.data());
       if (first.empty()) first = y, first_bins = bins;
       EXPECT_EQ(y, first);
       EXPECT_EQ(bins, first_bins);
@@ -279,6 +290,7 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
                       0.51f * scales[c] + 1e-6f);
         }
         std::vector<float> expected(kBinStride, 0.5f);
+        std::fill_n(expected.begin(), kBookEntries, 0.0f);
         for (size_t t = 5; t < kBlocks * kCodeBlock; ++t)
           expected[index_of(t)] += w[t / kCodeBlock * kWeightStride + c * kCodeBlock + t % kCodeBlock];
         for (size_t e = 0; e < kBinStride; ++e) ASSERT_EQ(bins[c * kBinStride + e], expected[e]);
@@ -290,39 +302,42 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
   }
 }
 
+// Sums are whole, so the only rounding is that of the product with the scale.
 TEST(Codes, EverySetScoresABlockFromItsMiddle) {
   Rng rng(6);
-  constexpr size_t kCols = 5, kHalf = kCodeBlock / 2, kEven = 11, kOdd = 10, kWidth = kEven + kOdd;
-  const auto normals = [&](size_t n) {
-    std::vector<float> x(n);
-    for (float& v : x) v = static_cast<float>(rng.normal());
+  constexpr size_t kHalf = kCodeBlock / 2, kEven = 12, kOdd = 10, kWidth = kEven + kOdd;
+  const auto whole_numbers = [&](size_t n, int most) {
+    std::vector<int16_t> x(n);
+    for (int16_t& v : x) v = static_cast<int16_t>(static_cast<int>(rng.below(2 * most + 1)) - most);
     return x;
   };
-  const std::vector<float> x = normals(kCols * kWidth), even = normals(kEven * kHalf),
-                           odd = normals(kOdd * kHalf);
-  std::vector<float> first;
-  for (const char* name : {"generic", "avx2", "avx512"}) {
-    const CodeKernels* set = find_code_kernels(name);
-    if (set == nullptr) continue;
-    std::vector<float> y(kCols * kCodeBlock);
-    set->turned_scores(x.data(), kCols, even.data(), kEven, odd.data(), kOdd, y.data());
-    if (first.empty()) first = y;
-    EXPECT_EQ(y, first) << name;
-    for (size_t c = 0; c < kCols; ++c) {
-      for (size_t t = 0; t < kCodeBlock; ++t) {
-        const size_t offset = t < kHalf ? kHalf - 1 - t : t - kHalf;
-        double sum = 0, size = 0;
-        for (size_t row = 0; row < kWidth; ++row) {
-          const bool is_even = row < kEven;
-          const size_t rows = is_even ? kEven : kOdd, at = is_even ? row : row - kEven;
-          const double part =
-              static_cast<double>(x[c * kWidth + row]) *
-              static_cast<double>((is_even ? even : odd)[(offset / 16 * rows + at) * 16 + offset % 16]);
-          sum += is_even || t >= kHalf ? part : -part;
-          size += std::fabs(part);
+  const std::vector<int16_t> even = whole_numbers(kEven * kHalf, 16384),
+                             odd = whole_numbers(kOdd * kHalf, 16384);
+  for (const size_t n_cols : {1, 2, 3, 4, 7}) {
+    std::vector<int16_t> x = whole_numbers(kTurnLanes * kWidth, 5000);
+    x[0] = 32000;
+    std::vector<float> scales(n_cols);
+    for (float& scale : scales) scale = static_cast<float>(rng.uniform());
+    for (const char* name : {"generic", "avx2", "avx512"}) {
+      const CodeKernels* set = find_code_kernels(name);
+      if (set == nullptr) continue;
+      std::vector<float> y(n_cols * kCodeBlock);
+      set->turned_scores(x.data(), n_cols, scales.data(), even.data(), kEven, odd.data(), kOdd, y.data());
+      for (size_t c = 0; c < n_cols; ++c) {
+        for (size_t t = 0; t < kCodeBlock; ++t) {
+          const size_t offset = t < kHalf ? kHalf - 1 - t : t - kHalf;
+          int64_t sum = 0;
+          for (size_t row = 0; row < kWidth; ++row) {
+            const bool is_even = row < kEven;
+            const size_t rows = is_even ? kEven : kOdd, at = is_even ? row : row - kEven;
+            const int64_t part = int64_t{x[row / 2 * 2 * kTurnLanes + 2 * c + row % 2]} *
+                                 (is_even ? even : odd)[offset / 16 * rows * 16 + at / 2 * 32 +
+                                                        offset % 16 * 2 + at % 2];
+            sum += is_even || t >= kHalf ? part : -part;
+          }
+          ASSERT_LT(std::llabs(sum), INT32_MAX);
+          ASSERT_EQ(y[c * kCodeBlock + t], scales[c] * static_cast<float>(sum)) << name;
         }
-        ASSERT_NEAR(y[c * kCodeBlock + t], sum, 2e-6 * size)
-            << name;  // 12 roundings of 2^-24 in a row at most
       }
     }
   }
