@@ -345,7 +345,7 @@ void turn_factors_512(const float* factors, const float* inverse, const float* m
     _mm512_storeu_si512(x + row * kTurnLanes,
                         _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
   };
-  const auto turn = [&](size_t pair, __m512* a, __m512* b) __attribute__((always_inline)) {
+  const auto turn = [&](size_t pair, __m512 * a, __m512 * b) __attribute__((always_inline)) {
     const float *own = factors + pair * kTurnCols, *of = middles + pair * kTurnCols;
     const __m512 c = columns(own), s = columns(own + n_pairs * kTurnCols);
     const __m512 at = blocks(of), across = blocks(of + n_pairs * kTurnCols);
@@ -383,8 +383,7 @@ void turn_factors_512(const float* factors, const float* inverse, const float* m
 
 // Adds the sums of kCols columns over the rows of a table, for both halves of its offsets.
 template <int kCols>
-FRUGAL_INLINE void sum_rows(const int16_t* x, const int16_t* table, size_t n_rows,
-                            __m512i sums[kCols][2]) {
+FRUGAL_INLINE void sum_rows(const int16_t* x, const int16_t* table, size_t n_rows, __m512i sums[kCols][2]) {
 #pragma GCC unroll 4
   for (int c = 0; c < kCols; ++c) sums[c][0] = sums[c][1] = _mm512_setzero_si512();
   for (size_t row = 0; row < n_rows; row += 2) {
@@ -533,8 +532,7 @@ void add_to_bins_512(const std::byte* indices, size_t stride, size_t first, size
       for (size_t e = 0; e < kBookEntries; e += 16) {
         const float* from = sums + kTile * e;
         const __m512 low = _mm512_permutex2var_ps(_mm512_load_ps(from), own, _mm512_load_ps(from + 16));
-        const __m512 high =
-            _mm512_permutex2var_ps(_mm512_load_ps(from + 32), own, _mm512_load_ps(from + 48));
+        const __m512 high = _mm512_permutex2var_ps(_mm512_load_ps(from + 32), own, _mm512_load_ps(from + 48));
         _mm512_storeu_ps(bins[c + i] + e, _mm512_shuffle_f32x4(low, high, 0x44));
       }
     }
@@ -591,8 +589,8 @@ void code_path_512(const float* y, const float* weights, const uint8_t* bits, si
 }  // namespace
 
 const CodeKernels kAvx512CodeKernels = {
-    "avx512",      dot_keys,          quantize_weights,      dot_values,
-    code_path_512, expand_scales_512, quantize_products_512, add_products_512,
-    add_to_bins_512,   turn_factors_512,  turned_scores_512};
+    "avx512",        dot_keys,          quantize_weights,      dot_values,
+    code_path_512,   expand_scales_512, quantize_products_512, add_products_512,
+    add_to_bins_512, turn_factors_512,  turned_scores_512};
 
 }  // namespace frugal::llm

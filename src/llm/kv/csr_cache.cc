@@ -28,7 +28,7 @@ namespace frugal::llm {
 namespace {
 
 constexpr int kSinks = 4;
-constexpr int kScoreTile = 12;  // columns that are scored together
+constexpr int kScoreTile = 12;        // columns that are scored together
 constexpr float kNegligible = 0.01f;  // share of a query's weights that may be left out
 constexpr int kRingBlocks = 3;
 constexpr int kRingTokens = kRingBlocks * kKvBlock;
@@ -591,7 +591,7 @@ class CsrCache final : public KvCache {
   std::shared_ptr<const CsrPlan> plan_;
   std::vector<size_t> code_origin_;  // of each side of the plan, in a chunk
   size_t chunk_bytes_ = 0;
-  std::array<float, 16> scales_;     // of tokens' values, by code
+  std::array<float, 16> scales_;  // of tokens' values, by code
   Buffer codes_, whole_;
   TurnedMean mean_;
   std::atomic<int> slots_[kRingBlocks];  // the block that stands in each part of the ring

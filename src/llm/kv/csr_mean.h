@@ -5,7 +5,8 @@
 // panel products over the 32 offsets of the block's second half, whose sum is that half and whose difference,
 // mirrored, the first. Pairs that turn by less than half a radian in half a block are summed first, as a
 // polynomial of degree 4 in the offset, the slowest of degree 1: what is left out is below 0.5^5 / 120 = 3e-4
-// of a pair's share of the score. Cosines are integers of 15 bits, factors such that their largest has 16, and no score more than 32.
+// of a pair's share of the score. Cosines are integers of 15 bits, factors such that their largest has 16,
+// and no score more than 32.
 #pragma once
 
 #include <vector>

@@ -315,8 +315,8 @@ class ForwardPass {
         std::fill(to + head_dim, to + dim, 0.0f);
       }
     }
-    const KvQueries queries{tile.n_rows * tile.group, t.q, t.codec, tile.first_position, tile.group,
-                            tile.window};
+    const KvQueries queries{tile.n_rows * tile.group, t.q,        t.codec,
+                            tile.first_position,      tile.group, tile.window};
     tile.cache->prepare(tile.layer, tile.kv_head, queries);
     return queries;
   }

@@ -330,9 +330,9 @@ TEST(Codes, EverySetScoresABlockFromItsMiddle) {
           for (size_t row = 0; row < kWidth; ++row) {
             const bool is_even = row < kEven;
             const size_t rows = is_even ? kEven : kOdd, at = is_even ? row : row - kEven;
-            const int64_t part = int64_t{x[row / 2 * 2 * kTurnLanes + 2 * c + row % 2]} *
-                                 (is_even ? even : odd)[offset / 16 * rows * 16 + at / 2 * 32 +
-                                                        offset % 16 * 2 + at % 2];
+            const int64_t part =
+                int64_t{x[row / 2 * 2 * kTurnLanes + 2 * c + row % 2]} *
+                (is_even ? even : odd)[offset / 16 * rows * 16 + at / 2 * 32 + offset % 16 * 2 + at % 2];
             sum += is_even || t >= kHalf ? part : -part;
           }
           ASSERT_LT(std::llabs(sum), INT32_MAX);
