@@ -88,7 +88,9 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
     }
     if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
     kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, state.sum + col);
-    if (negligible != nullptr && state.max[col] + std::log(state.sum[col]) < negligible[col]) {
+    // A sum is at least 1, of its largest weight.
+    if (negligible != nullptr && state.max[col] < negligible[col] &&
+        state.max[col] + std::log(state.sum[col]) < negligible[col]) {
       leave_out();
       continue;
     }

@@ -61,14 +61,17 @@ CodeBook::CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale,
   for (size_t i = 0; i < dim(); ++i) weighted_scale_.push_back(weights[i] * scale_[i]);
 }
 
-void CodeBook::multiply(const float* x, float* products) const {
-  int8_t q[kMaxCodedDim];
-  int32_t zero;
-  const float scale = quantize_column(x, static_cast<int>(dim()), q, &zero);
-  zero *= kLevelCentre;
+void CodeBook::multiply(const float* x, size_t n_cols, float* products) const {
+  int8_t q[kMaxCols * kMaxCodedDim];
+  int32_t zeros[kMaxCols];
+  float scales[kMaxCols];
+  for (size_t c = 0; c < n_cols; ++c) {
+    scales[c] = quantize_column(x + c * dim(), static_cast<int>(dim()), q + c * dim(), &zeros[c]);
+    zeros[c] *= kLevelCentre;
+  }
   for (size_t block = 0; block < kBlocks; ++block) {
     code_kernels().dot_keys(&panels_[block * kCodeBlock * dim()], 16 * dim(), all_eight(), dim() / 4, nullptr,
-                            q, 1, &zero, &scale, products + block * kCodeBlock, kCodeBlock);
+                            q, n_cols, zeros, scales, products + block * kCodeBlock, kBookEntries);
   }
 }
 
@@ -76,7 +79,7 @@ int CodeBook::nearest(const float* y) const {
   alignas(64) float x[kMaxCodedDim], gains[kBookEntries];
   for (size_t i = 0; i < dim(); ++i) x[i] = y[i] * weighted_scale_[i];
   for (size_t e = 0; e < kBookEntries; ++e) gains[e] = -half_squares_[e];
-  multiply(x, gains);
+  multiply(x, 1, gains);
   return static_cast<int>(largest_of(gains, kBookEntries));
 }
 
@@ -87,11 +90,11 @@ void CodeBook::subtract(int entry, float* y) const {
     y[i] -= scale_[i] * static_cast<float>(static_cast<int>(at[64 * (i / 4) + i % 4]) - kLevelCentre);
 }
 
-void CodeBook::products(const float* y, float* products) const {
-  alignas(64) float x[kMaxCodedDim];
-  for (size_t i = 0; i < dim(); ++i) x[i] = y[i] * scale_[i];
-  std::fill_n(products, kBookEntries, 0.0f);
-  multiply(x, products);
+void CodeBook::products(const float* y, size_t n_cols, float* products) const {
+  alignas(64) float x[kMaxCols * kMaxCodedDim];
+  for (size_t i = 0; i < n_cols * dim(); ++i) x[i] = y[i] * scale_[i % dim()];
+  std::fill_n(products, n_cols * kBookEntries, 0.0f);
+  multiply(x, n_cols, products);
 }
 
 void CodeBook::add_sums(const float* sums, float* y) const {

@@ -25,15 +25,16 @@ class CodeBook {
   int nearest(const float* y) const;
   // y [dim] less an entry.
   void subtract(int entry, float* y) const;
-  // products [kBookEntries] of y [dim] with all entries.
-  void products(const float* y, float* products) const;
+  static constexpr size_t kMaxCols = 4;
+  // products [n_cols, kBookEntries] of y [n_cols, dim] with all entries, n_cols <= kMaxCols.
+  void products(const float* y, size_t n_cols, float* products) const;
   // y [dim] += sum over entries of sums [kBookEntries] times them; sums are >= 0.
   void add_sums(const float* sums, float* y) const;
 
  private:
   size_t dim() const { return scale_.size(); }
-  // products[e] += (x times entry e's levels, x whole), in units of x's scale.
-  void multiply(const float* x, float* products) const;
+  // Of each column: products[e] += (x times entry e's levels, x whole), in units of x's scale.
+  void multiply(const float* x, size_t n_cols, float* products) const;
 
   std::vector<std::byte> panels_;              // kBookEntries / 16 of them, and 64 bytes
   std::vector<float> scale_, weighted_scale_;  // [dim]

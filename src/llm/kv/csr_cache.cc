@@ -98,22 +98,28 @@ class CsrCache final : public KvCache {
     const Prepared p = prepared(queries);
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
-    alignas(64) float y[kMaxCodedDim];
+    constexpr size_t kTile = CodeBook::kMaxCols;
+    alignas(64) float tile[kTile * kMaxCodedDim], products[kTile * kBookEntries];
     std::fill(p.turns, p.negligible, 0.0f);
-    for (size_t col = 0; col < static_cast<size_t>(queries.n_cols); ++col) {
-      const float* q = queries.q + col * dim();
-      transform(side.synthesis, q, y);
-      if (!side.book.empty()) {
-        alignas(64) float products[kBookEntries];
-        side.book.products(y, products);
-        p.book_scales[col] = code_kernels().quantize_products(products, p.book + col * kBookEntries);
+    const auto n_cols = static_cast<size_t>(queries.n_cols), width = 4 * static_cast<size_t>(side.n_groups);
+    for (size_t first = 0; first < n_cols; first += kTile) {
+      const size_t n = std::min(kTile, n_cols - first);
+      transform(side.synthesis, queries.q + first * dim(), n, tile);
+      if (!side.book.empty()) side.book.products(tile, n, products);
+      for (size_t c = 0; c < n; ++c) {
+        const size_t col = first + c;
+        float* y = tile + c * dim();
+        if (!side.book.empty()) {
+          p.book_scales[col] = code_kernels().quantize_products(products + c * kBookEntries,
+                                                                p.book + col * kBookEntries);
+        }
+        for (size_t i = 0; i < width; ++i) y[i] *= levels.scale[side.bits[i / 4]];
+        p.code_scales[col] =
+            quantize_column(y, static_cast<int>(width), p.codes + col * width, &p.code_zeros[col]);
+        p.code_zeros[col] *= kLevelCentre;
+        mean_.factors(layer, queries.q + col * dim(), side.mean.data(), col % kTurnCols,
+                      p.turns_of(static_cast<int>(col / kTurnCols), dim()));
       }
-      for (int i = 0; i < 4 * side.n_groups; ++i) y[i] *= levels.scale[side.bits[static_cast<size_t>(i / 4)]];
-      p.code_scales[col] = quantize_column(
-          y, 4 * side.n_groups, p.codes + col * 4 * static_cast<size_t>(side.n_groups), &p.code_zeros[col]);
-      p.code_zeros[col] *= kLevelCentre;
-      mean_.factors(layer, q, side.mean.data(), col % kTurnCols,
-                    p.turns_of(static_cast<int>(col / kTurnCols), dim()));
     }
     if (queries.window == 0) find_negligible(layer, head, queries, p);
   }
@@ -197,7 +203,7 @@ class CsrCache final : public KvCache {
     alignas(64) float y[kMaxCodedDim], x[kMaxCodedDim];
     std::copy_n(sums, dim(), y);
     if (!side.book.empty()) side.book.add_sums(sums + dim(), y);
-    transform(side.synthesis, y, x);
+    transform(side.synthesis, y, 1, x);
     for (size_t i = 0; i < dim(); ++i) out[i] = x[i] + side.mean[i];
   }
 
@@ -578,9 +584,9 @@ class CsrCache final : public KvCache {
     return p;
   }
 
-  // y [dim] = x [dim] times a [dim, dim].
-  void transform(const std::vector<float>& a, const float* x, float* y) const {
-    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), 1, y, dim(), false);
+  // y [n, dim] = x [n, dim] times a [dim, dim].
+  void transform(const std::vector<float>& a, const float* x, size_t n, float* y) const {
+    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
   }
   // Coefficients y [dim] of x [dim].
   void analyse(const SidePlan& side, const float* x, float* y) const {

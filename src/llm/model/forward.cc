@@ -406,27 +406,23 @@ class ForwardPass {
     }
     // Few tiles: members share segments, or chunks, then merge those of each tile, column by column.
     const int length = segments ? kSegmentChunks : 1;
-    float* part = s_.parts_.as<float>();
+    float *const parts = s_.parts_.as<float>(), *part = parts;
     int piece = 0, mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
-    for (const bool whole : {true, false}) {  // short pieces last: they even out what the others leave
-      float* at = part;
-      for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-        bool gathered = false;
-        KvQueries queries;
-        for_each_run(visible_chunks(tile), length, [&](int first, int last) {
-          const AttentionState state = part_state(at, tile.n_rows * tile.group, width_of(tile));
-          const bool is_whole =
-              last - first == length && visible_blocks(tile, last - 1) == kKvChunk / kKvBlock;
-          if (is_whole != whole || piece++ != mine) return;
-          if (!gathered) queries = gather(span, tile, first_row, t);
-          gathered = true;
-          attend_chunks(tile, queries, first, last, state, t);
-          mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
-        });
+    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+      bool gathered = false;
+      KvQueries queries;
+      for_each_run(visible_chunks(tile), length, [&](int first, int last) {
+        const AttentionState state = part_state(part, tile.n_rows * tile.group, width_of(tile));
+        if (piece++ != mine) return;
+        if (!gathered) queries = gather(span, tile, first_row, t);
+        gathered = true;
+        attend_chunks(tile, queries, first, last, state, t);
+        mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
       });
-    }
+    });
     member_.barrier();
     if (member_.idx == 0) s_.next_piece_->store(0, std::memory_order_relaxed);  // for after the next barrier
+    part = parts;
     for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
       const int n_cols = tile.n_rows * tile.group, width = width_of(tile);
       const auto share = member_.share(static_cast<size_t>(n_cols));

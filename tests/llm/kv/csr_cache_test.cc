@@ -233,7 +233,7 @@ TEST(CsrCache, BooksFindMultiplyAndSum) {
     std::vector<float> y(kDim), products(kBookEntries), sums(kBookEntries), added(kDim, 0.5f);
     for (float& x : y) x = static_cast<float>(rng.normal());
     for (float& x : sums) x = static_cast<float>(rng.uniform() * rng.uniform());
-    book.products(y.data(), products.data());
+    book.products(y.data(), 1, products.data());
     book.add_sums(sums.data(), added.data());
     std::vector<double> errors(kBookEntries, 0.0), expected(kDim, 0.5);
     double size = 0;
