@@ -59,6 +59,12 @@ class TimedCache final : public llm::PassCache {
     PassCache::store(layer, position, k, v);
     seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
   }
+  bool stores_heads_apart() const override { return inner().stores_heads_apart(); }
+  void store_head(int layer, int head, int position, const float* k, const float* v) override {
+    const double begin = wall_seconds();
+    inner().store_head(layer, head, position, k, v);
+    seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
+  }
 
  private:
   std::atomic<double>* seconds_;

@@ -43,6 +43,10 @@ class PassCache : public KvCache {
   void save(int n, std::byte* image) const override { inner_->save(n, image); }
   void load(int n, const std::byte* image) override { inner_->load(n, image); }
 
+ protected:
+  KvCache& inner() { return *inner_; }
+  const KvCache& inner() const { return *inner_; }
+
  private:
   std::unique_ptr<KvCache> inner_;
 };

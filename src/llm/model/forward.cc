@@ -28,6 +28,9 @@ void add(float* y, const float* x, size_t n) {
 }
 
 void add_if_any(float* y, const std::vector<float>& bias) { add(y, bias.data(), bias.size()); }
+void add_if_any(float* y, const std::vector<float>& bias, size_t from, size_t n) {
+  if (!bias.empty()) add(y, bias.data() + from, n);
+}
 
 // cos and sin of every pair at `position`: out[2 i], out[2 i + 1]. The angle is advanced by repeated
 // products, as llama.cpp does, so that long contexts see the same rounding.
@@ -204,17 +207,28 @@ class ForwardPass {
     if (ahead == 0) ahead = longest;
     for (int begin = 0; begin < longest; begin += ahead) {
       piece_ = {begin, begin + ahead};
-      // Rows whose positions share a panel of the cache belong to one member.
+      // Rows whose positions share a panel of the cache belong to one member, or each head of them to one.
       size_t n_panels = 0;
-      for (const BatchSpan& span : batch_.spans) n_panels += panels_in_piece(span);
-      const TeamMember::Range mine = member_.share(n_panels);
-      size_t panel = 0;
+      bool apart = true;
+      for (const BatchSpan& span : batch_.spans) {
+        n_panels += panels_in_piece(span);
+        apart = apart && span.cache->stores_heads_apart();
+      }
+      apart = apart && n_panels < 4 * static_cast<size_t>(member_.size);
+      const int n_heads = config_.n_kv_heads, parts = apart ? n_heads : 1;
+      const TeamMember::Range mine = member_.share(n_panels * static_cast<size_t>(parts));
+      size_t at = 0;  // first part of the panel
       for (const BatchSpan& span : batch_.spans) {
         for (int i = 0; i < rows_in_piece(span); ++i) {
-          if (i > 0 && (span.first_position + begin + i) % kPanelRows == 0) ++panel;
-          if (panel >= mine.begin && panel < mine.end) place_row(layer_idx, layer, span, begin + i);
+          if (i > 0 && (span.first_position + begin + i) % kPanelRows == 0) at += static_cast<size_t>(parts);
+          const auto begin_part = static_cast<int>(std::clamp(mine.begin, at, at + parts) - at),
+                     end_part = static_cast<int>(std::clamp(mine.end, at, at + parts) - at);
+          if (begin_part < end_part) {
+            place_row(layer_idx, layer, span, begin + i, begin_part * n_heads / parts,
+                      end_part * n_heads / parts);
+          }
         }
-        if (rows_in_piece(span) > 0) ++panel;
+        if (rows_in_piece(span) > 0) at += static_cast<size_t>(parts);
       }
       member_.barrier();
       end_of(ForwardStep::kStoreKv);
@@ -247,28 +261,34 @@ class ForwardPass {
     end_of(ForwardStep::kAttentionOut);
   }
 
-  // Biases, head norms and rotation of one row's q and k; k and v go into the cache.
-  void place_row(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span) {
+  // Biases, head norms and rotation of q and k of one row's KV heads [first_head, last_head); k and v go into
+  // the cache.
+  void place_row(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span,
+                 int first_head, int last_head) {
     const auto row = static_cast<size_t>(span.first_row + row_in_span);
-    const auto dim = static_cast<size_t>(config_.head_dim);
-    float* q = s_.q_.as<float>() + row * s_.q_stride_;
-    float* k = s_.k_.as<float>() + row * s_.kv_stride_;
-    float* v = s_.v_.as<float>() + row * s_.kv_stride_;
-    add_if_any(q, layer.bq);
-    add_if_any(k, layer.bk);
-    add_if_any(v, layer.bv);
+    const auto dim = static_cast<size_t>(config_.head_dim), group = static_cast<size_t>(config_.group());
     const float* turn = angles(row, config_.window_of(layer_idx) > 0);
-    for (int head = 0; head < config_.n_heads; ++head, q += dim) {
-      if (!layer.q_norm.empty()) kernels().rms_norm(q, layer.q_norm.data(), dim, config_.norm_eps, q);
-      rotate(config_.rope_layout, turn, config_.n_rot, q);
-      for (size_t i = 0; i < dim; ++i) q[i] *= config_.attention_scale;
+    const int position = span.first_position + row_in_span;
+    const auto place = [&](float* x, const std::vector<float>& norm) {
+      if (!norm.empty()) kernels().rms_norm(x, norm.data(), dim, config_.norm_eps, x);
+      rotate(config_.rope_layout, turn, config_.n_rot, x);
+    };
+    const bool all = first_head == 0 && last_head == config_.n_kv_heads;
+    float *k = s_.k_.as<float>() + row * s_.kv_stride_, *v = s_.v_.as<float>() + row * s_.kv_stride_;
+    for (int head = first_head; head < last_head; ++head) {
+      const size_t at = static_cast<size_t>(head) * dim;
+      float* q = s_.q_.as<float>() + row * s_.q_stride_ + at * group;
+      add_if_any(q, layer.bq, at * group, dim * group);
+      add_if_any(k + at, layer.bk, at, dim);
+      add_if_any(v + at, layer.bv, at, dim);
+      for (size_t i = 0; i < group; ++i, q += dim) {
+        place(q, layer.q_norm);
+        for (size_t j = 0; j < dim; ++j) q[j] *= config_.attention_scale;
+      }
+      place(k + at, layer.k_norm);
+      if (!all) span.cache->store_head(layer_idx, head, position, k + at, v + at);
     }
-    for (int head = 0; head < config_.n_kv_heads; ++head) {
-      float* key = k + static_cast<size_t>(head) * dim;
-      if (!layer.k_norm.empty()) kernels().rms_norm(key, layer.k_norm.data(), dim, config_.norm_eps, key);
-      rotate(config_.rope_layout, turn, config_.n_rot, key);
-    }
-    span.cache->store(layer_idx, span.first_position + row_in_span, k, v);
+    if (all) span.cache->store(layer_idx, position, k, v);
   }
 
   // ---- attention: tiles of query rows x KV heads; when those are too few for the team, chunks of the cache
