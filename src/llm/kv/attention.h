@@ -1,7 +1,7 @@
 // Attention over a KvCache, bit-identical however the work is cut up.
 //
 // Positions are cut into chunks of 256 tokens at fixed places. A chunk yields (m, l, o): maximum, sum of
-// exponentials, weighted values; chunks are merged in ascending order (Milakov and Gimelshein 2018). A masked
+// exponentials, weighted values; chunks are merged in a fixed order (Milakov and Gimelshein 2018). A masked
 // token has weight exactly 0 and adds exactly nothing, so a query's result is the same whether it is computed
 // alone, in a verify window, or in a prefill tile, and whether chunks are spread over threads or not.
 #pragma once

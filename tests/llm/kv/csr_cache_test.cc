@@ -260,6 +260,37 @@ TEST(CsrCache, BooksFindMultiplyAndSum) {
   }
 }
 
+// What may be left out of a query's weights is a hundredth of them at most, and something: the bound is taken
+// from the tokens that are whole, and counts the first ones twice where they are among the newest.
+TEST(CsrCache, WhatIsNegligibleIsLittle) {
+  const Filled f(2, 2);
+  const int n_rows = 5, n_cols = n_rows * kGroup, first = kTokens - n_rows;
+  const auto q = queries_of(n_cols);
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(n_cols));
+  KvQueries queries{n_cols, q.data(), scratch.data(), first, kGroup};
+  f.cache->prepare(0, 0, queries);
+  const float* negligible = f.cache->negligible(queries);
+  ASSERT_NE(negligible, nullptr);
+  std::vector<double> sums(static_cast<size_t>(n_cols), 0.0);
+  for (int block = 0; block * kKvBlock < kTokens; ++block) {
+    std::vector<float> scores(static_cast<size_t>(n_cols * kKvBlock));
+    const int n_tokens = std::min(kKvBlock, kTokens - block * kKvBlock);
+    f.cache->score_chunk(0, 0, block, n_tokens, queries, scores.data(), 0);
+    for (int col = 0; col < n_cols; ++col) {
+      for (int t = 0; t < n_tokens && block * kKvBlock + t <= first + col / kGroup; ++t)
+        sums[static_cast<size_t>(col)] +=
+            std::exp(static_cast<double>(scores[static_cast<size_t>(col * kKvBlock + t)]));
+    }
+  }
+  for (size_t col = 0; col < sums.size(); ++col) {
+    const double share = std::exp(static_cast<double>(negligible[col])) / sums[col];
+    EXPECT_LT(share, 0.0101);
+    EXPECT_GT(share, 1e-4);
+  }
+  queries.window = 64;  // the first tokens may not be seen
+  EXPECT_EQ(f.cache->negligible(queries), nullptr);
+}
+
 // A tile whose rows stand on both sides of the place where a block stops being whole.
 TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
   const Filled f(2, 2);
@@ -284,6 +315,9 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
       const KvQueries alone{kGroup, &q[static_cast<size_t>(row * kGroup * kDim)], own.data(), first + row,
                             kGroup};
       f.cache->prepare(0, 0, alone);
+      EXPECT_EQ(std::memcmp(f.cache->negligible(alone), f.cache->negligible(tile) + row * kGroup,
+                            kGroup * sizeof(float)),
+                0);
       std::vector<float> a(kGroup * kKvBlock), b(kGroup * width);
       f.cache->score_block(0, 0, block, kKvBlock, alone, a.data());
       f.cache->add_values(0, 0, block, kKvBlock, alone,
