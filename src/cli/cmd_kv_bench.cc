@@ -59,10 +59,10 @@ class TimedCache final : public llm::PassCache {
     PassCache::store(layer, position, k, v);
     seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
   }
-  bool stores_heads_apart() const override { return inner().stores_heads_apart(); }
-  void store_head(int layer, int head, int position, const float* k, const float* v) override {
+  bool stores_parts() const override { return inner().stores_parts(); }
+  void store_part(int layer, int head, int position, const float* k, const float* v) override {
     const double begin = wall_seconds();
-    inner().store_head(layer, head, position, k, v);
+    inner().store_part(layer, head, position, k, v);
     seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
   }
 

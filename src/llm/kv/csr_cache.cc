@@ -67,27 +67,31 @@ class CsrCache final : public KvCache {
 
   void store(int layer, int position, const float* k, const float* v) override {
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim())
-      store_head(layer, head, position, k, v);
+      store_part(layer, head, position, k, v);
   }
-  bool stores_heads_apart() const override { return true; }
-  void store_head(int layer, int head, int position, const float* k, const float* v) override {
+  bool stores_parts() const override { return true; }
+  void store_part(int layer, int head, int position, const float* k, const float* v) override {
     slots_[position / kKvBlock % kRingBlocks].store(position / kKvBlock, std::memory_order_relaxed);
-    alignas(64) float x[kMaxCodedDim], y[kMaxCodedDim];
-    const SidePlan& keys = plan_->side(layer, KvSide::kKeys, head);
     const Whole whole = whole_of(layer, head);
-    mean_.at(layer, keys.mean.data(), position, x);
-    for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
-    put_whole_key(whole.block_keys(position / kKvBlock, dim()), static_cast<size_t>(position % kKvBlock), x);
-    if (position < kSinks) std::copy_n(k, dim(), whole.sink_keys + static_cast<size_t>(position) * dim());
-    analyse(keys, x, y);
-    put_codes(layer, KvSide::kKeys, head, position, y);
-
-    const SidePlan& values = plan_->side(layer, KvSide::kValues, head);
-    for (size_t i = 0; i < dim(); ++i) x[i] = v[i] - values.mean[i];
-    analyse(values, x, y);
-    put_whole_value(whole.values, whole.value_scales, position % kRingTokens, y);
-    if (position < kSinks) put_whole_value(whole.sink_values, whole.sink_scales, position, y);
-    put_codes(layer, KvSide::kValues, head, position, y);
+    alignas(64) float x[kMaxCodedDim], y[kMaxCodedDim];
+    if (k != nullptr) {
+      const SidePlan& keys = plan_->side(layer, KvSide::kKeys, head);
+      mean_.at(layer, keys.mean.data(), position, x);
+      for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
+      put_whole_key(whole.block_keys(position / kKvBlock, dim()), static_cast<size_t>(position % kKvBlock),
+                    x);
+      if (position < kSinks) std::copy_n(k, dim(), whole.sink_keys + static_cast<size_t>(position) * dim());
+      analyse(keys, x, y);
+      put_codes(layer, KvSide::kKeys, head, position, y);
+    }
+    if (v != nullptr) {
+      const SidePlan& values = plan_->side(layer, KvSide::kValues, head);
+      for (size_t i = 0; i < dim(); ++i) x[i] = v[i] - values.mean[i];
+      analyse(values, x, y);
+      put_whole_value(whole.values, whole.value_scales, position % kRingTokens, y);
+      if (position < kSinks) put_whole_value(whole.sink_values, whole.sink_scales, position, y);
+      put_codes(layer, KvSide::kValues, head, position, y);
+    }
   }
 
   size_t query_scratch_bytes(int n_cols) const override {

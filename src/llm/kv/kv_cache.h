@@ -56,10 +56,10 @@ class KvCache {
   // Stores the keys and values of one token for one layer: k and v [n_kv_heads, head_dim], keys after RoPE.
   // Different layers, and positions in different panels of 16, may be stored from different threads.
   virtual void store(int layer, int position, const float* k, const float* v) = 0;
-  // Where storing costs much: whether heads of a token may be stored from different threads too, k and v
-  // [head_dim].
-  virtual bool stores_heads_apart() const { return false; }
-  virtual void store_head(int layer, int head, int position, const float* k, const float* v) {
+  // Where storing costs much: whether keys and values of each head may be stored from different threads too,
+  // k or v [head_dim], the other null.
+  virtual bool stores_parts() const { return false; }
+  virtual void store_part(int layer, int head, int position, const float* k, const float* v) {
     (void)layer, (void)head, (void)position, (void)k, (void)v;
   }
 

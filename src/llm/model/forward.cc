@@ -27,11 +27,6 @@ void add(float* y, const float* x, size_t n) {
   for (size_t i = 0; i < n; ++i) y[i] += x[i];
 }
 
-void add_if_any(float* y, const std::vector<float>& bias) { add(y, bias.data(), bias.size()); }
-void add_if_any(float* y, const std::vector<float>& bias, size_t from, size_t n) {
-  if (!bias.empty()) add(y, bias.data() + from, n);
-}
-
 // cos and sin of every pair at `position`: out[2 i], out[2 i + 1]. The angle is advanced by repeated
 // products, as llama.cpp does, so that long contexts see the same rounding.
 void rope_angles(const RopeConfig& rope, int n_rot, int position, const std::vector<float>& factors,
@@ -207,28 +202,29 @@ class ForwardPass {
     if (ahead == 0) ahead = longest;
     for (int begin = 0; begin < longest; begin += ahead) {
       piece_ = {begin, begin + ahead};
-      // Rows whose positions share a panel of the cache belong to one member, or each head of them to one.
+      // Rows whose positions share a panel of the cache belong to one member, or each part of them to one.
       size_t n_panels = 0;
       bool apart = true;
       for (const BatchSpan& span : batch_.spans) {
         n_panels += panels_in_piece(span);
-        apart = apart && span.cache->stores_heads_apart();
+        apart = apart && span.cache->stores_parts();
       }
       apart = apart && n_panels < 4 * static_cast<size_t>(member_.size);
-      const int n_heads = config_.n_kv_heads, parts = apart ? n_heads : 1;
-      const TeamMember::Range mine = member_.share(n_panels * static_cast<size_t>(parts));
+      const size_t n_parts = apart ? 2 * static_cast<size_t>(config_.n_kv_heads) : 1;
+      const TeamMember::Range mine = member_.share(n_panels * n_parts);
       size_t at = 0;  // first part of the panel
       for (const BatchSpan& span : batch_.spans) {
         for (int i = 0; i < rows_in_piece(span); ++i) {
-          if (i > 0 && (span.first_position + begin + i) % kPanelRows == 0) at += static_cast<size_t>(parts);
-          const auto begin_part = static_cast<int>(std::clamp(mine.begin, at, at + parts) - at),
-                     end_part = static_cast<int>(std::clamp(mine.end, at, at + parts) - at);
-          if (begin_part < end_part) {
-            place_row(layer_idx, layer, span, begin + i, begin_part * n_heads / parts,
-                      end_part * n_heads / parts);
+          if (i > 0 && (span.first_position + begin + i) % kPanelRows == 0) at += n_parts;
+          for (size_t part = std::max(at, mine.begin); part < std::min(at + n_parts, mine.end); ++part) {
+            if (apart) {
+              place_part(layer_idx, layer, span, begin + i, static_cast<int>(part - at));
+            } else {
+              place_row(layer_idx, layer, span, begin + i);
+            }
           }
         }
-        if (rows_in_piece(span) > 0) at += static_cast<size_t>(parts);
+        if (rows_in_piece(span) > 0) at += n_parts;
       }
       member_.barrier();
       end_of(ForwardStep::kStoreKv);
@@ -261,34 +257,61 @@ class ForwardPass {
     end_of(ForwardStep::kAttentionOut);
   }
 
-  // Biases, head norms and rotation of q and k of one row's KV heads [first_head, last_head); k and v go into
-  // the cache.
-  void place_row(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span,
-                 int first_head, int last_head) {
+  // Biases, head norms and rotation of one row's q and k; k and v go into the cache.
+  void place_row(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span) {
+    for (int head = 0; head < config_.n_kv_heads; ++head) {
+      turn_head(layer_idx, layer, span, row_in_span, head);
+      add_if_any(value_of(span, row_in_span, head), layer.bv, head);
+    }
+    span.cache->store(layer_idx, span.first_position + row_in_span, key_of(span, row_in_span, 0),
+                      value_of(span, row_in_span, 0));
+  }
+  // A part of that: the keys of head part / 2, with its queries, or its values.
+  void place_part(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span,
+                  int part) {
+    const int head = part / 2, position = span.first_position + row_in_span;
+    if (part % 2 == 0) {
+      turn_head(layer_idx, layer, span, row_in_span, head);
+      span.cache->store_part(layer_idx, head, position, key_of(span, row_in_span, head), nullptr);
+    } else {
+      float* v = value_of(span, row_in_span, head);
+      add_if_any(v, layer.bv, head);
+      span.cache->store_part(layer_idx, head, position, nullptr, v);
+    }
+  }
+  void turn_head(int layer_idx, const LayerWeights& layer, const BatchSpan& span, int row_in_span, int head) {
     const auto row = static_cast<size_t>(span.first_row + row_in_span);
-    const auto dim = static_cast<size_t>(config_.head_dim), group = static_cast<size_t>(config_.group());
+    const auto dim = static_cast<size_t>(config_.head_dim);
     const float* turn = angles(row, config_.window_of(layer_idx) > 0);
-    const int position = span.first_position + row_in_span;
     const auto place = [&](float* x, const std::vector<float>& norm) {
       if (!norm.empty()) kernels().rms_norm(x, norm.data(), dim, config_.norm_eps, x);
       rotate(config_.rope_layout, turn, config_.n_rot, x);
     };
-    const bool all = first_head == 0 && last_head == config_.n_kv_heads;
-    float *k = s_.k_.as<float>() + row * s_.kv_stride_, *v = s_.v_.as<float>() + row * s_.kv_stride_;
-    for (int head = first_head; head < last_head; ++head) {
-      const size_t at = static_cast<size_t>(head) * dim;
-      float* q = s_.q_.as<float>() + row * s_.q_stride_ + at * group;
-      add_if_any(q, layer.bq, at * group, dim * group);
-      add_if_any(k + at, layer.bk, at, dim);
-      add_if_any(v + at, layer.bv, at, dim);
-      for (size_t i = 0; i < group; ++i, q += dim) {
-        place(q, layer.q_norm);
-        for (size_t j = 0; j < dim; ++j) q[j] *= config_.attention_scale;
-      }
-      place(k + at, layer.k_norm);
-      if (!all) span.cache->store_head(layer_idx, head, position, k + at, v + at);
+    for (int i = head * config_.group(); i < (head + 1) * config_.group(); ++i) {
+      float* q = s_.q_.as<float>() + row * s_.q_stride_ + static_cast<size_t>(i) * dim;
+      add_if_any(q, layer.bq, i);
+      place(q, layer.q_norm);
+      for (size_t j = 0; j < dim; ++j) q[j] *= config_.attention_scale;
     }
-    if (all) span.cache->store(layer_idx, position, k, v);
+    float* k = key_of(span, row_in_span, head);
+    add_if_any(k, layer.bk, head);
+    place(k, layer.k_norm);
+  }
+  static void add_if_any(float* y, const std::vector<float>& bias) { add(y, bias.data(), bias.size()); }
+  // A head's part of a bias.
+  void add_if_any(float* y, const std::vector<float>& bias, int head) const {
+    const auto dim = static_cast<size_t>(config_.head_dim);
+    if (!bias.empty()) add(y, bias.data() + static_cast<size_t>(head) * dim, dim);
+  }
+  float* key_of(const BatchSpan& span, int row_in_span, int head) {
+    return s_.k_.as<float>() + place_of(span, row_in_span, head);
+  }
+  float* value_of(const BatchSpan& span, int row_in_span, int head) {
+    return s_.v_.as<float>() + place_of(span, row_in_span, head);
+  }
+  size_t place_of(const BatchSpan& span, int row_in_span, int head) const {
+    return static_cast<size_t>(span.first_row + row_in_span) * s_.kv_stride_ +
+           static_cast<size_t>(head * config_.head_dim);
   }
 
   // ---- attention: tiles of query rows x KV heads; when those are too few for the team, chunks of the cache
