@@ -50,8 +50,6 @@ ChunkRange visible_chunks(const AttentionTile& tile) {
   return {first_visible(tile, tile.first_position) / kKvChunk, last_position / kKvChunk + 1};
 }
 
-int visible_blocks(const AttentionTile& tile, int chunk) { return visible_tokens(tile, chunk).n_blocks(); }
-
 void clear_state(const AttentionState& state, int first, int last, int width) {
   const auto begin = static_cast<size_t>(first), n = static_cast<size_t>(last - first),
              dim = static_cast<size_t>(width);

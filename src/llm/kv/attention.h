@@ -42,9 +42,6 @@ ChunkRange visible_chunks(const AttentionTile& tile);
 // Columns [first, last) as if they had seen nothing yet.
 void clear_state(const AttentionState& state, int first, int last, int width);
 
-// Blocks of the chunk that the tile sees: what the chunk costs.
-int visible_blocks(const AttentionTile& tile, int chunk);
-
 // Attention of the tile over one chunk; overwrites `state`.
 void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk, const AttentionState& state,
                   float* scratch);

@@ -9,8 +9,9 @@
 // queries of 8 bits the newest 64 cost a KL of 0.001, a fifth of all that csr:2.6 costs), values in the
 // coordinates of their atoms. Keys of the first 4 tokens, unlike all others, are floats.
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
-// levels; the mean of the keys, which turns with the position, is a product in floats with a table of
-// cosines. Values: weights of a chunk as 15-bit integers times levels. docs/design/kv-codec.md.
+// levels; the mean of the keys, which turns with the position, is a product of integers with a table of
+// cosines. Values: weights of a chunk as 15-bit integers times levels, unless all of them are negligible
+// beside those of whole tokens. docs/design/kv-codec.md.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -314,7 +315,7 @@ class CsrCache final : public KvCache {
   }
 
   struct Prepared;
-  // The means' part of scores of columns [tile, end), the queries turned for the chunk of `block`.
+  // Queries [tile, end) turned for the chunk of `block`; then the mean's part of a block's scores.
   void turn(int layer, int block, const Prepared& p, int tile, int end, TurnedMean::Turned* turned) const {
     for (int col = tile; col < end; col += kTurnCols, ++turned)
       mean_.turn(layer, block * kKvBlock / kKvChunk, p.turns_of(col / kTurnCols, dim()), turned);
