@@ -34,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<float> scores(64), spare(64), out(dim);
   std::vector<float> sums(static_cast<size_t>((*cache)->sum_width(0, 0)));
   (*cache)->prepare(0, 0, queries);
-  (*cache)->score_block(0, 0, 1, 64, queries, scores.data());
+  (*cache)->score_chunk(0, 0, 1, 64, queries, scores.data(), 0);
   (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, sums.data(), spare.data());
   (*cache)->restore(0, 0, sums.data(), out.data());
   return 0;

@@ -136,11 +136,13 @@ class RivalCache final : public KvCache {
   }
   size_t query_scratch_bytes(int) const override { return 0; }
   void prepare(int, int, const KvQueries&) const override {}
-  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
-                   float* scores) const override {
-    split(layer, block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
-      cache.score_block(layer, head, block, n, part, scores + first * kKvBlock);
-    });
+  void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
+    for (; n > 0; n -= kKvBlock, ++block, scores += stride) {
+      split(layer, block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
+        cache.score_chunk(layer, head, block, std::min(n, kKvBlock), part, scores + first * kKvBlock, stride);
+      });
+    }
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
                   size_t stride, float* out, float* scratch) const override {

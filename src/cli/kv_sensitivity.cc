@@ -46,9 +46,9 @@ class ProbeCache final : public KvCache {
   void prepare(int layer, int head, const KvQueries& queries) const override {
     of(layer, KvSide::kKeys).prepare(layer, head, queries);
   }
-  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
-                   float* scores) const override {
-    of(layer, KvSide::kKeys).score_block(layer, head, block, n, queries, scores);
+  void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
+    of(layer, KvSide::kKeys).score_chunk(layer, head, block, n, queries, scores, stride);
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
                   size_t stride, float* out, float* scratch) const override {

@@ -135,10 +135,6 @@ class CsrCache final : public KvCache {
     return queries.window > 0 ? nullptr : prepared(queries).negligible;
   }
 
-  void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                   float* scores) const override {
-    score_chunk(layer, head, block, n_tokens, queries, scores, 0);
-  }
   void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
                    size_t stride) const override {
     const Prepared p = prepared(queries);

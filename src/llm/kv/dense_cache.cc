@@ -117,13 +117,16 @@ class FloatCache final : public KvCache {
   size_t query_scratch_bytes(int) const override { return 0; }
   void prepare(int, int, const KvQueries&) const override {}
 
-  void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                   float* scores) const override {
-    // What attention reads next: the keys of the next block, or after those of a chunk its values.
-    const T* next = ends_chunk(block) ? values_at(layer, head, block - kChunkBlocks + 1)
-                                      : keys_at(layer, head, next_block(block));
-    product({keys_at(layer, head, block), 16, dim() * 16, size_t((n_tokens + 15) / 16), dim(), next},
-            queries.q, padded(), queries.n_cols, scores, kKvBlock, false);
+  void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
+    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, scores += stride) {
+      // What attention reads next: the keys of the next block, or after those of a chunk its values.
+      const T* next = ends_chunk(block) ? values_at(layer, head, block - kChunkBlocks + 1)
+                                        : keys_at(layer, head, next_block(block));
+      const auto n_panels = size_t((std::min(n_tokens, kKvBlock) + 15) / 16);
+      product({keys_at(layer, head, block), 16, dim() * 16, n_panels, dim(), next}, queries.q, padded(),
+              queries.n_cols, scores, kKvBlock, false);
+    }
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
@@ -255,15 +258,16 @@ class Q8Cache final : public KvCache {
     }
   }
 
-  void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                   float* scores) const override {
+  void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
+                   size_t stride) const override {
     const Quantised x = quantised(queries);
     const ActColumns columns{x.q, x.scales, x.sums, nullptr, dim(), groups(), groups()};
-    const std::byte* panel = keys_at(layer, head, block);
-    constexpr size_t kAhead = 6144;  // of keys of the chunk, and then of its values
+    const std::byte* panel = keys_at(layer, head, block);  // those of the chunk stand one after the other
+    constexpr size_t kAhead = 6144;                        // of keys of the chunk, and then of its values
     for (int first = 0; first < n_tokens; first += 16, panel += panel_size()) {
       for (size_t byte = 0; byte < panel_size(); byte += 64) __builtin_prefetch(panel + kAhead + byte);
-      kernels().panel_q8_0(panel, dim(), columns, size_t(queries.n_cols), scores + first, kKvBlock);
+      kernels().panel_q8_0(panel, dim(), columns, size_t(queries.n_cols),
+                           scores + size_t(first / kKvBlock) * stride + first % kKvBlock, kKvBlock);
     }
   }
 

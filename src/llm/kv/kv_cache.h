@@ -66,17 +66,11 @@ class KvCache {
   virtual size_t query_scratch_bytes(int n_cols) const = 0;
   virtual void prepare(int layer, int head, const KvQueries& queries) const = 0;
 
-  // scores[col * kKvBlock + t] = q[col] . k[block * 64 + t] for t < n_tokens; what it leaves behind at larger
-  // t is unspecified and has to be masked.
-  virtual void score_block(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                           float* scores) const = 0;
-
-  // Of the blocks of one chunk, from `block` on, those of block i at scores + i * stride.
+  // Of the blocks of one chunk, from `block` on: scores[t / 64 * stride + col * kKvBlock + t % 64] = q[col] .
+  // k[block * 64 + t] for t < n_tokens; what it leaves behind up to the end of the last block is unspecified
+  // and has to be masked.
   virtual void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                           float* scores, size_t stride) const {
-    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, scores += stride)
-      score_block(layer, head, block, std::min(n_tokens, kKvBlock), queries, scores);
-  }
+                           float* scores, size_t stride) const = 0;
   // Logarithms, a column each, of what a chunk's weights e^score have to sum to for its values to count; a
   // function of the query and of its own position's past. Null: they always do.
   virtual const float* negligible(const KvQueries& queries) const {

@@ -19,10 +19,6 @@ class PassCache : public KvCache {
   void prepare(int layer, int head, const KvQueries& queries) const override {
     inner_->prepare(layer, head, queries);
   }
-  void score_block(int layer, int head, int block, int n, const KvQueries& queries,
-                   float* scores) const override {
-    inner_->score_block(layer, head, block, n, queries, scores);
-  }
   const float* negligible(const KvQueries& queries) const override { return inner_->negligible(queries); }
   void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
                    size_t stride) const override {

@@ -1,25 +1,19 @@
 // The forward pass of llama, qwen2, qwen3 and gemma3, from token to logits, top to bottom.
 //
 // Every member of the team runs the whole function; work is shared by rows, by panels of weights, or by tiles
-// of attention, with a barrier wherever the next step reads what others wrote. How work is shared never
-// changes a result: each number is computed by one member in one order (llm/kernel/kernel.h,
-// llm/kv/attention.h).
+// of attention (llm/model/batch_attention.h), with a barrier wherever the next step reads what others wrote.
+// How work is shared never changes a result: each number is computed by one member in one order
+// (llm/kernel/kernel.h, llm/kv/attention.h).
 #include "llm/model/forward.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/check.h"
 #include "base/clock.h"
 
 namespace frugal::llm {
 namespace {
-
-// Floats that a query's form for a codec may have.
-constexpr size_t codec_floats(size_t dim) { return 2 * dim + 256; }
-constexpr int kTileRows = 16;                      // query rows of an attention tile
-constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
 
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -64,7 +58,7 @@ void rotate(RopeLayout layout, const float* angles, int n_rot, float* head) {
 Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int max_rows, int max_logit_rows,
                                                 int n_ctx, int n_threads) {
   ForwardScratch s;
-  const auto rows = static_cast<size_t>(max_rows), threads = static_cast<size_t>(n_threads);
+  const auto rows = static_cast<size_t>(max_rows);
   const size_t n_q = static_cast<size_t>(config.n_heads) * static_cast<size_t>(config.head_dim);
   const size_t n_kv = static_cast<size_t>(config.n_kv_heads) * static_cast<size_t>(config.head_dim);
   s.hidden_stride_ = round_up(static_cast<size_t>(config.n_embd), 16);
@@ -88,18 +82,7 @@ Result<ForwardScratch> ForwardScratch::allocate(const ModelConfig& config, int m
   FRUGAL_TRY_STATUS(floats(s.logits_, static_cast<size_t>(max_logit_rows) * s.logit_stride_));
   FRUGAL_TRY_STATUS(floats(s.angles_, rows * static_cast<size_t>(config.n_rot)));
   FRUGAL_TRY_STATUS(floats(s.angles_window_, rows * static_cast<size_t>(config.n_rot)));
-
-  // Per thread: queries, states of total, segment and part, scores, and a codec's form of the queries.
-  const size_t dim = round_up(static_cast<size_t>(config.head_dim), 16);
-  const size_t n_cols = static_cast<size_t>(kTileRows) * static_cast<size_t>(config.group());
-  s.attention_stride_ = round_up(n_cols * (dim * 4 + codec_floats(dim) + 3 * kMaxSumsBeyond + 6) +
-                                     attention_scratch_floats(static_cast<int>(n_cols)),
-                                 1024);
-  FRUGAL_TRY_STATUS(floats(s.attention_, threads * s.attention_stride_));
-  const size_t n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
-  s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
-  FRUGAL_TRY_STATUS(floats(s.parts_, s.part_capacity_));
-  s.next_piece_ = std::make_unique<std::atomic<int>>(0);
+  FRUGAL_TRY(s.attention_, AttentionScratch::allocate(config, n_ctx, n_threads));
   return s;
 }
 
@@ -113,6 +96,7 @@ class ForwardPass {
         weights_(weights),
         batch_(batch),
         s_(scratch),
+        attention_(member, config, batch.spans, s_.q_.as<float>(), s_.q_stride_, s_.attn_, s_.attention_),
         rows_(member.share(batch.tokens.size())) {}
 
   void run() {
@@ -228,7 +212,7 @@ class ForwardPass {
       }
       member_.barrier();
       end_of(ForwardStep::kStoreKv);
-      if (attends) attend(layer_idx);
+      if (attends) attention_.run(layer_idx, piece_.begin, piece_.end);
       member_.barrier();
       end_of(ForwardStep::kAttention);
     }
@@ -312,182 +296,6 @@ class ForwardPass {
   size_t place_of(const BatchSpan& span, int row_in_span, int head) const {
     return static_cast<size_t>(span.first_row + row_in_span) * s_.kv_stride_ +
            static_cast<size_t>(head * config_.head_dim);
-  }
-
-  // ---- attention: tiles of query rows x KV heads; when those are too few for the team, chunks of the cache
-  // too ----
-
-  // This member's scratch, cut up for tiles of at most kTileRows rows.
-  struct TileScratch {
-    float* q;
-    std::byte* codec;
-    AttentionState total, segment, part;
-    float* scores;
-  };
-  TileScratch tile_scratch() {
-    const auto dim = static_cast<size_t>((config_.head_dim + 15) / 16 * 16);
-    const size_t n_cols = static_cast<size_t>(kTileRows * config_.group());
-    float* at = s_.attention_.as<float>() + static_cast<size_t>(member_.idx) * s_.attention_stride_;
-    auto take = [&](size_t n) {
-      float* taken = at;
-      at += n;
-      return taken;
-    };
-    TileScratch t;
-    t.q = take(n_cols * dim);
-    t.codec = reinterpret_cast<std::byte*>(take(n_cols * codec_floats(dim)));
-    const size_t width = dim + kMaxSumsBeyond;
-    t.total = {take(n_cols), take(n_cols), take(n_cols * width)};
-    t.segment = {take(n_cols), take(n_cols), take(n_cols * width)};
-    t.part = {take(n_cols), take(n_cols), take(n_cols * width)};
-    t.scores = at;
-    return t;
-  }
-
-  // The queries of a tile, gathered to [col, padded_dim] and prepared for the cache's codec.
-  KvQueries gather(const BatchSpan& span, const AttentionTile& tile, int first_row, const TileScratch& t) {
-    const auto head_dim = static_cast<size_t>(config_.head_dim);
-    const size_t dim = (head_dim + 15) / 16 * 16;
-    float* to = t.q;
-    for (int row = 0; row < tile.n_rows; ++row) {
-      const float* q =
-          s_.q_.as<float>() + static_cast<size_t>(span.first_row + first_row + row) * s_.q_stride_;
-      for (int head = 0; head < tile.group; ++head, to += dim) {
-        std::memcpy(to, q + static_cast<size_t>(tile.kv_head * tile.group + head) * head_dim,
-                    head_dim * sizeof(float));
-        std::fill(to + head_dim, to + dim, 0.0f);
-      }
-    }
-    const KvQueries queries{tile.n_rows * tile.group, t.q,        t.codec,
-                            tile.first_position,      tile.group, tile.window};
-    tile.cache->prepare(tile.layer, tile.kv_head, queries);
-    return queries;
-  }
-
-  // Writes a tile's finished columns [first, last) to the activations of the output projection.
-  void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
-              int first, int last) {
-    for (int col = first; col < last; ++col) {
-      const int row = col / tile.group, head = tile.kv_head * tile.group + col % tile.group;
-      float* to =
-          s_.attn_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim;
-      finish_column(tile, state, col, to);
-    }
-  }
-
-  // Calls f(span, tile, first_row) for every tile of the piece, in a fixed order.
-  template <typename F>
-  void for_each_tile(int layer, F f) {
-    for (const BatchSpan& span : batch_.spans) {
-      const int end = std::min(span.n_rows, piece_.end);
-      for (int first_row = piece_.begin; first_row < end; first_row += kTileRows) {
-        for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
-          AttentionTile tile;
-          tile.cache = span.cache;
-          tile.layer = layer;
-          tile.kv_head = kv_head;
-          tile.n_rows = std::min(kTileRows, end - first_row);
-          tile.group = config_.group();
-          tile.first_position = span.first_position + first_row;
-          tile.window = config_.window_of(layer);
-          f(span, tile, first_row);
-        }
-      }
-    }
-  }
-
-  static int width_of(const AttentionTile& tile) { return tile.cache->sum_width(tile.layer, tile.kv_head); }
-
-  // Chunks are merged in order to segments, and those in order to the whole, whoever computes what.
-  static constexpr int kSegmentChunks = 4;
-  // Calls f(first, last) for the chunks of each run of `n` at fixed places.
-  template <typename F>
-  static void for_each_run(ChunkRange chunks, int n, F f) {
-    for (int first = chunks.first, last; first < chunks.last; first = last) {
-      last = std::min(chunks.last, (first / n + 1) * n);
-      f(first, last);
-    }
-  }
-  static void attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
-                            const AttentionState& into, const TileScratch& t) {
-    attend_chunk(tile, queries, first, into, t.scores);
-    for (int chunk = first + 1; chunk < last; ++chunk) {
-      attend_chunk(tile, queries, chunk, t.part, t.scores);
-      merge_state(into, t.part, 0, queries.n_cols, width_of(tile));
-    }
-  }
-
-  void attend(int layer) {
-    const auto size = static_cast<size_t>(member_.size);
-    size_t n_tiles = 0, n_segments = 0, n_floats[2] = {};  // of states of chunks, of segments
-    for_each_tile(layer, [&](const BatchSpan&, const AttentionTile& tile, int) {
-      ++n_tiles;
-      const auto state = static_cast<size_t>(tile.n_rows * tile.group * (width_of(tile) + 2));
-      for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
-        ++n_segments;
-        n_floats[0] += state * static_cast<size_t>(last - first);
-        n_floats[1] += state;
-      });
-    });
-    const bool segments = n_segments >= 4 * size;
-    const TileScratch t = tile_scratch();
-    if (n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_) {
-      size_t tile_idx = 0;
-      for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-        // Later rows see more: dealing tiles out in turn balances the members.
-        if (tile_idx++ % size != static_cast<size_t>(member_.idx)) return;
-        const KvQueries queries = gather(span, tile, first_row, t);
-        bool begun = false;
-        for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
-          attend_chunks(tile, queries, first, last, begun ? t.segment : t.total, t);
-          if (begun) merge_state(t.total, t.segment, 0, queries.n_cols, width_of(tile));
-          begun = true;
-        });
-        finish(span, tile, first_row, t.total, 0, queries.n_cols);
-      });
-      return;
-    }
-    // Few tiles: members share segments, or chunks, then merge those of each tile, column by column.
-    const int length = segments ? kSegmentChunks : 1;
-    float *const parts = s_.parts_.as<float>(), *part = parts;
-    int piece = 0, mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
-    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-      bool gathered = false;
-      KvQueries queries;
-      for_each_run(visible_chunks(tile), length, [&](int first, int last) {
-        const AttentionState state = part_state(part, tile.n_rows * tile.group, width_of(tile));
-        if (piece++ != mine) return;
-        if (!gathered) queries = gather(span, tile, first_row, t);
-        gathered = true;
-        attend_chunks(tile, queries, first, last, state, t);
-        mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
-      });
-    });
-    member_.barrier();
-    if (member_.idx == 0) s_.next_piece_->store(0, std::memory_order_relaxed);  // for after the next barrier
-    part = parts;
-    for_each_tile(layer, [&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-      const int n_cols = tile.n_rows * tile.group, width = width_of(tile);
-      const auto share = member_.share(static_cast<size_t>(n_cols));
-      const int begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
-      clear_state(t.total, begin, end, width);
-      for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
-        const bool merged = segments || last - first == 1;
-        if (!merged) clear_state(t.segment, begin, end, width);
-        for_each_run({first, last}, length, [&](int, int) {
-          merge_state(merged ? t.total : t.segment, part_state(part, n_cols, width), begin, end, width);
-        });
-        if (!merged) merge_state(t.total, t.segment, begin, end, width);
-      });
-      finish(span, tile, first_row, t.total, begin, end);
-    });
-  }
-
-  // The next chunk's state within the parts; advances `at`.
-  static AttentionState part_state(float*& at, int n_cols, int width) {
-    const AttentionState state{at, at + n_cols, at + 2 * n_cols};
-    at += static_cast<size_t>(n_cols) * static_cast<size_t>(width + 2);
-    return state;
   }
 
   // residual += down(act(gate(x)) * up(x)), x = norm(residual)
@@ -577,6 +385,7 @@ class ForwardPass {
   const ModelWeights& weights_;
   const Batch& batch_;
   ForwardScratch& s_;
+  BatchAttention attention_;
   TeamMember::Range rows_;  // this member's rows in row-wise steps
   struct {
     int begin = 0, end = 0;

@@ -1,24 +1,14 @@
 // The forward pass over a ragged batch, and the memory that it works in.
 #pragma once
 
-#include <atomic>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/team.h"
-#include "llm/kv/attention.h"
+#include "llm/model/batch_attention.h"
 #include "llm/model/weights.h"
 
 namespace frugal::llm {
-
-// Consecutive rows of one sequence within a batch.
-struct BatchSpan {
-  KvCache* cache = nullptr;
-  int first_row = 0;
-  int n_rows = 0;
-  int first_position = 0;
-};
 
 // A batch as the forward pass sees it. Rows of a span stand together.
 struct Batch {
@@ -43,11 +33,8 @@ class ForwardScratch {
   Activations x_, attn_, ffn_;  // inputs of the products: normed residual, attention output, gated hidden
   Buffer residual_, q_, k_, v_, up_, projected_, logits_;
   Buffer angles_, angles_window_;  // [max_rows, n_rot]: cos and sin of each pair, by kind of layer
-  Buffer attention_;               // per thread: gathered queries, states, scores
-  Buffer parts_;                   // states of segments or chunks computed apart
-  std::unique_ptr<std::atomic<int>> next_piece_;  // of those, the next that no member has taken
+  AttentionScratch attention_;
   size_t hidden_stride_ = 0, q_stride_ = 0, kv_stride_ = 0, up_stride_ = 0, logit_stride_ = 0;
-  size_t attention_stride_ = 0, part_capacity_ = 0;  // floats
 };
 
 // Radians that each pair of a layer's keys turns by from a position to the next: [n_rot / 2].

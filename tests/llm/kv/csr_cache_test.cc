@@ -122,7 +122,7 @@ TEST(CsrCache, ScoresAreThoseOfTheDecodedKeys) {
     f.cache->prepare(0, 1, queries);
     for (int block = 0; block < 4; ++block) {
       std::vector<float> scores(kGroup * kKvBlock);
-      f.cache->score_block(0, 1, block, kKvBlock, queries, scores.data());
+      f.cache->score_chunk(0, 1, block, kKvBlock, queries, scores.data(), 0);
       for (int col = 0; col < kGroup; ++col) {
         for (int t = 0; t < kKvBlock; ++t) {
           const int token = block * kKvBlock + t;
@@ -152,7 +152,7 @@ TEST(CsrCache, TheNewestKeysAreWholeAndTheFirstExact) {
   for (const int block : {0, (kTokens - 1) / kKvBlock - 1, (kTokens - 1) / kKvBlock}) {
     std::vector<float> scores(kGroup * kKvBlock);
     const int n = std::min(kKvBlock, kTokens - block * kKvBlock);
-    f.cache->score_block(0, 1, block, n, queries, scores.data());
+    f.cache->score_chunk(0, 1, block, n, queries, scores.data(), 0);
     for (int t = 0; t < (block == 0 ? 4 : n); ++t) {
       const float* key = &f.keys[static_cast<size_t>(block * kKvBlock + t)][kDim];
       std::vector<float> mean(kDim);
@@ -306,7 +306,7 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
   Rng rng(6);
   for (float& w : weights) w = static_cast<float>(rng.uniform());
   for (const int block : {0, 2}) {
-    f.cache->score_block(0, 0, block, kKvBlock, tile, scores.data());
+    f.cache->score_chunk(0, 0, block, kKvBlock, tile, scores.data(), 0);
     std::fill(out.begin(), out.end(), 0.0f);
     f.cache->add_values(0, 0, block, kKvBlock, tile, weights.data(), weights.size(), out.data(),
                         spare.data());
@@ -319,7 +319,7 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
                             kGroup * sizeof(float)),
                 0);
       std::vector<float> a(kGroup * kKvBlock), b(kGroup * width);
-      f.cache->score_block(0, 0, block, kKvBlock, alone, a.data());
+      f.cache->score_chunk(0, 0, block, kKvBlock, alone, a.data(), 0);
       f.cache->add_values(0, 0, block, kKvBlock, alone,
                           &weights[static_cast<size_t>(row * kGroup * kKvBlock)], weights.size(), b.data(),
                           spare.data());
@@ -363,7 +363,7 @@ TEST(CsrCache, TakesNumbersThatAreNotFinite) {
   const KvQueries queries{2, q.data(), scratch.data(), kTokens - 1, 2};
   f.cache->prepare(0, 0, queries);
   std::vector<float> scores(2 * kKvBlock), out(2 * (kDim + kBookEntries)), spare(2 * kKvBlock);
-  f.cache->score_block(0, 0, 2, kKvBlock, queries, scores.data());
+  f.cache->score_chunk(0, 0, 2, kKvBlock, queries, scores.data(), 0);
   f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), scores.size(), out.data(), spare.data());
   EXPECT_TRUE(std::isnan(scores[0]));  // it shows
 }

@@ -1,0 +1,216 @@
+// Work is cut into tiles (a KV head times some query rows) and, where those are too few for the team, tiles
+// into runs of chunks of the cache. How it is cut never changes a result: chunks are merged in order to
+// segments, and those in order to the whole, whoever computes what.
+#include "llm/model/batch_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace frugal::llm {
+namespace {
+
+// Floats that a query's form for a codec may have.
+constexpr size_t codec_floats(size_t dim) { return 2 * dim + 256; }
+constexpr int kTileRows = 16;                      // query rows of an attention tile
+constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
+constexpr int kSegmentChunks = 4;
+
+size_t padded_dim(const ModelConfig& config) {
+  return (static_cast<size_t>(config.head_dim) + kPanelRows - 1) / kPanelRows * kPanelRows;
+}
+size_t max_columns(const ModelConfig& config) { return static_cast<size_t>(kTileRows * config.group()); }
+
+int width_of(const AttentionTile& tile) { return tile.cache->sum_width(tile.layer, tile.kv_head); }
+
+// Calls f(first, last) for the chunks of each run of `n` at fixed places.
+template <typename F>
+void for_each_run(ChunkRange chunks, int n, F f) {
+  for (int first = chunks.first, last; first < chunks.last; first = last) {
+    last = std::min(chunks.last, (first / n + 1) * n);
+    f(first, last);
+  }
+}
+
+// The next run's state within the parts; advances `at`.
+AttentionState part_state(float*& at, int n_cols, int width) {
+  const AttentionState state{at, at + n_cols, at + 2 * n_cols};
+  at += static_cast<size_t>(n_cols) * static_cast<size_t>(width + 2);
+  return state;
+}
+
+}  // namespace
+
+Result<AttentionScratch> AttentionScratch::allocate(const ModelConfig& config, int n_ctx, int n_threads) {
+  AttentionScratch s;
+  // Of a member: queries, states of total, segment and part, a codec's form of the queries, scores.
+  const auto threads = static_cast<size_t>(n_threads), n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
+  const size_t dim = padded_dim(config), n_cols = max_columns(config);
+  s.member_stride_ = (n_cols * (dim * 4 + codec_floats(dim) + 3 * kMaxSumsBeyond + 6) +
+                      attention_scratch_floats(static_cast<int>(n_cols)) + 1023) /
+                     1024 * 1024;
+  FRUGAL_TRY(s.members_, Buffer::allocate(threads * s.member_stride_ * sizeof(float)));
+  s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
+  FRUGAL_TRY(s.parts_, Buffer::allocate(s.part_capacity_ * sizeof(float)));
+  s.next_piece_ = std::make_unique<std::atomic<int>>(0);
+  return s;
+}
+
+BatchAttention::BatchAttention(TeamMember member, const ModelConfig& config, std::span<const BatchSpan> spans,
+                               const float* q, size_t q_stride, Activations& out, AttentionScratch& scratch)
+    : member_(member),
+      config_(config),
+      spans_(spans),
+      q_(q),
+      q_stride_(q_stride),
+      out_(out),
+      s_(scratch),
+      t_(tile_scratch()) {}
+
+BatchAttention::TileScratch BatchAttention::tile_scratch() const {
+  const size_t dim = padded_dim(config_), width = dim + kMaxSumsBeyond, n_cols = max_columns(config_);
+  float* at = s_.members_.as<float>() + static_cast<size_t>(member_.idx) * s_.member_stride_;
+  const auto take = [&](size_t n) {
+    float* taken = at;
+    at += n;
+    return taken;
+  };
+  TileScratch t;
+  t.q = take(n_cols * dim);
+  t.codec = reinterpret_cast<std::byte*>(take(n_cols * codec_floats(dim)));
+  for (AttentionState* state : {&t.total, &t.segment, &t.part})
+    *state = {take(n_cols), take(n_cols), take(n_cols * width)};
+  t.scores = at;
+  return t;
+}
+
+void BatchAttention::run(int layer, int begin, int end) {
+  layer_ = layer, begin_ = begin, end_ = end;
+  const auto size = static_cast<size_t>(member_.size);
+  size_t n_tiles = 0, n_segments = 0, n_floats[2] = {};  // of states of chunks, of segments
+  for_each_tile([&](const BatchSpan&, const AttentionTile& tile, int) {
+    ++n_tiles;
+    const auto state = static_cast<size_t>(tile.n_rows * tile.group * (width_of(tile) + 2));
+    for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+      ++n_segments;
+      n_floats[0] += state * static_cast<size_t>(last - first);
+      n_floats[1] += state;
+    });
+  });
+  const bool segments = n_segments >= 4 * size;
+  if (n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_) return deal_tiles();
+  share_runs(segments ? kSegmentChunks : 1);
+}
+
+// Many tiles: each is one member's. Later rows see more: dealing them out in turn balances the members.
+void BatchAttention::deal_tiles() {
+  int tile_idx = 0;
+  for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+    if (tile_idx++ % member_.size != member_.idx) return;
+    const KvQueries queries = gather(span, tile, first_row);
+    bool begun = false;
+    for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+      attend_chunks(tile, queries, first, last, begun ? t_.segment : t_.total);
+      if (begun) merge_state(t_.total, t_.segment, 0, queries.n_cols, width_of(tile));
+      begun = true;
+    });
+    finish(span, tile, first_row, t_.total, 0, queries.n_cols);
+  });
+}
+
+// Few tiles: members take runs of `length` chunks, segments or single ones, as they get done, then merge
+// those of each tile, a share of its columns each.
+void BatchAttention::share_runs(int length) {
+  float *const parts = s_.parts_.as<float>(), *part = parts;
+  int piece = 0, mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
+  for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+    bool gathered = false;
+    KvQueries queries;
+    for_each_run(visible_chunks(tile), length, [&](int first, int last) {
+      const AttentionState state = part_state(part, tile.n_rows * tile.group, width_of(tile));
+      if (piece++ != mine) return;
+      if (!gathered) queries = gather(span, tile, first_row);
+      gathered = true;
+      attend_chunks(tile, queries, first, last, state);
+      mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
+    });
+  });
+  member_.barrier();
+  if (member_.idx == 0) s_.next_piece_->store(0, std::memory_order_relaxed);  // for after the next barrier
+  part = parts;
+  for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
+    const int n_cols = tile.n_rows * tile.group, width = width_of(tile);
+    const auto share = member_.share(static_cast<size_t>(n_cols));
+    const int begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
+    clear_state(t_.total, begin, end, width);
+    for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+      const bool merged = length == kSegmentChunks || last - first == 1;
+      if (!merged) clear_state(t_.segment, begin, end, width);
+      for_each_run({first, last}, length, [&](int, int) {
+        merge_state(merged ? t_.total : t_.segment, part_state(part, n_cols, width), begin, end, width);
+      });
+      if (!merged) merge_state(t_.total, t_.segment, begin, end, width);
+    });
+    finish(span, tile, first_row, t_.total, begin, end);
+  });
+}
+
+// Calls f(span, tile, first_row) for every tile of the call's rows, in a fixed order.
+template <typename F>
+void BatchAttention::for_each_tile(F f) const {
+  for (const BatchSpan& span : spans_) {
+    const int end = std::min(span.n_rows, end_);
+    for (int first_row = begin_; first_row < end; first_row += kTileRows) {
+      for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
+        AttentionTile tile;
+        tile.cache = span.cache;
+        tile.layer = layer_;
+        tile.kv_head = kv_head;
+        tile.n_rows = std::min(kTileRows, end - first_row);
+        tile.group = config_.group();
+        tile.first_position = span.first_position + first_row;
+        tile.window = config_.window_of(layer_);
+        f(span, tile, first_row);
+      }
+    }
+  }
+}
+
+// The queries of a tile, gathered to [col, padded_dim] and prepared for the cache's codec.
+KvQueries BatchAttention::gather(const BatchSpan& span, const AttentionTile& tile, int first_row) const {
+  const auto head_dim = static_cast<size_t>(config_.head_dim);
+  const size_t dim = padded_dim(config_);
+  float* to = t_.q;
+  for (int row = 0; row < tile.n_rows; ++row) {
+    const float* q = q_ + static_cast<size_t>(span.first_row + first_row + row) * q_stride_;
+    for (int head = 0; head < tile.group; ++head, to += dim) {
+      std::memcpy(to, q + static_cast<size_t>(tile.kv_head * tile.group + head) * head_dim,
+                  head_dim * sizeof(float));
+      std::fill(to + head_dim, to + dim, 0.0f);
+    }
+  }
+  const KvQueries queries{tile.n_rows * tile.group, t_.q,       t_.codec,
+                          tile.first_position,      tile.group, tile.window};
+  tile.cache->prepare(tile.layer, tile.kv_head, queries);
+  return queries;
+}
+
+void BatchAttention::attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
+                                   const AttentionState& into) const {
+  attend_chunk(tile, queries, first, into, t_.scores);
+  for (int chunk = first + 1; chunk < last; ++chunk) {
+    attend_chunk(tile, queries, chunk, t_.part, t_.scores);
+    merge_state(into, t_.part, 0, queries.n_cols, width_of(tile));
+  }
+}
+
+// Writes a tile's finished columns [first, last) to their rows of the result.
+void BatchAttention::finish(const BatchSpan& span, const AttentionTile& tile, int first_row,
+                            const AttentionState& state, int first, int last) const {
+  for (int col = first; col < last; ++col) {
+    const int row = col / tile.group, head = tile.kv_head * tile.group + col % tile.group;
+    float* to = out_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim;
+    finish_column(tile, state, col, to);
+  }
+}
+
+}  // namespace frugal::llm

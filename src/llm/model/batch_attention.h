@@ -1,0 +1,79 @@
+// Attention of a batch's rows over their caches, by all members of a team: the part of the forward pass whose
+// work has two shapes, many tiles of rows or few tiles over long caches.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <span>
+
+#include "base/team.h"
+#include "llm/kv/attention.h"
+#include "llm/model/config.h"
+#include "llm/tensor/matrix.h"
+
+namespace frugal::llm {
+
+// Consecutive rows of one sequence within a batch.
+struct BatchSpan {
+  KvCache* cache = nullptr;
+  int first_row = 0;
+  int n_rows = 0;
+  int first_position = 0;
+};
+
+// The memory that it works in, taken once.
+class AttentionScratch {
+ public:
+  static Result<AttentionScratch> allocate(const ModelConfig& config, int n_ctx, int n_threads);
+
+ private:
+  friend class BatchAttention;
+  Buffer members_;                                // of each: gathered queries, states, scores
+  Buffer parts_;                                  // states of segments or chunks computed apart
+  std::unique_ptr<std::atomic<int>> next_piece_;  // of those, the next that no member has taken
+  size_t member_stride_ = 0, part_capacity_ = 0;  // floats
+};
+
+// One member's part in it.
+class BatchAttention {
+ public:
+  // Queries as rows of floats `q_stride` apart, [n_heads, head_dim] after RoPE and scaling; results go to the
+  // same rows of `out`.
+  BatchAttention(TeamMember member, const ModelConfig& config, std::span<const BatchSpan> spans,
+                 const float* q, size_t q_stride, Activations& out, AttentionScratch& scratch);
+
+  // Rows [begin, end) of every span, those that it has, over what its cache holds up to each row's own
+  // position. All members call it; results are whole after the next barrier.
+  void run(int layer, int begin, int end);
+
+ private:
+  // This member's scratch, cut up for tiles of the largest size.
+  struct TileScratch {
+    float* q;
+    std::byte* codec;
+    AttentionState total, segment, part;
+    float* scores;
+  };
+  TileScratch tile_scratch() const;
+  template <typename F>
+  void for_each_tile(F f) const;
+  KvQueries gather(const BatchSpan& span, const AttentionTile& tile, int first_row) const;
+  void attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
+                     const AttentionState& into) const;
+  void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
+              int first, int last) const;
+  void deal_tiles();
+  void share_runs(int length);
+
+  TeamMember member_;
+  const ModelConfig& config_;
+  std::span<const BatchSpan> spans_;
+  const float* q_;
+  size_t q_stride_;
+  Activations& out_;
+  AttentionScratch& s_;
+  TileScratch t_;
+  int layer_ = 0, begin_ = 0, end_ = 0;  // of the call
+};
+
+}  // namespace frugal::llm
