@@ -4,6 +4,7 @@
     kv_test.py COMMAND WRITE_TINY_GGUF
 """
 
+import json
 import pathlib
 import random
 import resource
@@ -104,6 +105,33 @@ class KvTest(unittest.TestCase):
         self.assertEqual(self.train(*tokens).returncode, 0)
         self.assertEqual(self.dictionary.read_bytes(), whole)
         self.assertFalse(partial.exists())
+
+    def test_needles_go_on_from_their_records(self):
+        self.assertEqual(self.train("--text", self.text, "--tokens", "1100").returncode, 0)
+        records = self.folder / "needles.jsonl"
+        args = ["kv", "needle", "-m", self.model, "--kv-dict", str(self.dictionary), "-f", self.text, "--kv", "f16",
+                "--kv", "csr:2", "--length", "400", "--depths", "3", "--prompts", "2", "--json"]
+
+        def ask(*more):
+            done = self.frugal(*args, *more)
+            self.assertEqual(done.returncode, 0, done.stderr.decode())
+            return [(row["name"], row["ours"], row["n"]) for row in json.loads(done.stdout)]
+
+        self.assertEqual([(name, n) for name, _, n in ask()],
+                         [("needles found, f16", 6), ("needles found, csr:2", 6), ("needles found, csr:2 less f16", 6)])
+        rows = ask("--at-once", "--records", str(records))
+        self.assertEqual([n for _, _, n in rows], [6, 6, 6])
+        lines = records.read_text().splitlines()
+        self.assertEqual(len(lines), 3)  # what of, and two prompts
+        found = json.loads(lines[2])
+        self.assertEqual(sorted(found), ["csr:2", "f16"])
+        # The first prompt's answers are taken from the file, the second's are found anew.
+        records.write_text("\n".join([lines[0], '{"csr:2":[1,1,0],"f16":[1,0,0]}']) + "\n")
+        rows = {name: ours for name, ours, _ in ask("--at-once", "--records", str(records))}
+        self.assertAlmostEqual(rows["needles found, f16"], 100 * (1 + sum(found["f16"])) / 6, places=1)
+        self.assertAlmostEqual(rows["needles found, csr:2 less f16"],
+                               100 * (1 + sum(found["csr:2"]) - sum(found["f16"])) / 6, places=1)
+        self.refused("other options", self.frugal(*args, "--records", str(records)))
 
     def test_texts_that_cannot_be_trained_on(self):
         self.refused("too few to train on", self.train("--text", self.file("empty.txt", "")))
