@@ -40,7 +40,8 @@ struct ModelInfo {
   int head_dim = 0;
   int n_ff = 0;
   int n_vocab = 0;
-  int n_ctx_train = 0;     // context length that the model was trained for
+  int n_ctx_train = 0;     // context length that the model was trained for, times rope_scale
+  float rope_scale = 1;    // ModelOptions::rope_scale
   int sliding_window = 0;  // positions that a windowed layer sees; 0 = every layer sees all
   uint64_t n_parameters = 0;
   uint64_t weight_bytes = 0;  // as held in memory
@@ -54,6 +55,10 @@ struct ModelOptions {
   // Hold quantised weights as 32-bit floats and so round no activation: what exact arithmetic makes of the
   // same weights. For comparisons; four to eight times the memory.
   bool widen = false;
+  // How many times longer contexts get than the file says: positions are divided by it (linear RoPE scaling,
+  // Chen et al. 2023, position interpolation). Such a model counts as another one: it has its own file_hash.
+  // From 1 to 64.
+  float rope_scale = 1;
 };
 
 class Tokenizer;  // llm/vocab

@@ -35,7 +35,7 @@ struct BenchFlags {
   std::vector<int> depths;
   int tokens = 16, repetitions = 5, threads = 0;
   std::vector<std::string> peers;
-  std::string hold;
+  std::string hold, fills;
   bool json = false;
 };
 
@@ -105,11 +105,31 @@ double coding_share(const Contender& c, double begin) {
   return c.coding_s ? 100 * c.coding_s->load() / all : 0;
 }
 
-Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, double* done, double total) {
+// Fills a contender that holds `from` tokens up to `depth`. Our own are kept in `folder`, if any, and taken
+// from there.
+Status fill(Contender& c, const std::string& folder, std::span<const llm::Token> all, int from, int depth,
+            ProgressBar& bar, double* done, double total) {
+  const auto tokens = all.subspan(static_cast<size_t>(from), static_cast<size_t>(depth - from));
+  std::string kept;
+  if (c.engine && !folder.empty()) {
+    kept = folder + strf("/%016llx.%d.%s.kv",
+                         static_cast<unsigned long long>(c.engine->model().info().file_hash), depth,
+                         c.name.c_str());
+  }
+  std::error_code ignored;
+  if (!kept.empty() && std::filesystem::exists(kept, ignored)) {
+    if (from > 0) c.engine->close_sequence(c.sequence);
+    FRUGAL_TRY(c.sequence, c.engine->load_sequence(kept));
+    const auto held = c.engine->tokens(c.sequence);
+    if (!std::equal(held.begin(), held.end(), all.begin(), all.begin() + depth))
+      return Error{ErrorCode::kInvalidArgument, "'" + kept + "' is of another text: remove it"};
+    *done += static_cast<double>(tokens.size());
+    return {};
+  }
   const double begin = wall_seconds();
   if (c.coding_s) c.coding_s->store(0);
   if (c.engine) {
-    if (c.token_s.empty()) {
+    if (from == 0) {
       FRUGAL_TRY(c.sequence, c.engine->open_sequence());
     }
     FRUGAL_TRY_STATUS(c.engine->prefill(c.sequence, tokens, [&](int part, int) {
@@ -121,6 +141,7 @@ Status fill(Contender& c, std::span<const llm::Token> tokens, ProgressBar& bar, 
   }
   c.prefill_s += wall_seconds() - begin;
   if (c.coding_s) c.coding_of_prefill = coding_share(c, begin);
+  if (!kept.empty()) FRUGAL_TRY_STATUS(c.engine->save_sequence(c.sequence, kept));
   *done += static_cast<double>(tokens.size());
   return {};
 }
@@ -171,6 +192,7 @@ Result<std::vector<Contender>> contenders_of(const BenchFlags& flags, std::share
     options.n_threads = base.n_threads > 0 ? base.n_threads : all[0].engine->options().n_threads;
     options.n_ctx = base.n_ctx;
     options.flash_attention = setting.attention;
+    options.rope_scale = flags.model.rope_scale;
     if (setting.q4_0) options.cache = "q4_0";
     Contender c;
     c.name = strf("llama.cpp %s", setting.name);
@@ -225,10 +247,9 @@ Status measure(const BenchFlags& flags, std::span<const llm::Token> tokens, int 
   {
     ProgressBar bar("reading", "tokens", !flags.json);
     double done = 0;
-    const auto part = tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(depth - from));
+    const double total = static_cast<double>(contenders.size()) * (depth - from);
     for (Contender& c : contenders) {
-      FRUGAL_TRY_STATUS(fill(c, part, bar, &done,
-                             static_cast<double>(contenders.size()) * static_cast<double>(part.size())));
+      FRUGAL_TRY_STATUS(fill(c, flags.fills, tokens, from, depth, bar, &done, total));
     }
   }
   ProgressBar bar("decoding", "rounds", !flags.json);
@@ -247,10 +268,10 @@ Status measure(const BenchFlags& flags, std::span<const llm::Token> tokens, int 
         &c == &first ? bench_row("", "tokens/s", Better::kHigher, c.per_second)
                      : bench_row("", "tokens/s", Better::kHigher, c.per_second, first.per_second, first.name);
     row.name = strf("decode at depth %d, %s", depth, c.name.c_str());
-    row.more = {{"prefill_tokens_per_s", depth / c.prefill_s}};
+    if (c.prefill_s > 0) row.more.push_back({"prefill_tokens_per_s", depth / c.prefill_s});
     if (c.engine) row.more.push_back({"cache_bytes", static_cast<double>(c.engine->kv_bytes(c.sequence))});
     if (c.coding_s) {
-      row.more.push_back({"coding_percent_of_prefill", c.coding_of_prefill});
+      if (c.prefill_s > 0) row.more.push_back({"coding_percent_of_prefill", c.coding_of_prefill});
       row.more.push_back({"coding_percent_of_decode", c.coding_of_decode});
     }
     c.token_s.push_back({depth, 1 / row.ours});
@@ -364,6 +385,15 @@ Action add_kv_bench(CLI::App& app) {
   app.add_option("--hold", flags->hold,
                  "also how many copies of the sequence decode together in this much memory, as 1G")
       ->type_name("SIZE");
+  app.add_option(
+         "--rope-scale", flags->model.rope_scale,
+         "stretch the context by this factor (linear RoPE scaling), for depths beyond the model's own")
+      ->capture_default_str()
+      ->type_name("FACTOR");
+  app.add_option(
+         "--fills", flags->fills,
+         "keep our filled caches in this folder, and take those of the same text and depth from there")
+      ->type_name("FOLDER");
   app.add_option("--depth", flags->depths, "tokens in the cache; more than once (default: 8000)")
       ->allow_extra_args(false);
   app.add_option("--tokens", flags->tokens, "tokens decoded in a round")->capture_default_str();

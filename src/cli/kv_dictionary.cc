@@ -136,8 +136,10 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
   // With rounded activations every change, however small, moves the logits by as much as a layer's codes do.
   std::shared_ptr<const llm::Model> exact = model;
   if (info.n_parameters <= kLargestWidened) {
-    FRUGAL_TRY(exact,
-               llm::Model::load(info.path, {.n_threads = training.threads, .progress = {}, .widen = true}));
+    FRUGAL_TRY(exact, llm::Model::load(info.path, {.n_threads = training.threads,
+                                                   .progress = {},
+                                                   .widen = true,
+                                                   .rope_scale = info.rope_scale}));
   }
   FRUGAL_TRY_STATUS(
       weigh_by_sensitivity(exact, probes, training.threads, training.partial, dictionary, [&](double share) {

@@ -150,6 +150,7 @@ Result<std::shared_ptr<const llm::Model>> load_model(const ModelFlags& flags, in
   ProgressBar bar("loading", "%", show_progress);
   llm::ModelOptions options;
   options.n_threads = n_threads;
+  options.rope_scale = flags.rope_scale;
   options.progress = [&bar](double share) {
     bar.update(100 * share, 100);
     return !interrupted();

@@ -16,7 +16,8 @@ class App;
 namespace frugal::cli {
 
 struct ModelFlags {
-  std::string model;  // path or name; empty: the default
+  std::string model;     // path or name; empty: the default
+  float rope_scale = 1;  // llm::ModelOptions::rope_scale, where a command offers it
 };
 void add_model_options(CLI::App& app, ModelFlags& flags);
 

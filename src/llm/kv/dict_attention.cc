@@ -73,7 +73,9 @@ std::vector<double> DictionaryTrainer::shares_of(int layer, KvSide side, int hea
     const int position = positions_[token];
     if (position < 2 * kSeenWhole) continue;
     for (size_t i = 0; i < dim; ++i) q[i] = f16_to_f32(from[i]);
-    const size_t first = token - static_cast<size_t>(position), n = static_cast<size_t>(position) + 1;
+    const int seen = windows_[idx] > 0 ? std::min(windows_[idx], position + 1) : position + 1;
+    const auto n = static_cast<size_t>(seen);
+    const size_t first = token + 1 - n;
     p.resize(n);
     float largest = -1e30f, sum = 0;
     for (size_t t = 0; t < n; ++t)

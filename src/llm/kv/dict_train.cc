@@ -32,10 +32,9 @@ class TapCache final : public PassCache {
     trainer_->tap(layer, position, k, v);
     PassCache::store(layer, position, k, v);
   }
-  void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
-                   size_t stride) const override {
-    if (block == 0) trainer_->tap_queries(layer, head, queries);
-    PassCache::score_chunk(layer, head, block, n, queries, scores, stride);
+  void prepare(int layer, int head, const KvQueries& queries) const override {
+    trainer_->tap_queries(layer, head, queries);
+    PassCache::prepare(layer, head, queries);
   }
 
  private:
@@ -68,6 +67,7 @@ DictionaryTrainer::DictionaryTrainer(Dictionary empty, int n_tokens, int n_posit
   positions_.resize(static_cast<size_t>(n_tokens));
   queries_.resize(guards_.size());
   groups_.resize(guards_.size());
+  windows_.resize(guards_.size());
 }
 
 std::shared_ptr<const KvSource> DictionaryTrainer::source() { return std::make_shared<TapSource>(this); }
@@ -98,6 +98,7 @@ void DictionaryTrainer::tap_queries(int layer, int head, const KvQueries& querie
   const std::lock_guard lock(guards_[idx]);
   if (groups_[idx] == 0) {
     groups_[idx] = queries.group;
+    windows_[idx] = queries.window;
     queries_[idx].assign(static_cast<size_t>(capacity_ * queries.group / kQueryStride + 1) * dim, kNoQuery);
   }
   for (int col = 0; col < queries.n_cols; ++col) {

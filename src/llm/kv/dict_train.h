@@ -73,6 +73,7 @@ class DictionaryTrainer {
   // kQueryStride, dim] for each layer and head; a place with nothing holds kNoQuery.
   std::vector<std::vector<uint16_t>> queries_;
   std::vector<int> groups_;                 // columns of a token, for each layer and head; 0 = none seen
+  std::vector<int> windows_;                // positions that a query sees, of each; 0 = all
   mutable std::vector<std::mutex> guards_;  // [n_layers * heads]
 };
 

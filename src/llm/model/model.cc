@@ -1,6 +1,7 @@
 // Model: opens a GGUF file, checks it, repacks its weights while the vocabulary loads beside.
 #include <algorithm>
 #include <map>
+#include <span>
 #include <thread>
 
 #include "base/hash.h"
@@ -44,7 +45,8 @@ std::string describe_types(const GgufFile& file, uint64_t n_parameters) {
   return text;
 }
 
-ModelInfo describe(const GgufFile& file, const ModelConfig& config, const ModelWeights& weights) {
+ModelInfo describe(const GgufFile& file, const ModelConfig& config, const ModelWeights& weights,
+                   float rope_scale) {
   ModelInfo info;
   info.path = file.label();
   info.architecture = config.architecture;
@@ -62,6 +64,8 @@ ModelInfo describe(const GgufFile& file, const ModelConfig& config, const ModelW
   info.weight_types = describe_types(file, std::max<uint64_t>(1, info.n_parameters));
   info.weight_bytes = weights.bytes();
   info.file_hash = model_hash(file);
+  info.rope_scale = rope_scale;
+  if (rope_scale != 1) info.file_hash = fnv1a(std::as_bytes(std::span(&rope_scale, 1)), info.file_hash);
   return info;
 }
 
@@ -77,9 +81,15 @@ const Tokenizer& Model::tokenizer() const { return *impl_->tokenizer; }
 
 Result<std::shared_ptr<const Model>> Model::load(const std::string& path, const ModelOptions& options) {
   if (options.n_threads < 0) return Error{ErrorCode::kInvalidArgument, "the number of threads is negative"};
+  if (!(options.rope_scale >= 1 && options.rope_scale <= 64))
+    return Error{ErrorCode::kInvalidArgument, strf("the RoPE scale is %g, but must be from 1 to 64",
+                                                   static_cast<double>(options.rope_scale))};
   FRUGAL_TRY(const GgufFile file, GgufFile::open(path));
   auto impl = std::make_unique<ModelImpl>();
   FRUGAL_TRY(impl->config, parse_model_config(file));
+  impl->config.rope.scale /= options.rope_scale;
+  impl->config.n_ctx_train =
+      static_cast<int>(static_cast<float>(impl->config.n_ctx_train) * options.rope_scale);
 
   // The vocabulary is built on one thread, the weights are repacked on all others and, once it is done, on
   // that too.
@@ -104,7 +114,7 @@ Result<std::shared_ptr<const Model>> Model::load(const std::string& path, const 
   if (!tokenizer.ok()) return std::move(tokenizer).error();
   impl->weights = std::move(weights).value();
   impl->tokenizer = std::move(tokenizer).value();
-  impl->info = describe(file, impl->config, impl->weights);
+  impl->info = describe(file, impl->config, impl->weights, options.rope_scale);
   return std::shared_ptr<const Model>(new Model(std::move(impl)));
 }
 

@@ -76,6 +76,10 @@ class LlamaPeer final : public Peer {
                              : options.flash_attention == FlashAttention::kOff
                                  ? LLAMA_FLASH_ATTN_TYPE_DISABLED
                                  : LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (options.rope_scale != 1) {
+      params.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_LINEAR;
+      params.rope_freq_scale = 1 / options.rope_scale;
+    }
     params.no_perf = true;
     context_.reset(llama_init_from_model(model_.get(), params));
     if (!context_) {

@@ -21,6 +21,7 @@ struct PeerOptions {
   int n_ctx = 2048;     // of all sequences together
   int n_sequences = 1;  // that prefill_sequence() and step_sequences() may run
   FlashAttention flash_attention = FlashAttention::kAuto;
+  float rope_scale = 1;        // as ModelOptions::rope_scale
   std::string cache = "f16";   // keys and values: f32, f16, bf16, q8_0, q4_0
   bool exact_weights = false;  // true: no repacking of the weights for speed; for comparisons of logits
 };

@@ -23,6 +23,15 @@ Result<Dictionary> parse(const std::string& bytes) {
   return parse_dictionary(std::as_bytes(std::span(bytes)), "d");
 }
 
+// Of one layer and head, nothing trained; all pairs turn alike.
+Dictionary one_head(int dim, float turn) {
+  Dictionary empty;
+  empty.n_layers = empty.n_kv_heads = 1;
+  empty.head_dim = empty.n_rot = dim;
+  empty.turns.assign(static_cast<size_t>(dim) / 2, turn);
+  return empty;
+}
+
 TEST(Dictionary, ComesBackAsItWasWritten) {
   const Dictionary d = test::tiny_dictionary(4, 2, 2, 32);
   const auto back = parse(file_of(d));
@@ -96,10 +105,7 @@ TEST(Dictionary, BitsGoWhereTheyBringMost) {
 // those of the pair's other channel have tens.
 TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
   constexpr int kText = 1100, kContext = 16000, kDim = 32;
-  Dictionary empty;
-  empty.n_layers = empty.n_kv_heads = 1;
-  empty.head_dim = empty.n_rot = kDim;
-  empty.turns.assign(kDim / 2, 0.0f);
+  Dictionary empty = one_head(kDim, 0);
   empty.turns[0] = 1e-4f;
   const auto largest = [&](int n_positions) {
     Rng rng(3);
@@ -145,10 +151,7 @@ TEST(Dictionary, FitsKeysFarBeyondTheTextItWasTrainedOn) {
 TEST(Dictionary, BooksLearnWhatVectorsAreLike) {
   constexpr int kText = 1100, kDim = 32;
   constexpr double kNoise = 0.05;
-  Dictionary empty;
-  empty.n_layers = empty.n_kv_heads = 1;
-  empty.head_dim = empty.n_rot = kDim;
-  empty.turns.assign(kDim / 2, 0.1f);
+  const Dictionary empty = one_head(kDim, 0.1f);
   DictionaryTrainer trainer(empty, kText, kText);
   const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();
   trainer.begin_text(kText);
@@ -180,13 +183,41 @@ TEST(Dictionary, BooksLearnWhatVectorsAreLike) {
   EXPECT_EQ(allotted.books[1], 1);
 }
 
+// Every query is after the key at 300 and sees all positions or the last 200. What it cannot see does not
+// count by it, and queries count wherever their window begins.
+TEST(Dictionary, TokensCountByTheQueriesThatSeeThem) {
+  constexpr int kText = 1100, kDim = 32, kLiked = 300;
+  const Dictionary empty = one_head(kDim, 0);
+  // The share of the liked token's value, over the mean of all, by queries from `first` on.
+  const auto share = [&](int window, int first) {
+    DictionaryTrainer trainer(empty, kText, kText);
+    const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();
+    trainer.begin_text(kText);
+    Rng rng(3);
+    float liked[kDim] = {4};
+    for (int t = 0; t < kText; ++t) {
+      float k[kDim], v[kDim];
+      for (int i = 0; i < kDim; ++i) {
+        k[i] = t == kLiked ? liked[i] : 0.1f * static_cast<float>(rng.normal());
+        v[i] = static_cast<float>(rng.normal());
+      }
+      cache->store(0, t, k, v);
+      KvQueries queries{1, liked, nullptr, t, 1, window};
+      if (t >= first) cache->prepare(0, 0, queries);
+    }
+    const std::vector<float> shares = trainer.rows(0, KvSide::kValues, 0).shares;
+    return shares[kLiked - 4];  // the first four are left out
+  };
+  EXPECT_GT(share(0, 0), 100);
+  EXPECT_GT(share(0, 800), 100);
+  EXPECT_GT(share(200, 0), 100);     // those just after it see it
+  EXPECT_LT(share(200, 800), 0.5f);  // these do not
+}
+
 // Of a model whose keys or values are no numbers somewhere; and of a text of no tokens.
 TEST(Dictionary, IsNotFittedToWhatIsNoNumber) {
   constexpr int kText = 1100, kDim = 32;
-  Dictionary empty;
-  empty.n_layers = empty.n_kv_heads = 1;
-  empty.head_dim = empty.n_rot = kDim;
-  empty.turns.assign(kDim / 2, 0.1f);
+  const Dictionary empty = one_head(kDim, 0.1f);
   const auto fitted = [&](float bad, bool in_keys) {
     DictionaryTrainer trainer(empty, kText, kText);
     const auto cache = trainer.source()->make({1, 1, kDim, kText}).value();

@@ -26,7 +26,8 @@ std::vector<Token> random_tokens(int n_vocab) {
 
 // Logits [kTokens, n_vocab] of llama.cpp, with attention in f32 (flash attention sums values in half
 // precision).
-std::vector<float> llama_logits(const std::string& path, const std::vector<Token>& tokens, int n_vocab) {
+std::vector<float> llama_logits(const std::string& path, const std::vector<Token>& tokens, int n_vocab,
+                                float rope_scale = 1) {
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   llama_model_params model_params = llama_model_default_params();
   std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
@@ -37,6 +38,10 @@ std::vector<float> llama_logits(const std::string& path, const std::vector<Token
   params.n_threads = params.n_threads_batch = 1;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   params.type_k = params.type_v = GGML_TYPE_F32;
+  if (rope_scale != 1) {
+    params.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_LINEAR;
+    params.rope_freq_scale = 1 / rope_scale;
+  }
   std::unique_ptr<llama_context, decltype(&llama_free)> context(llama_init_from_model(model.get(), params),
                                                                 llama_free);
   llama_batch batch = llama_batch_init(kTokens, 0, 1);
@@ -86,8 +91,10 @@ Comparison compare(const float* ours, const float* theirs, int n_vocab) {
 }
 
 // Logits [kTokens, n_vocab] of frugal.
-std::vector<float> our_logits(const std::string& path, const std::vector<Token>& tokens, bool widen) {
+std::vector<float> our_logits(const std::string& path, const std::vector<Token>& tokens, bool widen,
+                              float rope_scale = 1) {
   ModelOptions model_options;
+  model_options.rope_scale = rope_scale;
   model_options.widen = widen;
   auto model = Model::load(path, model_options);
   EXPECT_TRUE(model.ok());
@@ -153,6 +160,28 @@ TEST(LlamaLogits, RopeVariants) {
       check(tiny, 1e-5, 0.97);
     }
   }
+}
+
+TEST(LlamaLogits, StretchedContexts) {
+  test::TinyModel tiny;
+  const frugal::test::TempFile file(test::tiny_gguf(tiny));
+  const std::vector<Token> tokens = random_tokens(tiny.n_vocab);
+  const std::vector<float> plain = our_logits(file.path(), tokens, false);
+  const std::vector<float> theirs = llama_logits(file.path(), tokens, tiny.n_vocab, 4);
+  ASSERT_EQ(theirs.size(), plain.size());
+  EXPECT_GT(compare(plain.data(), theirs.data(), tiny.n_vocab).kl, 1e-3);
+  const std::vector<float> ours = our_logits(file.path(), tokens, false, 4);
+  EXPECT_LT(compare(ours.data(), theirs.data(), tiny.n_vocab).kl, 1e-5);
+
+  const auto load = [&](float scale) {
+    ModelOptions options;
+    options.rope_scale = scale;
+    return Model::load(file.path(), options);
+  };
+  EXPECT_EQ((*load(4))->info().n_ctx_train, 4 * tiny.n_ctx);
+  EXPECT_NE((*load(4))->info().file_hash, (*load(1))->info().file_hash);
+  for (const float bad : {0.0f, 0.5f, 65.0f, std::nanf("")})
+    EXPECT_EQ(load(bad).error().code, ErrorCode::kInvalidArgument);
 }
 
 TEST(LlamaLogits, WindowsSoftcapUntiedOutputAndOddSizes) {
