@@ -55,38 +55,43 @@ ResidualQuantiser ResidualQuantiser::train(std::vector<float> rows, std::span<co
 void ResidualQuantiser::code(float* rows, size_t n_rows, size_t n_books) const {
   const size_t dim = books.front().dim;
   struct Way {
-    float gain;  // by how much the error is smaller than before the book
-    size_t from, entry;
+    float gain = 0;  // by how much the error is smaller than before the first book
+    size_t from = 0, entry = 0;
   };
-  std::vector<float> left(kBeam * dim), next(kBeam * dim), dots(kBeam * kBookEntries);
-  for (size_t r = 0; r < n_rows; ++r) {
-    float* x = rows + r * dim;
-    size_t n_ways = 1;
-    std::copy_n(x, dim, left.begin());
-    float gains[kBeam] = {};
-    for (size_t i = 0; i < n_books; ++i) {
-      const Book& book = books[i];
-      book.products(left.data(), n_ways, dim, dots.data());
+  // kBeam ways a row, as many of them in use as there are choices so far.
+  std::vector<float> left(n_rows * kBeam * dim), next(left.size()), dots(n_rows * kBeam * kBookEntries);
+  std::vector<Way> ways(n_rows * kBeam);
+  for (size_t r = 0; r < n_rows; ++r) std::copy_n(rows + r * dim, dim, &left[r * kBeam * dim]);
+  size_t n_ways = 1;
+  for (size_t i = 0; i < n_books; ++i) {
+    const Book& book = books[i];
+    book.products(left.data(), n_rows * kBeam, dim, dots.data());
+    for (size_t r = 0; r < n_rows; ++r) {
       Way best[kBeam];
       size_t n_best = 0;
       for (size_t w = 0; w < n_ways; ++w) {
+        const float before = ways[r * kBeam + w].gain;
+        const float* dot = &dots[(r * kBeam + w) * kBookEntries];
         for (size_t e = 0; e < kBookEntries; ++e) {
-          const float gain = gains[w] + 2 * (dots[w * kBookEntries + e] - book.half_squares[e]);
+          const float gain = before + 2 * (dot[e] - book.half_squares[e]);
           if (n_best == kBeam && gain <= best[kBeam - 1].gain) continue;
           size_t at = n_best < kBeam ? n_best++ : kBeam - 1;
           for (; at > 0 && best[at - 1].gain < gain; --at) best[at] = best[at - 1];
           best[at] = {gain, w, e};
         }
       }
-      for (size_t w = 0; w < n_best; ++w) {
-        gains[w] = best[w].gain;
+      for (size_t w = 0; w < kBeam; ++w) {
+        ways[r * kBeam + w] = best[w];
         for (size_t d = 0; d < dim; ++d)
-          next[w * dim + d] = left[best[w].from * dim + d] - book.at(d, best[w].entry);
+          next[(r * kBeam + w) * dim + d] =
+              left[(r * kBeam + best[w].from) * dim + d] - book.at(d, best[w].entry);
       }
-      left.swap(next);
-      n_ways = n_best;
     }
-    for (size_t d = 0; d < dim; ++d) x[d] -= left[d];
+    left.swap(next);
+    n_ways = kBeam;
+  }
+  for (size_t r = 0; r < n_rows; ++r) {
+    for (size_t d = 0; d < dim; ++d) rows[r * dim + d] -= left[r * kBeam * dim + d];
   }
 }
 
