@@ -11,7 +11,7 @@ struct Eigen {
   std::vector<double> values;   // [n]
   std::vector<double> vectors;  // [n, n]
 };
-Eigen eigen_of(std::vector<double> a, size_t n);
+Eigen eigen_of(const std::vector<double>& a, size_t n);
 
 // The square root of a positive semi-definite matrix, or the inverse of it; eigenvalues are held above
 // `floor` times the largest.
