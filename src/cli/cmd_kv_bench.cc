@@ -91,7 +91,8 @@ struct Contender {
   std::unique_ptr<llm::Engine> engine;
   llm::SequenceId sequence = 0;
   std::unique_ptr<llm::peer::Peer> peer;
-  double prefill_s = 0;
+  bool filled = false;
+  double prefill_s = 0;  // 0: taken from a file
   std::vector<double> per_second;
   // Of coded caches: seconds of coding, and its share of the threads' time in percent.
   std::unique_ptr<std::atomic<double>> coding_s;
@@ -105,45 +106,45 @@ double coding_share(const Contender& c, double begin) {
   return c.coding_s ? 100 * c.coding_s->load() / all : 0;
 }
 
-// Fills a contender that holds `from` tokens up to `depth`. Our own are kept in `folder`, if any, and taken
-// from there.
-Status fill(Contender& c, const std::string& folder, std::span<const llm::Token> all, int from, int depth,
-            ProgressBar& bar, double* done, double total) {
-  const auto tokens = all.subspan(static_cast<size_t>(from), static_cast<size_t>(depth - from));
-  std::string kept;
-  if (c.engine && !folder.empty()) {
-    kept = folder + strf("/%016llx.%d.%s.kv",
-                         static_cast<unsigned long long>(c.engine->model().info().file_hash), depth,
-                         c.name.c_str());
-  }
-  std::error_code ignored;
-  if (!kept.empty() && std::filesystem::exists(kept, ignored)) {
-    if (from > 0) c.engine->close_sequence(c.sequence);
+// A contender filled earlier, from its file; kInvalidArgument when it was of another text.
+Status take_up(Contender& c, const std::string& kept, std::span<const llm::Token> wanted) {
+  std::vector<llm::Token> held;
+  if (c.engine) {
+    if (c.filled) c.engine->close_sequence(c.sequence);
     FRUGAL_TRY(c.sequence, c.engine->load_sequence(kept));
-    const auto held = c.engine->tokens(c.sequence);
-    if (!std::equal(held.begin(), held.end(), all.begin(), all.begin() + depth))
-      return Error{ErrorCode::kInvalidArgument, "'" + kept + "' is of another text: remove it"};
-    *done += static_cast<double>(tokens.size());
-    return {};
+    const auto tokens = c.engine->tokens(c.sequence);
+    held.assign(tokens.begin(), tokens.end());
+  } else {
+    FRUGAL_TRY(held, c.peer->restore(kept));
   }
+  c.filled = true;
+  if (!std::equal(held.begin(), held.end(), wanted.begin(), wanted.end()))
+    return Error{ErrorCode::kInvalidArgument, "'" + kept + "' is of another text: remove it"};
+  return {};
+}
+
+// Fills a contender that holds `from` of the tokens with all of them. `kept`: a file to take that from, and
+// to leave it in; or empty.
+Status fill(Contender& c, const std::string& kept, std::span<const llm::Token> tokens, int from,
+            const std::function<bool(int, int)>& progress) {
+  std::error_code ignored;
+  if (!kept.empty() && std::filesystem::exists(kept, ignored)) return take_up(c, kept, tokens);
+  const auto part = tokens.subspan(static_cast<size_t>(from));
   const double begin = wall_seconds();
   if (c.coding_s) c.coding_s->store(0);
   if (c.engine) {
-    if (from == 0) {
+    if (!c.filled) {
       FRUGAL_TRY(c.sequence, c.engine->open_sequence());
     }
-    FRUGAL_TRY_STATUS(c.engine->prefill(c.sequence, tokens, [&](int part, int) {
-      bar.update(*done + part, total);
-      return !interrupted();
-    }));
+    FRUGAL_TRY_STATUS(c.engine->prefill(c.sequence, part, progress));
   } else {
-    FRUGAL_TRY_STATUS(c.peer->forward(tokens));
+    FRUGAL_TRY_STATUS(c.peer->forward(part));
   }
+  c.filled = true;
   c.prefill_s += wall_seconds() - begin;
   if (c.coding_s) c.coding_of_prefill = coding_share(c, begin);
-  if (!kept.empty()) FRUGAL_TRY_STATUS(c.engine->save_sequence(c.sequence, kept));
-  *done += static_cast<double>(tokens.size());
-  return {};
+  if (kept.empty()) return {};
+  return c.engine ? c.engine->save_sequence(c.sequence, kept) : c.peer->save(kept, tokens);
 }
 
 // Decodes the tokens one by one from the depth on, and takes them back.
@@ -248,8 +249,17 @@ Status measure(const BenchFlags& flags, std::span<const llm::Token> tokens, int 
     ProgressBar bar("reading", "tokens", !flags.json);
     double done = 0;
     const double total = static_cast<double>(contenders.size()) * (depth - from);
+    const uint64_t model = contenders.front().engine->model().info().file_hash;
     for (Contender& c : contenders) {
-      FRUGAL_TRY_STATUS(fill(c, flags.fills, tokens, from, depth, bar, &done, total));
+      std::string kept;
+      if (!flags.fills.empty())
+        kept = flags.fills +
+               strf("/%016llx.%d.%s.kv", static_cast<unsigned long long>(model), depth, c.name.c_str());
+      FRUGAL_TRY_STATUS(fill(c, kept, tokens.first(static_cast<size_t>(depth)), from, [&](int part, int) {
+        bar.update(done + part, total);
+        return !interrupted();
+      }));
+      done += depth - from;
     }
   }
   ProgressBar bar("decoding", "rounds", !flags.json);
@@ -390,9 +400,8 @@ Action add_kv_bench(CLI::App& app) {
          "stretch the context by this factor (linear RoPE scaling), for depths beyond the model's own")
       ->capture_default_str()
       ->type_name("FACTOR");
-  app.add_option(
-         "--fills", flags->fills,
-         "keep our filled caches in this folder, and take those of the same text and depth from there")
+  app.add_option("--fills", flags->fills,
+                 "keep filled caches in this folder, and take those of the same text and depth from there")
       ->type_name("FOLDER");
   app.add_option("--depth", flags->depths, "tokens in the cache; more than once (default: 8000)")
       ->allow_extra_args(false);

@@ -129,6 +129,19 @@ class LlamaPeer final : public Peer {
     n_past_ = std::min(n_past_, n_past);
   }
   int n_past() const override { return n_past_; }
+  Status save(const std::string& path, std::span<const Token> tokens) const override {
+    const size_t n = llama_state_seq_save_file(context_.get(), path.c_str(), 0, tokens.data(), tokens.size());
+    return n > 0 ? Status{} : Status{ErrorCode::kIo, "llama.cpp could not write '" + path + "'"};
+  }
+  Result<std::vector<Token>> restore(const std::string& path) override {
+    std::vector<Token> tokens(static_cast<size_t>(n_ctx_));
+    size_t n = 0;
+    if (llama_state_seq_load_file(context_.get(), path.c_str(), 0, tokens.data(), tokens.size(), &n) == 0)
+      return Error{ErrorCode::kCorrupt, "llama.cpp cannot take up '" + path + "': remove it"};
+    tokens.resize(n);
+    n_past_ = static_cast<int>(n);
+    return tokens;
+  }
 
   std::vector<Token> encode(const std::string& text, bool add_special) const override {
     std::vector<Token> tokens(text.size() + 8);

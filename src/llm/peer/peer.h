@@ -41,6 +41,10 @@ class Peer {
   virtual std::span<const float> logits() const = 0;  // [n_vocab], valid until the next forward
   virtual void truncate(int n_past) = 0;
   virtual int n_past() const = 0;
+  // Writes the sequence and its tokens; takes it up again in a context of the same model and options, and
+  // gives the tokens. kIo, kCorrupt.
+  virtual Status save(const std::string& path, std::span<const Token> tokens) const = 0;
+  virtual Result<std::vector<Token>> restore(const std::string& path) = 0;
 
   // Several sequences, as llama.cpp's batched bench runs them: a prompt into one of them, and a step of one
   // token for each of the first next.size(), with logits. Not to be mixed with the calls above.
