@@ -133,6 +133,28 @@ class KvTest(unittest.TestCase):
                                100 * (1 + sum(found["csr:2"]) - sum(found["f16"])) / 6, places=1)
         self.refused("other options", self.frugal(*args, "--records", str(records)))
 
+    def test_filled_caches_are_taken_up(self):
+        fills = self.folder / "fills"
+        fills.mkdir()
+        args = ["kv", "bench", "-m", self.model, "--kv", "f16", "--peer", "f16", "--tokens", "2", "--repetitions", "1",
+                "--fills", str(fills), "--json"]
+
+        def read_in(*more):
+            done = self.frugal(*args, *more)
+            self.assertEqual(done.returncode, 0, done.stderr.decode())
+            return [row["name"] for row in json.loads(done.stdout) if "prefill_tokens_per_s" in row]
+
+        both = ["decode at depth 300, f16", "decode at depth 300, llama.cpp f16"]
+        self.assertEqual(read_in("-f", self.text, "--depth", "300"), both)
+        self.assertEqual(len(list(fills.iterdir())), 2)
+        self.assertEqual(read_in("-f", self.text, "--depth", "300"), [])
+        other = self.file("other.txt", "b" + pathlib.Path(self.text).read_text())
+        self.refused("is of another text", self.frugal(*args, "-f", other, "--depth", "300"))
+        # Another context is another model, and as long as it is stretched.
+        self.assertEqual(read_in("-f", self.text, "--depth", "300", "--rope-scale", "2"), both)
+        self.assertEqual(len(list(fills.iterdir())), 4)
+        self.refused("the RoPE scale is 0", self.frugal(*args, "-f", self.text, "--rope-scale", "0"))
+
     def test_texts_that_cannot_be_trained_on(self):
         self.refused("too few to train on", self.train("--text", self.file("empty.txt", "")))
         self.refused("too few to train on", self.train("--text", self.file("short.txt", "abc " * 20)))
