@@ -17,8 +17,6 @@ namespace frugal::llm {
 
 inline constexpr int kLevelMax = 126;  // two products of it with 127 fit 16 bits
 inline constexpr int kCodeBlock = 64;  // tokens of four panels
-// Weights of 64 tokens as the kernels of a set want them.
-inline constexpr int kWeightWidth = 4 * kCodeBlock;
 // Queries are turned for 4 columns and the 4 blocks of a chunk at once: 16 lanes, block * 4 + column.
 inline constexpr size_t kTurnCols = 4, kTurnLanes = 16;
 // Terms of the polynomial that slowly turning pairs are summed to: degrees 0, 2, 4, and 1, 3. Rows come in
@@ -29,7 +27,8 @@ inline constexpr float kTurnOne = 16384;   // what a cosine of 1 is in a table
 inline constexpr float kTurnMax = 32000;   // of an integer factor
 inline constexpr float kTurnSum = 124000;  // of what is summed for one score: times kTurnOne it fits 32 bits
 inline constexpr int kMaxValueBlocks = 4;
-inline constexpr int kWeightMax = 32000;  // products of it with kLevelMax of kMaxValueBlocks fit 32 bits
+inline constexpr size_t kMaxValueCols = 6;
+inline constexpr int kWeightMax = 254;  // and less than 1 beyond it still fits a byte
 
 // A window has the bits of its own code and of those after it. Tables [bits][kWindows], of up to kTableBits.
 inline constexpr int kWindowBits = 6, kWindows = 1 << kWindowBits, kTableBits = 6;
@@ -38,6 +37,20 @@ inline constexpr size_t kBookEntries = 256;  // an index is a byte
 inline constexpr float kProductMax = 32000;
 inline constexpr size_t kMaxGroups = 64;
 inline constexpr size_t kMaxStreamWords = kMaxGroups;  // of 32 bits: 8 a coefficient
+
+// What is added to a weight before what follows the point is cut off: token by token the middles of 256 steps
+// from 0 to 1, each far from those before it (van der Corput's sequence).
+struct Dither {
+  alignas(64) float of[kMaxValueBlocks * kCodeBlock];
+  constexpr Dither() : of() {
+    for (unsigned t = 0; t < kMaxValueBlocks * kCodeBlock; ++t) {
+      unsigned turned = 0;
+      for (unsigned bit = 0; bit < 8; ++bit) turned |= (t >> bit & 1u) << (7 - bit);
+      of[t] = (static_cast<float>(turned) + 0.5f) / 256;
+    }
+  }
+};
+inline constexpr Dither kDither;
 
 // Bits of a token's stream.
 inline int stream_bits(const uint8_t* bits, size_t n_groups) {
@@ -66,28 +79,55 @@ inline uint32_t stream_word(const std::byte* panel, int n_bits, int token, size_
   return bits;
 }
 
+// The groups of a stream that have bits, in the order in which kernels read them: first those whose windows
+// lie in one row of 32 bits, then those that reach into the next, then those of 8 bits.
+struct CodeGroup {
+  uint16_t at;     // its first bit
+  uint8_t bits;    // of a coefficient
+  uint8_t number;  // among all groups
+};
+struct CodeLayout {
+  size_t n_groups = 0, n_within = 0, n_windows = 0, n_read = 0;  // all; ends of the three parts
+  int n_bits = 0;
+  CodeGroup groups[kMaxGroups] = {};
+
+  CodeLayout() = default;
+  CodeLayout(const uint8_t* bits, size_t n_all) : n_groups(n_all), n_bits(stream_bits(bits, n_all)) {
+    for (int part = 0; part < 3; ++part) {
+      int at = 0;
+      for (size_t g = 0; g < n_all; at += 4 * bits[g], ++g) {
+        const bool within = at % 32 + 3 * bits[g] + kWindowBits <= 32;
+        if (bits[g] == 0 || part != (bits[g] == 8 ? 2 : within ? 0 : 1)) continue;
+        groups[n_read++] = {static_cast<uint16_t>(at), bits[g], static_cast<uint8_t>(g)};
+      }
+      if (part == 0) n_within = n_read;
+      if (part == 1) n_windows = n_read;
+    }
+  }
+};
+
 struct CodeKernels {
   const char* name;
-  // The 64 tokens of four panels, `stride` bytes apart, with 64 bytes after the last that may be read. Group
-  // g has bits[g] and the levels at tables + kWindows * bits[g].
+  // The 64 tokens of four panels, `stride` bytes apart, with 64 bytes after the last that may be read. A
+  // group's levels are at tables + kWindows * its bits.
   //
   // y[c * y_stride + t] += scales[c] * (dot - zeros[c]), dot = sum over groups g and i < 4 of level(g, t, i)
   // * x[c * 4 n_groups + 4 g + i]. |x| <= 127.
-  void (*dot_keys)(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-                   const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
-                   const float* scales, float* y, size_t y_stride);
-  // w[t] * scales[t] of the tokens of n_blocks blocks as integers up to kWeightMax times what is returned,
-  // [n_blocks, kWeightWidth], with their sum; how they lie is the set's own. The w of a block begin w_stride
-  // after those of the block before. All >= 0. Not finite: something, and a scale that is NaN.
-  float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+  void (*dot_keys)(const std::byte* panels, size_t stride, const CodeLayout& layout, const uint8_t* tables,
+                   const int8_t* x, size_t n_cols, const int32_t* zeros, const float* scales, float* y,
+                   size_t y_stride);
+  // w[t] * scales[t] of the tokens of n_blocks blocks as integers q [n_blocks * kCodeBlock] times what is
+  // returned, with their sum; the largest is kWeightMax. Not rounded to the nearest but by kDither, or all
+  // that is small beside the largest would be nothing: one off by less than 1. The w of a block begin
+  // w_stride after those of the block before. All >= 0. Not finite: something, and a scale that is NaN.
+  float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
                             int32_t* sum);
-  // y[c][4 g + i] += (scales[c] * level_scales[bits[g]]) * (dot - zeros[c]), dot = sum over tokens t of
-  // level(g, t, i) * weight t of column c, i < 4; a scale of 0 adds nothing. The panels of
-  // n_blocks <= kMaxValueBlocks blocks stand one after the other; w [n_cols, n_blocks * kWeightWidth] is from
-  // quantize_weights.
-  void (*dot_values)(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
-                     size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
-                     size_t n_cols, const int32_t* zeros, const float* scales, float* const* y);
+  // y[c][4 g + i] += (scales[c] * level_scales[bits of g]) * (dot - zeros[c]), dot = sum over tokens t of
+  // level(g, t, i) * w[c][t], i < 4; a scale of 0 adds nothing. The panels of n_blocks <= kMaxValueBlocks
+  // blocks stand one after the other; w [n_cols, n_blocks * kCodeBlock], n_cols <= kMaxValueCols.
+  void (*dot_values)(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
+                     const uint8_t* tables, const float* level_scales, const uint8_t* w, size_t n_cols,
+                     const int32_t* zeros, const float* scales, float* const* y);
   // Codes of n coefficients, the last of a stream first, each of 1 to 4 bits: those of the least sum of
   // weights[i] * (y[i] - levels[kWindows * bits[i] + window])^2, with `after` the window of what follows.
   void (*code_path)(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,

@@ -105,18 +105,27 @@ inline void add_keys(const Levels& levels, const int8_t* x, size_t x_stride, __m
   }
 }
 
+// `levels`: those of a panel looked up before, 64 bytes a group as the layout reads them, or null.
 template <int kCols>
-void dot_keys_tile(const std::byte* panel, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-                   const int8_t* x, size_t x_stride, const int32_t* zeros, const float* scales, float* y,
-                   size_t y_stride) {
+void dot_keys_tile(const std::byte* panel, const CodeLayout& layout, const uint8_t* tables,
+                   const std::byte* levels, const int8_t* x, const int32_t* zeros, const float* scales,
+                   float* y, size_t y_stride) {
   __m256i sums[2 * kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  const int n_bits = stream_bits(bits, n_groups);
-  int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-    with_bits(bits[g], [&](auto n) {
-      add_keys<kCols>(unpack<decltype(n)::value>(panel, n_bits, at, tables), x + 4 * g, x_stride, sums);
-    });
+  const size_t x_stride = 4 * layout.n_groups;
+  for (size_t k = 0; k < layout.n_read; ++k) {
+    const CodeGroup& group = layout.groups[k];
+    const int8_t* own = x + 4 * static_cast<size_t>(group.number);
+    if (levels != nullptr) {
+      add_keys<kCols>({_mm256_load_si256(reinterpret_cast<const __m256i*>(levels + 64 * k)),
+                       _mm256_load_si256(reinterpret_cast<const __m256i*>(levels + 64 * k + 32))},
+                      own, x_stride, sums);
+    } else {
+      with_bits(group.bits, [&](auto n) {
+        add_keys<kCols>(unpack<decltype(n)::value>(panel, layout.n_bits, group.at, tables), own, x_stride,
+                        sums);
+      });
+    }
   }
 #pragma GCC unroll 8
   for (int c = 0; c < kCols; ++c) {
@@ -130,44 +139,30 @@ void dot_keys_tile(const std::byte* panel, const uint8_t* bits, size_t n_groups,
   }
 }
 
-// Codes as levels, 64 bytes a group, for many columns to read.
-void unpack_groups(const std::byte* panel, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-                   std::byte* levels, uint8_t* wide) {
-  const int n_bits = stream_bits(bits, n_groups);
-  int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-    wide[g] = bits[g] == 0 ? 0 : 8;
-    with_bits(bits[g], [&](auto n) {
-      const Levels of = unpack<decltype(n)::value>(panel, n_bits, at, tables);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels), of.a);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + 32), of.b);
-      levels += 64;
-    });
-  }
-}
-
-void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-              const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
-              const float* scales, float* y, size_t y_stride) {
-  const size_t x_stride = 4 * n_groups;
+void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, const uint8_t* tables,
+              const int8_t* x, size_t n_cols, const int32_t* zeros, const float* scales, float* y,
+              size_t y_stride) {
   alignas(32) std::byte levels[64 * kMaxGroups];
-  uint8_t wide[kMaxGroups];
-  const bool unpacks = n_cols > 4 && n_groups <= kMaxGroups;
   for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, panels += stride, y += 16) {
-    if (unpacks) unpack_groups(panels, bits, n_groups, tables, levels, wide);
-    const std::byte* groups = unpacks ? levels : panels;
-    const uint8_t* of = unpacks ? wide : bits;
+    for (size_t k = 0; n_cols > 4 && k < layout.n_read; ++k) {
+      with_bits(layout.groups[k].bits, [&](auto n) {
+        const Levels of = unpack<decltype(n)::value>(panels, layout.n_bits, layout.groups[k].at, tables);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(levels + 64 * k), of.a);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(levels + 64 * k + 32), of.b);
+      });
+    }
     size_t c = 0;
-    for (; c + 3 <= n_cols; c += 3)
-      dot_keys_tile<3>(groups, of, n_groups, tables, x + c * x_stride, x_stride, zeros + c, scales + c,
-                       y + c * y_stride, y_stride);
-    for (; c < n_cols; ++c)
-      dot_keys_tile<1>(groups, of, n_groups, tables, x + c * x_stride, x_stride, zeros + c, scales + c,
-                       y + c * y_stride, y_stride);
+    const auto tile = [&](auto kernel, size_t n) {
+      kernel(panels, layout, tables, n_cols > 4 ? levels : nullptr, x + c * 4 * layout.n_groups, zeros + c,
+             scales + c, y + c * y_stride, y_stride);
+      c += n;
+    };
+    while (c + 3 <= n_cols) tile(dot_keys_tile<3>, 3);
+    while (c < n_cols) tile(dot_keys_tile<1>, 1);
   }
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
                        int32_t* sum) {
   __m256 row[8 * kMaxValueBlocks], most = _mm256_setzero_ps(), wrong = _mm256_setzero_ps();
   for (size_t i = 0; i < 8 * n_blocks; ++i) {
@@ -184,18 +179,19 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
     nothing += bad[i];
   }
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
-  const __m256 by = _mm256_set1_ps(inverse), half = _mm256_set1_ps(0.5f);
+  const __m256 by = _mm256_set1_ps(inverse);
   __m256i total = _mm256_setzero_si256();
-  for (size_t i = 0; i < 8 * n_blocks; i += 2) {
-    const __m256i a = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i], by), half));
-    const __m256i b = _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(row[i + 1], by), half));
-    total = _mm256_add_epi32(total, _mm256_add_epi32(a, b));
-    // 16 tokens in their order.
-    alignas(32) int64_t fours[4];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(fours),
-                       _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    for (size_t k = 0; k < 4; ++k)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * i + 16 * k), _mm256_set1_epi64x(fours[k]));
+  for (size_t i = 0; i < 8 * n_blocks; i += 4) {
+    __m256i of[4];
+    for (size_t k = 0; k < 4; ++k) {
+      const __m256 scaled = _mm256_mul_ps(row[i + k], by), dither = _mm256_load_ps(kDither.of + 8 * (i + k));
+      of[k] = _mm256_and_si256(_mm256_cvttps_epi32(_mm256_add_ps(scaled, dither)), _mm256_set1_epi32(255));
+      total = _mm256_add_epi32(total, of[k]);
+    }
+    const __m256i bytes =
+        _mm256_packus_epi16(_mm256_packs_epi32(of[0], of[1]), _mm256_packs_epi32(of[2], of[3]));
+    const __m256i order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 8 * i), _mm256_permutevar8x32_epi32(bytes, order));
   }
   alignas(32) int32_t totals[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(totals), total);
@@ -203,6 +199,17 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   for (const int32_t t : totals) all_tokens += static_cast<uint32_t>(t);
   *sum = static_cast<int32_t>(all_tokens);
   return inverse > 0 ? largest / kWeightMax + nothing : nothing;
+}
+
+// Weights of a block as products want them: 16 bits each, 4 tokens four times over.
+constexpr size_t kWideWeights = 4 * kCodeBlock;
+void widen_weights(const uint8_t* w, size_t n, int16_t* wide) {
+  for (size_t t = 0; t < n; t += 4, w += 4, wide += 16) {
+    int32_t four;
+    std::memcpy(&four, w, 4);
+    const __m128i each = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(four));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(wide), _mm256_broadcastq_epi64(each));
+  }
 }
 
 inline __m256i widened(__m256i levels, int half) {
@@ -225,7 +232,7 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* pane
                                                            float* const* y, size_t y_at) {
   __m256i sums[kCols];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  const size_t w_stride = n_blocks * kWeightWidth;
+  const size_t w_stride = n_blocks * kWideWeights;
   for (size_t p = 0; p < n_blocks * (kCodeBlock / 16); ++p, panel += stride, w += 64) {
     const Levels plain = unpack<kBits>(panel, n_bits, at, tables);
     const Levels levels = {transposed(plain.a), transposed(plain.b)};
@@ -254,31 +261,33 @@ inline __attribute__((always_inline)) void dot_values_tile(const std::byte* pane
 }
 
 template <int kCols>
-void dot_values_cols(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits,
-                     size_t n_groups, const uint8_t* tables, const float* level_scales, const int16_t* w,
-                     const int32_t* zeros, const float* scales, float* const* y) {
-  const int n_bits = stream_bits(bits, n_groups);
-  int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
+void dot_values_cols(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
+                     const uint8_t* tables, const float* level_scales, const int16_t* w, const int32_t* zeros,
+                     const float* scales, float* const* y) {
+  for (size_t k = 0; k < layout.n_read; ++k) {
+    const CodeGroup& group = layout.groups[k];
     float scaled[kCols];
-    for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[bits[g]];
-    with_bits(bits[g], [&](auto n) {
-      dot_values_tile<decltype(n)::value, kCols>(panels, stride, n_blocks, n_bits, at, tables, w, zeros,
-                                                 scaled, y, 4 * g);
+    for (int c = 0; c < kCols; ++c) scaled[c] = scales[c] * level_scales[group.bits];
+    with_bits(group.bits, [&](auto n) {
+      dot_values_tile<decltype(n)::value, kCols>(panels, stride, n_blocks, layout.n_bits, group.at, tables, w,
+                                                 zeros, scaled, y, 4 * static_cast<size_t>(group.number));
     });
   }
 }
 
-void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
-                const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
+                const uint8_t* tables, const float* level_scales, const uint8_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* const* y) {
+  alignas(32) int16_t wide[3 * kMaxValueBlocks * kWideWeights];
+  const size_t n_tokens = n_blocks * kCodeBlock;
   size_t c = 0;
-  for (; c + 3 <= n_cols; c += 3)
-    dot_values_cols<3>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
-                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c);
-  for (; c < n_cols; ++c)
-    dot_values_cols<1>(panels, stride, n_blocks, bits, n_groups, tables, level_scales,
-                       w + c * n_blocks * kWeightWidth, zeros + c, scales + c, y + c);
+  const auto tile = [&](auto kernel, size_t n) {
+    widen_weights(w + c * n_tokens, n * n_tokens, wide);
+    kernel(panels, stride, n_blocks, layout, tables, level_scales, wide, zeros + c, scales + c, y + c);
+    c += n;
+  };
+  while (c + 3 <= n_cols) tile(dot_values_cols<3>, 3);
+  while (c < n_cols) tile(dot_values_cols<1>, 1);
 }
 
 }  // namespace

@@ -1,11 +1,9 @@
 // 64 codes are one register, byte products are VNNI's: four of them straight into 32 bits. A block's four
 // panels are multiplied side by side, so that a group is looked at once for 64 tokens.
-//
-// Weights [kWeightWidth] are held as bytes: of each panel the low bytes, then the high ones, 4 tokens four
-// times over as in the other sets.
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "llm/kernel/codes.inc.h"
 
@@ -21,112 +19,135 @@ inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 
 #define FRUGAL_INLINE inline __attribute__((always_inline))  // a call would spill every sum
 
-// The streams of panels in rows of 32 bits, whole or not.
-struct Streams {
-  const std::byte* panels;
-  size_t stride, n_whole;                                      // rows that stand in the panels
-  alignas(64) std::byte ends[kMaxValueBlocks * kPanels][128];  // of each panel: what is left, and a row of 0
+// 32 bits of the streams of four panels.
+struct Row {
+  const std::byte* panels[kPanels];
+};
+// The streams of the panels of a block in rows of 32 bits, whole or not, and a row of 0.
+struct Rows {
+  alignas(64) std::byte end[kPanels][64], zero[64];
+  Row rows[kMaxStreamWords + 2];
 
-  Streams(const std::byte* of, size_t panel_stride, size_t n_panels, int n_bits)
-      : panels(of), stride(panel_stride), n_whole(static_cast<size_t>(n_bits) / 32) {
+  FRUGAL_INLINE void set(const std::byte* panels, size_t stride, int n_bits) {
     const auto bytes = [](const std::byte* at) {
       return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     };
+    const size_t n_whole = static_cast<size_t>(n_bits) / 32;
     const int left = n_bits / 8 % 4;
-    for (size_t p = 0; p < n_panels; ++p) {
-      const std::byte* at = panels + p * stride + 64 * n_whole;
-      __m512i end = _mm512_setzero_si512();
-      if (left >= 2) end = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-      if (left == 3) end = _mm512_or_si512(end, _mm512_slli_epi32(bytes(at + 32), 16));
-      if (left == 1) end = bytes(at);
-      _mm512_store_si512(ends[p], end);
-      _mm512_store_si512(ends[p] + 64, _mm512_setzero_si512());
+    for (size_t w = 0; w < n_whole; ++w) {
+      for (size_t p = 0; p < kPanels; ++p) rows[w].panels[p] = panels + p * stride + 64 * w;
     }
-  }
-};
-
-// A group of the panels from `first` on: its first bit, bits of a coefficient, and levels to look up.
-struct GroupAt {
-  const Streams* streams;
-  int at, bits;
-  const uint8_t* tables;
-};
-
-// Levels of the tokens of four panels, [token, 4]; or coefficient after coefficient of four tokens.
-template <bool kTransposed>
-FRUGAL_INLINE void unpack_block(const GroupAt& group, size_t first, __m512i* levels) {
-  const Streams& streams = *group.streams;
-  const auto word = static_cast<size_t>(group.at / 32);
-  const auto row = [&](size_t w, size_t * stride) __attribute__((always_inline)) {
-    *stride = w < streams.n_whole ? streams.stride : sizeof streams.ends[0];
-    return w < streams.n_whole ? streams.panels + first * streams.stride + 64 * w
-                               : streams.ends[first] + 64 * (w - streams.n_whole);
-  };
-  size_t low_stride, high_stride;
-  const std::byte* low = row(word, &low_stride);
-  // Where the four windows of a token begin in its 32 bits; two tokens to 64 bits.
-  const long long b = group.bits, four = 0x03020100LL * b;
-  __m512i starts = _mm512_set1_epi64(four | (four + 0x20202020LL) << 32);
-  const long long end = group.at % 32 + 3 * b + (b == 8 ? 8 : kWindowBits);
-  if (end <= 32) {
-    starts = _mm512_add_epi8(starts, _mm512_set1_epi8(static_cast<char>(group.at % 32)));
-#pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p)
-      levels[p] = _mm512_multishift_epi64_epi8(starts, load64(low + p * low_stride));
-  } else {
-    const std::byte* high = row(word + 1, &high_stride);
-    const __m512i shift = _mm512_set1_epi32(group.at % 32);
-#pragma GCC unroll 4
+    _mm512_store_si512(zero, _mm512_setzero_si512());
     for (size_t p = 0; p < kPanels; ++p) {
-      const __m512i bits =
-          _mm512_shrdv_epi32(load64(low + p * low_stride), load64(high + p * high_stride), shift);
-      levels[p] = _mm512_multishift_epi64_epi8(starts, bits);
+      const std::byte* at = panels + p * stride + 64 * n_whole;
+      __m512i last = _mm512_setzero_si512();
+      if (left >= 2) last = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+      if (left == 3) last = _mm512_or_si512(last, _mm512_slli_epi32(bytes(at + 32), 16));
+      if (left == 1) last = bytes(at);
+      _mm512_store_si512(end[p], last);
+      rows[n_whole].panels[p] = end[p];
+      rows[n_whole + 1].panels[p] = zero;
     }
   }
-  if (b != 8) {
-    const __m512i table = load64(group.tables + kWindows * b);
-#pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_permutexvar_epi8(levels[p], table);
+};
+
+// Where the four windows of a token begin in its 32 bits, by bits of a code and of what is before them; two
+// tokens to 64 bits. Tables, since numbers from a register of integers take the ports of products.
+struct Starts {
+  uint64_t of[9][32];
+  int32_t down[32], up[32];
+  constexpr Starts() : of(), down(), up() {
+    for (unsigned b = 0; b <= 8; ++b) {
+      for (unsigned i = 0; i < 32; ++i)
+        of[b][i] = 0x2020202000000000 + 0x0302010003020100 * b + 0x0101010101010101 * i;
+    }
+    for (int i = 0; i < 32; ++i) {
+      down[i] = i;
+      up[i] = 32 - i;
+    }
   }
-  if constexpr (kTransposed) {
-    const __m512i order =
-        _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+};
+constexpr Starts kStarts;
+
+// Of a group: its windows lie in one row, or reach into the next, or its codes are levels.
+enum class Part { kWithin, kAcross, kDirect };
+
+// Levels of the tokens of four panels, [token, 4].
+template <Part kPart>
+FRUGAL_INLINE void unpack_group(const Row* rows, const CodeGroup& group, const uint8_t* tables,
+                                __m512i* levels) {
+  const Row* low = rows + group.at / 32;
+  const size_t before = group.at % 32, bits = group.bits;
+  const __m512i starts =
+      _mm512_set1_epi64(static_cast<long long>(kStarts.of[bits][kPart == Part::kWithin ? before : 0]));
+  const __m512i down = _mm512_set1_epi32(kStarts.down[before]), up = _mm512_set1_epi32(kStarts.up[before]);
+  const __m512i table = kPart == Part::kDirect ? down : load64(tables + kWindows * bits);
 #pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) levels[p] = _mm512_shuffle_epi8(levels[p], order);
+  for (size_t p = 0; p < kPanels; ++p) {
+    __m512i row = load64(low->panels[p]);
+    if constexpr (kPart != Part::kWithin) {
+      // In two shifts: vpshrdvd would wait for the ports of products.
+      row = _mm512_or_si512(_mm512_srlv_epi32(row, down), _mm512_sllv_epi32(load64(low[1].panels[p]), up));
+    }
+    levels[p] = _mm512_multishift_epi64_epi8(starts, row);
+    if constexpr (kPart != Part::kDirect) levels[p] = _mm512_permutexvar_epi8(levels[p], table);
   }
+}
+// Calls f with the part as a constant, and the first and the end of its groups.
+template <typename F>
+FRUGAL_INLINE void for_each_part(const CodeLayout& layout, F f) {
+  f(std::integral_constant<Part, Part::kWithin>(), size_t{0}, layout.n_within);
+  f(std::integral_constant<Part, Part::kAcross>(), layout.n_within, layout.n_windows);
+  f(std::integral_constant<Part, Part::kDirect>(), layout.n_windows, layout.n_read);
+}
+
+// Levels of 16 tokens coefficient after coefficient of four tokens.
+FRUGAL_INLINE __m512i transposed(__m512i levels) {
+  const __m128i order = _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  return _mm512_shuffle_epi8(levels, _mm512_broadcast_i32x4(order));
 }
 
 // Levels of a block, for many columns to read: [group][panel][64].
 using Levels = std::byte[kMaxGroups * kPanels * 64];
 
 template <int kCols>
-void dot_keys_tile(const Streams& streams, const uint8_t* bits, size_t n_groups, const uint8_t* tables,
-                   const std::byte* unpacked, const int8_t* x, size_t x_stride, const int32_t* zeros,
-                   const float* scales, float* y, size_t y_stride) {
+void dot_keys_tile(const Row* rows, const CodeLayout& layout, const uint8_t* tables,
+                   const std::byte* unpacked, const int8_t* x, const int32_t* zeros, const float* scales,
+                   float* y, size_t y_stride) {
   __m512i sums[kCols][kPanels];
 #pragma GCC unroll 4
   for (auto& of : sums) {
 #pragma GCC unroll 4
     for (__m512i& sum : of) sum = _mm512_setzero_si512();
   }
-  int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-    if (bits[g] == 0) continue;
-    __m512i levels[kPanels];
-    if (unpacked == nullptr) {
-      unpack_block<false>({&streams, at, bits[g], tables}, 0, levels);
-    } else {
+  const size_t x_stride = 4 * layout.n_groups;
+  const auto add = [&](const __m512i* levels, const CodeGroup& group) __attribute__((always_inline)) {
+    const int8_t* own = x + 4 * static_cast<size_t>(group.number);
 #pragma GCC unroll 4
-      for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(unpacked + (g * kPanels + p) * 64);
-    }
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) {
+    for (int c = 0; c < kCols; ++c, own += x_stride) {
       int32_t four;
-      std::memcpy(&four, x + static_cast<size_t>(c) * x_stride + 4 * g, 4);
+      std::memcpy(&four, own, 4);
       const __m512i xs = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPanels; ++p) sums[c][p] = _mm512_dpbusd_epi32(sums[c][p], levels[p], xs);
     }
+  };
+  if (unpacked != nullptr) {
+    for (size_t k = 0; k < layout.n_read; ++k) {
+      __m512i levels[kPanels];
+#pragma GCC unroll 4
+      for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(unpacked + (k * kPanels + p) * 64);
+      add(levels, layout.groups[k]);
+    }
+  } else {
+    for_each_part(
+        layout, [&](auto part, size_t first, size_t end) __attribute__((always_inline)) {
+          for (size_t k = first; k < end; ++k) {
+            __m512i levels[kPanels];
+            unpack_group<decltype(part)::value>(rows, layout.groups[k], tables, levels);
+            add(levels, layout.groups[k]);
+          }
+        });
   }
 #pragma GCC unroll 4
   for (int c = 0; c < kCols; ++c) {
@@ -141,36 +162,37 @@ void dot_keys_tile(const Streams& streams, const uint8_t* bits, size_t n_groups,
   }
 }
 
-void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-              const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
-              const float* scales, float* y, size_t y_stride) {
+void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, const uint8_t* tables,
+              const int8_t* x, size_t n_cols, const int32_t* zeros, const float* scales, float* y,
+              size_t y_stride) {
   alignas(64) Levels buffer;
   const std::byte* unpacked = nullptr;
-  const Streams streams(panels, stride, kPanels, stream_bits(bits, n_groups));
-  if (n_cols > 4 && n_groups <= kMaxGroups) {
-    int at = 0;
-    for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-      __m512i levels[kPanels];
-      if (bits[g] == 0) continue;
-      unpack_block<false>({&streams, at, bits[g], tables}, 0, levels);
+  Rows streams;
+  streams.set(panels, stride, layout.n_bits);
+  if (n_cols > 4) {
+    for_each_part(layout, [&](auto part, size_t first, size_t end) {
+      for (size_t k = first; k < end; ++k) {
+        __m512i levels[kPanels];
+        unpack_group<decltype(part)::value>(streams.rows, layout.groups[k], tables, levels);
 #pragma GCC unroll 4
-      for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_si512(buffer + (g * kPanels + p) * 64, levels[p]);
-    }
+        for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_si512(buffer + (k * kPanels + p) * 64, levels[p]);
+      }
+    });
     unpacked = buffer;
   }
-  const size_t x_stride = 4 * n_groups;
-  const auto tile = [&](auto kernel, size_t c) {
-    kernel(streams, bits, n_groups, tables, unpacked, x + c * x_stride, x_stride, zeros + c, scales + c,
-           y + c * y_stride, y_stride);
-  };
   size_t c = 0;
-  for (; c + 4 <= n_cols; c += 4) tile(dot_keys_tile<4>, c);
-  if (n_cols - c == 3) tile(dot_keys_tile<3>, c);
-  if (n_cols - c == 2) tile(dot_keys_tile<2>, c);
-  if (n_cols - c == 1) tile(dot_keys_tile<1>, c);
+  const auto tile = [&](auto kernel, size_t n) {
+    kernel(streams.rows, layout, tables, unpacked, x + c * 4 * layout.n_groups, zeros + c, scales + c,
+           y + c * y_stride, y_stride);
+    c += n;
+  };
+  while (c + 4 <= n_cols) tile(dot_keys_tile<4>, 4);
+  if (n_cols - c == 3) tile(dot_keys_tile<3>, 3);
+  if (n_cols - c == 2) tile(dot_keys_tile<2>, 2);
+  if (n_cols - c == 1) tile(dot_keys_tile<1>, 1);
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
                        int32_t* sum) {
   __m512 row[kMaxValueBlocks * kPanels], most = _mm512_setzero_ps();
   __mmask16 wrong = 0;
@@ -183,17 +205,13 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   }
   const float largest = _mm512_reduce_max_ps(most), nothing = wrong != 0 ? __builtin_nanf("") : 0.0f;
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
-  const __m512 by = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.5f);
-  const __m512i fours = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  const __m512 by = _mm512_set1_ps(inverse);
   __m512i total = _mm512_setzero_si512();
-  auto* to = reinterpret_cast<std::byte*>(q);
-  for (size_t p = 0; p < n_panels; ++p, to += 128) {
-    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(row[p], by), half));
+  for (size_t p = 0; p < n_panels; ++p, q += 16) {
+    const __m512 dither = _mm512_load_ps(kDither.of + 16 * p);
+    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(row[p], by), dither));
     total = _mm512_add_epi32(total, value);
-    const __m128i low = _mm512_cvtepi32_epi8(value);
-    const __m128i high = _mm512_cvtepi32_epi8(_mm512_srli_epi32(value, 8));
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(low)));
-    _mm512_storeu_si512(to + 64, _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(high)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(value));
   }
   *sum = _mm512_reduce_add_epi32(total);
   return inverse > 0 ? largest / kWeightMax + nothing : nothing;
@@ -208,38 +226,42 @@ inline __m512i sums_of(__m512i a, __m512i b, __m512i c, __m512i d) {
 
 constexpr size_t kTogether = 2;  // groups that are summed together: 8 coefficients
 
-struct ValueGroups {
-  GroupAt of[kTogether];
-  size_t n_blocks;
+// Weights of 16 tokens, 4 tokens four times over.
+constexpr size_t kWideWeights = 64;
 
+// Two groups of a chunk's blocks; or one, twice.
+struct ValueGroups {
+  const Rows* streams;
+  size_t n_blocks;
+  const CodeGroup* of[kTogether];
+  const uint8_t* tables;
+  const float* level_scales;
+
+  template <Part kPart>
   FRUGAL_INLINE void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
 #pragma GCC unroll 2
     for (size_t i = 0; i < kTogether; ++i) {
-      if (of[i].bits > 0) {
-        unpack_block<true>(of[i], block * kPanels, levels[i]);
-      } else {
-        for (size_t p = 0; p < kPanels; ++p) levels[i][p] = _mm512_setzero_si512();
-      }
+      unpack_group<kPart>(streams[block].rows, *of[i], tables, levels[i]);
+#pragma GCC unroll 4
+      for (size_t p = 0; p < kPanels; ++p) levels[i][p] = transposed(levels[i][p]);
     }
   }
 };
 
-// y[c * y_stride + i] of the 8 coefficients for those of `mask`. `unpacked` [block][group][panel][64]: levels
-// looked up before, or null.
-template <int kCols>
+// y[c] of the 8 coefficients. `unpacked` [block][group][panel][64]: levels looked up before, or null.
+template <Part kPart, int kCols>
 void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const std::byte* w,
-                     size_t w_stride, const int32_t* zeros, const float* scales, __m256 level_scale,
-                     __mmask8 mask, float* const* y, size_t y_at) {
-  __m512i low[kCols][kTogether], high[kCols][kTogether];
+                     size_t w_stride, const int32_t* zeros, const float* scales, float* const* y) {
+  __m512i dots[kCols][kTogether];
 #pragma GCC unroll 4
-  for (int c = 0; c < kCols; ++c) {
+  for (auto& of : dots) {
 #pragma GCC unroll 2
-    for (size_t i = 0; i < kTogether; ++i) low[c][i] = high[c][i] = _mm512_setzero_si512();
+    for (__m512i& dot : of) dot = _mm512_setzero_si512();
   }
-  for (size_t block = 0; block < groups.n_blocks; ++block, w += kPanels * 128) {
+  for (size_t block = 0; block < groups.n_blocks; ++block, w += kPanels * kWideWeights) {
     __m512i levels[kTogether][kPanels];
     if (unpacked == nullptr) {
-      groups.unpack(block, levels);
+      groups.unpack<kPart>(block, levels);
     } else {
 #pragma GCC unroll 8
       for (size_t k = 0; k < kTogether * kPanels; ++k)
@@ -249,79 +271,78 @@ void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const
     for (size_t p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 4
       for (int c = 0; c < kCols; ++c) {
-        const std::byte* own = w + static_cast<size_t>(c) * w_stride + 128 * p;
-        const __m512i lows = load64(own), highs = load64(own + 64);
+        const __m512i weights = load64(w + static_cast<size_t>(c) * w_stride + kWideWeights * p);
 #pragma GCC unroll 2
-        for (size_t i = 0; i < kTogether; ++i) {
-          low[c][i] = _mm512_dpbusd_epi32(low[c][i], lows, levels[i][p]);
-          high[c][i] = _mm512_dpbusd_epi32(high[c][i], highs, levels[i][p]);
-        }
+        for (size_t i = 0; i < kTogether; ++i)
+          dots[c][i] = _mm512_dpbusd_epi32(dots[c][i], weights, levels[i][p]);
       }
     }
   }
+  const size_t n = groups.of[0] == groups.of[1] ? 1 : 2;
 #pragma GCC unroll 4
   for (int c = 0; c < kCols; c += 2) {
     const int d = c + 1 < kCols ? c + 1 : c;
-    __m512i sums[2 * kTogether];
-#pragma GCC unroll 4
-    for (size_t i = 0; i < 2 * kTogether; ++i) {
-      const int of = i < kTogether ? c : d;
-      sums[i] = _mm512_add_epi32(low[of][i % kTogether], _mm512_slli_epi32(high[of][i % kTogether], 8));
-    }
-    const __m512i both = sums_of(sums[0], sums[1], sums[2], sums[3]);
+    const __m512i both = sums_of(dots[c][0], dots[c][1], dots[d][0], dots[d][1]);
+    const __m128i of[4] = {_mm512_castsi512_si128(both), _mm512_extracti32x4_epi32(both, 1),
+                           _mm512_extracti32x4_epi32(both, 2), _mm512_extracti32x4_epi32(both, 3)};
 #pragma GCC unroll 2
-    for (int of = c; of <= d; ++of) {
-      if (scales[of] == 0) continue;
-      const __m256i dot = of == c ? _mm512_castsi512_si256(both) : _mm512_extracti64x4_epi64(both, 1);
-      const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, _mm256_set1_epi32(zeros[of])));
-      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scales[of]), level_scale);
-      float* to = y[of] + y_at;
-      const __m256 sum = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, to), _mm256_mul_ps(scale, value));
-      _mm256_mask_storeu_ps(to, mask, sum);
+    for (int col = c; col <= d; ++col) {
+      if (scales[col] == 0) continue;
+      for (size_t i = 0; i < n; ++i) {
+        const __m128 dot = _mm_cvtepi32_ps(
+            _mm_sub_epi32(of[2 * (col - c) + static_cast<int>(i)], _mm_set1_epi32(zeros[col])));
+        const __m128 scale = _mm_set1_ps(scales[col] * groups.level_scales[groups.of[i]->bits]);
+        float* to = y[col] + 4 * static_cast<size_t>(groups.of[i]->number);
+        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_mul_ps(scale, dot)));
+      }
     }
   }
 }
 
-void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
-                const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
+                const uint8_t* tables, const float* level_scales, const uint8_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* const* y) {
   alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
-  const auto* weights = reinterpret_cast<const std::byte*>(w);
-  const Streams streams(panels, stride, n_blocks * kPanels, stream_bits(bits, n_groups));
-  int at = 0;
-  const size_t w_stride = n_blocks * kWeightWidth * sizeof(int16_t);
-  for (size_t g = 0; g < n_groups; g += kTogether) {
-    ValueGroups groups = {{{&streams, at, bits[g], tables}, {}}, n_blocks};
-    at += 4 * bits[g];
-    groups.of[1] = {&streams, at, g + 1 < n_groups ? bits[g + 1] : 0, tables};
-    at += 4 * groups.of[1].bits;
-    const auto mask =
-        static_cast<__mmask8>((groups.of[0].bits != 0 ? 0x0f : 0) | (groups.of[1].bits != 0 ? 0xf0 : 0));
-    if (mask == 0) continue;
-    const __m256 level_scale = _mm256_set_m128(_mm_set1_ps(level_scales[groups.of[1].bits]),
-                                               _mm_set1_ps(level_scales[groups.of[0].bits]));
-    const std::byte* unpacked = nullptr;
-    if (n_cols > 4) {
-      for (size_t block = 0; block < n_blocks; ++block) {
-        __m512i levels[kTogether][kPanels];
-        groups.unpack(block, levels);
-#pragma GCC unroll 8
-        for (size_t k = 0; k < kTogether * kPanels; ++k)
-          _mm512_storeu_si512(buffer + (block * kTogether * kPanels + k) * 64,
-                              levels[k / kPanels][k % kPanels]);
-      }
-      unpacked = buffer;
-    }
-    const auto tile = [&](auto kernel, size_t c) {
-      kernel(groups, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, level_scale, mask,
-             y + c, 4 * g);
-    };
-    size_t c = 0;
-    for (; c + 3 <= n_cols && n_cols - c != 4; c += 3) tile(dot_values_tile<3>, c);
-    if (n_cols - c == 4) tile(dot_values_tile<4>, c);
-    if (n_cols - c == 2) tile(dot_values_tile<2>, c);
-    if (n_cols - c == 1) tile(dot_values_tile<1>, c);
+  alignas(64) std::byte weights[kMaxValueCols * kMaxValueBlocks * kPanels * kWideWeights];
+  const size_t w_stride = n_blocks * kPanels * kWideWeights;
+  const __m512i fours = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  for (size_t i = 0; i < n_cols * n_blocks * kPanels; ++i, w += 16) {
+    const __m128i tokens = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+    _mm512_store_si512(weights + i * kWideWeights,
+                       _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(tokens)));
   }
+  Rows streams[kMaxValueBlocks];
+  for (size_t block = 0; block < n_blocks; ++block)
+    streams[block].set(panels + block * kPanels * stride, stride, layout.n_bits);
+  for_each_part(layout, [&](auto part, size_t first, size_t end) {
+    constexpr Part kPart = decltype(part)::value;
+    for (size_t k = first; k < end; k += kTogether) {
+      const CodeGroup* group = layout.groups + k;
+      const ValueGroups groups = {
+          streams, n_blocks, {group, k + 1 < end ? group + 1 : group}, tables, level_scales};
+      const std::byte* unpacked = nullptr;
+      if (n_cols > 4) {
+        for (size_t block = 0; block < n_blocks; ++block) {
+          __m512i levels[kTogether][kPanels];
+          groups.unpack<kPart>(block, levels);
+#pragma GCC unroll 8
+          for (size_t i = 0; i < kTogether * kPanels; ++i)
+            _mm512_storeu_si512(buffer + (block * kTogether * kPanels + i) * 64,
+                                levels[i / kPanels][i % kPanels]);
+        }
+        unpacked = buffer;
+      }
+      size_t c = 0;
+      const auto tile = [&](auto kernel, size_t n) {
+        kernel(groups, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, y + c);
+        c += n;
+      };
+      while (c + 3 <= n_cols && n_cols - c != 4) tile(dot_values_tile<kPart, 3>, 3);
+      if (n_cols - c == 4) tile(dot_values_tile<kPart, 4>, 4);
+      if (n_cols - c == 2) tile(dot_values_tile<kPart, 2>, 2);
+      if (n_cols - c == 1) tile(dot_values_tile<kPart, 1>, 1);
+    }
+  });
 }
 
 // Half away from 0; of NaN and what fits no 32 bits the lowest.

@@ -27,21 +27,19 @@ void unpack(const std::byte* panel, int n_bits, int at, int bits, const uint8_t*
   }
 }
 
-void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_t n_groups,
-              const uint8_t* tables, const int8_t* x, size_t n_cols, const int32_t* zeros,
-              const float* scales, float* y, size_t y_stride) {
+void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, const uint8_t* tables,
+              const int8_t* x, size_t n_cols, const int32_t* zeros, const float* scales, float* y,
+              size_t y_stride) {
   uint8_t levels[64];
-  const int n_bits = stream_bits(bits, n_groups);
   for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, panels += stride, y += 16) {
-    int at = 0;
     std::vector<int32_t> dots(n_cols * 16, 0);
-    for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-      if (bits[g] == 0) continue;
-      unpack(panels, n_bits, at, bits[g], tables, levels);
+    for (size_t k = 0; k < layout.n_read; ++k) {
+      const CodeGroup& group = layout.groups[k];
+      unpack(panels, layout.n_bits, group.at, group.bits, tables, levels);
       for (size_t c = 0; c < n_cols; ++c) {
+        const int8_t* four = x + (c * layout.n_groups + group.number) * 4;
         for (size_t t = 0; t < 16; ++t) {
-          for (size_t i = 0; i < 4; ++i)
-            dots[c * 16 + t] += levels[t * 4 + i] * x[(c * n_groups + g) * 4 + i];
+          for (size_t i = 0; i < 4; ++i) dots[c * 16 + t] += levels[t * 4 + i] * four[i];
         }
       }
     }
@@ -52,7 +50,7 @@ void dot_keys(const std::byte* panels, size_t stride, const uint8_t* bits, size_
   }
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, int16_t* q,
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
                        int32_t* sum) {
   float row[kMaxValueBlocks * kCodeBlock], largest = 0, wrong = 0;  // `wrong` is 0 or NaN
   const size_t n = n_blocks * kCodeBlock;
@@ -64,33 +62,29 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
   *sum = 0;
   for (size_t t = 0; t < n; ++t) {
-    const float scaled = row[t] * inverse + 0.5f;
-    const int value = scaled >= 0 && scaled < kWeightMax + 1 ? static_cast<int>(scaled) : 0;
-    *sum += value;
-    for (size_t i = 0; i < 4; ++i) q[t / 4 * 16 + i * 4 + t % 4] = static_cast<int16_t>(value);
+    const float scaled = row[t] * inverse + kDither.of[t];
+    q[t] = scaled >= 0 && scaled < kWeightMax + 1 ? static_cast<uint8_t>(scaled) : uint8_t{0};
+    *sum += q[t];
   }
   return inverse > 0 ? largest / kWeightMax + wrong : wrong;
 }
 
-void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const uint8_t* bits, size_t n_groups,
-                const uint8_t* tables, const float* level_scales, const int16_t* w, size_t n_cols,
+void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
+                const uint8_t* tables, const float* level_scales, const uint8_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* const* y) {
   uint8_t levels[kMaxValueBlocks * kCodeBlock * 4];
   const size_t n_tokens = n_blocks * kCodeBlock;
-  const int n_bits = stream_bits(bits, n_groups);
-  int at = 0;
-  for (size_t g = 0; g < n_groups; at += 4 * bits[g], ++g) {
-    if (bits[g] == 0) continue;
+  for (size_t k = 0; k < layout.n_read; ++k) {
+    const CodeGroup& group = layout.groups[k];
     for (size_t panel = 0; panel < n_tokens / 16; ++panel)
-      unpack(panels + panel * stride, n_bits, at, bits[g], tables, levels + 64 * panel);
+      unpack(panels + panel * stride, layout.n_bits, group.at, group.bits, tables, levels + 64 * panel);
     for (size_t c = 0; c < n_cols; ++c) {
       if (scales[c] == 0) continue;
-      const float scale = scales[c] * level_scales[bits[g]];
+      const float scale = scales[c] * level_scales[group.bits];
       for (size_t i = 0; i < 4; ++i) {
         int32_t dot = 0;
-        for (size_t t = 0; t < n_tokens; ++t)
-          dot += levels[4 * t + i] * w[c * n_blocks * kWeightWidth + t / 4 * 16 + t % 4];
-        y[c][4 * g + i] += scale * static_cast<float>(dot - zeros[c]);
+        for (size_t t = 0; t < n_tokens; ++t) dot += levels[4 * t + i] * w[c * n_tokens + t];
+        y[c][4 * group.number + i] += scale * static_cast<float>(dot - zeros[c]);
       }
     }
   }

@@ -12,12 +12,6 @@ namespace {
 constexpr size_t kBlocks = kBookEntries / kCodeBlock;
 static_assert(kBlocks <= kMaxValueBlocks);
 
-// Bits of each group of an entry.
-const uint8_t* all_eight() {
-  static const std::vector<uint8_t> eights(kMaxGroups, 8);
-  return eights.data();
-}
-
 }  // namespace
 
 float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
@@ -58,6 +52,7 @@ CodeBook::CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale,
     }
     put_stream(&panels_[e / 16 * 16 * dim()], n_bits, static_cast<int>(e % 16), words);
   }
+  layout_ = CodeLayout(std::vector<uint8_t>(dim() / 4, 8).data(), dim() / 4);
   for (size_t i = 0; i < dim(); ++i) weighted_scale_.push_back(weights[i] * scale_[i]);
 }
 
@@ -70,8 +65,8 @@ void CodeBook::multiply(const float* x, size_t n_cols, float* products) const {
     zeros[c] *= kLevelCentre;
   }
   for (size_t block = 0; block < kBlocks; ++block) {
-    code_kernels().dot_keys(&panels_[block * kCodeBlock * dim()], 16 * dim(), all_eight(), dim() / 4, nullptr,
-                            q, n_cols, zeros, scales, products + block * kCodeBlock, kBookEntries);
+    code_kernels().dot_keys(&panels_[block * kCodeBlock * dim()], 16 * dim(), layout_, nullptr, q, n_cols,
+                            zeros, scales, products + block * kCodeBlock, kBookEntries);
   }
 }
 
@@ -98,18 +93,33 @@ void CodeBook::products(const float* y, size_t n_cols, float* products) const {
 }
 
 void CodeBook::add_sums(const float* sums, float* y) const {
-  alignas(64) int16_t weights[kBlocks * kWeightWidth];
-  alignas(64) float ones[kBookEntries], out[kMaxCodedDim] = {};
-  std::fill_n(ones, kBookEntries, 1.0f);
-  int32_t zero;
-  const float scale = code_kernels().quantize_weights(sums, kCodeBlock, ones, kBlocks, weights, &zero);
-  zero = static_cast<int32_t>(static_cast<uint32_t>(zero) * kLevelCentre);
-  float* const to = out;
+  // 16 bits of each sum: the high bytes as one column, the low ones as another.
+  constexpr float kMost = 65000;
+  alignas(64) uint8_t bytes[2][kBookEntries];
+  float largest = 0, wrong = 0;  // `wrong` is 0 or NaN
+  for (size_t e = 0; e < kBookEntries; ++e) {
+    largest = std::max(largest, sums[e]);
+    wrong += sums[e] - sums[e];
+  }
+  const bool usable = wrong == 0 && largest > 1e-30f && largest < 1e30f;
+  const float inverse = usable ? kMost / largest : 0.0f;
+  int32_t zeros[2] = {};
+  for (size_t e = 0; e < kBookEntries; ++e) {
+    const auto value = usable ? static_cast<uint32_t>(sums[e] * inverse + 0.5f) : 0u;
+    zeros[0] += static_cast<int32_t>(value >> 8);
+    zeros[1] += static_cast<int32_t>(value & 255);
+    bytes[0][e] = static_cast<uint8_t>(value >> 8);
+    bytes[1][e] = static_cast<uint8_t>(value);
+  }
+  for (int32_t& zero : zeros) zero *= kLevelCentre;
+  const float one = usable ? largest / kMost : wrong, scales[2] = {256 * one, one};
+  alignas(64) float out[2][kMaxCodedDim] = {};
+  float* const to[2] = {out[0], out[1]};
   float level_scales[kMaxAtomBits + 1] = {};
   level_scales[8] = 1;
-  code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, all_eight(), dim() / 4, nullptr,
-                            level_scales, weights, 1, &zero, &scale, &to);
-  for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * out[i];
+  code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, layout_, nullptr, level_scales, bytes[0], 2,
+                            zeros, scales, to);
+  for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * (out[0][i] + out[1][i]);
 }
 
 }  // namespace frugal::llm

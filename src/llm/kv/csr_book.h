@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "llm/kernel/codes.h"
 #include "llm/kv/dictionary.h"
 
 namespace frugal::llm {
@@ -36,6 +37,7 @@ class CodeBook {
   // Of each column: products[e] += (x times entry e's levels, x whole), in units of x's scale.
   void multiply(const float* x, size_t n_cols, float* products) const;
 
+  CodeLayout layout_;                          // all groups of 8 bits
   std::vector<std::byte> panels_;              // kBookEntries / 16 of them, and 64 bytes
   std::vector<float> scale_, weighted_scale_;  // [dim]
   std::vector<float> half_squares_;            // [kBookEntries], in the metric of the weights

@@ -10,7 +10,7 @@
 // coordinates of their atoms. Keys of the first 4 tokens, unlike all others, are floats.
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
 // levels; the mean of the keys, which turns with the position, is a product of integers with a table of
-// cosines. Values: weights of a chunk as 15-bit integers times levels, unless all of them are negligible
+// cosines. Values: weights of a chunk as 8-bit integers times levels, unless all of them are negligible
 // beside those of whole tokens. docs/design/kv-codec.md.
 #include <algorithm>
 #include <atomic>
@@ -479,7 +479,7 @@ class CsrCache final : public KvCache {
       words[at / 32] |= static_cast<uint32_t>(code);
       words[at / 32 + 1] |= static_cast<uint32_t>(code >> 32);
     }
-    put_stream(panel, side.stream_bits, token, words);
+    put_stream(panel, side.layout.n_bits, token, words);
   }
 
   // Of a block's codes, what they are beside the mean, for columns [first, end), not many.
@@ -489,15 +489,14 @@ class CsrCache final : public KvCache {
     const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
     const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
-    const auto n_groups = static_cast<size_t>(side.n_groups), from = static_cast<size_t>(first),
-               n = static_cast<size_t>(end - first);
+    const auto from = static_cast<size_t>(first), n = static_cast<size_t>(end - first);
     if (!side.book.empty()) {
       code_kernels().add_products(panel + side.index_offset, side.panel_bytes, p.book + from * kBookEntries,
                                   n, p.book_scales + from, scores, kKvBlock);
     }
-    code_kernels().dot_keys(panel, side.panel_bytes, side.bits.data(), n_groups, levels.table.data(),
-                            p.codes + from * 4 * n_groups, n, p.code_zeros + from, p.code_scales + from,
-                            scores, kKvBlock);
+    code_kernels().dot_keys(panel, side.panel_bytes, side.layout, levels.table.data(),
+                            p.codes + from * 4 * side.layout.n_groups, n, p.code_zeros + from,
+                            p.code_scales + from, scores, kKvBlock);
   }
 
   // Of n_blocks coded blocks.
@@ -513,9 +512,9 @@ class CsrCache final : public KvCache {
                                    scales_.data(), token_scales + i * kKvBlock);
     }
     if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
-    constexpr int kTile = 6;  // of weights as integers
-    alignas(64) int16_t integers[kTile * kMaxValueBlocks * kWeightWidth];
-    const size_t width = n * kWeightWidth;
+    constexpr size_t kTile = kMaxValueCols;
+    uint8_t integers[kTile * kMaxValueBlocks * kCodeBlock];
+    const size_t width = n * kCodeBlock;
     for (int col = 0; col < n_cols;) {
       const float* from[kTile];
       float *sums[kTile], *bins[kTile];
@@ -543,9 +542,8 @@ class CsrCache final : public KvCache {
         // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
         zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
       }
-      code_kernels().dot_values(panel, side.panel_bytes, n, side.bits.data(),
-                                static_cast<size_t>(side.n_groups), levels.table.data(), levels.scale.data(),
-                                integers, n_tile, zeros, scales, sums);
+      code_kernels().dot_values(panel, side.panel_bytes, n, side.layout, levels.table.data(),
+                                levels.scale.data(), integers, n_tile, zeros, scales, sums);
     }
   }
   // Whether all weights of a column are 0.

@@ -112,8 +112,8 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
       if (given[g] > 0) plan.n_groups = static_cast<int>(g) + 1;
     }
     plan.bits.assign(given, given + plan.n_groups);
-    plan.stream_bits = stream_bits(given, static_cast<size_t>(plan.n_groups));
-    plan.panel_bytes = static_cast<uint32_t>(2 * plan.stream_bits);
+    plan.layout = CodeLayout(given, static_cast<size_t>(plan.n_groups));
+    plan.panel_bytes = static_cast<uint32_t>(2 * plan.layout.n_bits);
     if (!keys && plan.n_groups > 0) {
       plan.scale_offset = plan.panel_bytes;
       plan.panel_bytes += 8;

@@ -14,7 +14,7 @@ namespace frugal::llm {
 struct SidePlan {
   int n_groups = 0;           // up to the last with bits
   std::vector<uint8_t> bits;  // [n_groups]
-  int stream_bits = 0;        // of a token
+  CodeLayout layout;          // that as kernels read it
   CodeBook book;              // or none
   // After the streams: of values with codes 8 bytes, a scale's code for each token; of a book 16, an index
   // for each.

@@ -74,8 +74,8 @@ TEST(Codes, EverySetGivesTheSumsOfLevels) {
         zeros[col] = static_cast<int32_t>(rng.below(2000)) - 1000;
         scales[col] = static_cast<float>(rng.uniform());
       }
-      set->dot_keys(c.panel.data(), c.stride, c.bits.data(), n_groups, c.tables.data(), x.data(), n_cols,
-                    zeros.data(), scales.data(), y.data(), kCodeBlock);
+      set->dot_keys(c.panel.data(), c.stride, CodeLayout(c.bits.data(), n_groups), c.tables.data(), x.data(),
+                    n_cols, zeros.data(), scales.data(), y.data(), kCodeBlock);
       for (size_t col = 0; col < n_cols; ++col) {
         for (size_t t = 0; t < kCodeBlock; ++t) {
           int32_t sum = 0;
@@ -98,11 +98,10 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
     if (set == nullptr) continue;
     SCOPED_TRACE(name);
     for (const auto& [n_cols, n_blocks] :
-         {std::pair<size_t, size_t>{1, 1}, {2, 4}, {3, 3}, {3, 4}, {4, 4}, {5, 2}, {10, 4}}) {
+         {std::pair<size_t, size_t>{1, 1}, {2, 4}, {3, 3}, {3, 4}, {4, 4}, {5, 2}, {6, 4}}) {
       const Case c(rng, 4 * n_blocks);
-      const size_t n_groups = c.bits.size(), n_tokens = n_blocks * kCodeBlock,
-                   width = n_blocks * kWeightWidth, stride = kCodeBlock + 16;
-      std::vector<int16_t> w(n_cols * width);
+      const size_t n_groups = c.bits.size(), n_tokens = n_blocks * kCodeBlock, stride = kCodeBlock + 16;
+      std::vector<uint8_t> w(n_cols * n_tokens), plain(n_tokens);
       std::vector<int32_t> zeros(n_cols), values(n_cols * n_tokens);
       std::vector<float> scales(n_cols), y(n_cols * 4 * n_groups, 0.5f), level_scales(9);
       for (float& x : level_scales) x = static_cast<float>(rng.uniform());
@@ -112,29 +111,32 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
         for (float& x : weights) x = rng.below(4) == 0 ? 1.0f : static_cast<float>(rng.uniform());
         if (col == 3) std::fill(weights.begin(), weights.end(), 0.0f);
         if (col == 2) std::fill(weights.begin(), weights.end(), 1.0f);  // the largest sums
-        scales[col] = set->quantize_weights(weights.data(), stride, ones.data(), n_blocks, &w[col * width],
-                                            &zeros[col]);
-        // How the weights lie is the set's own: the plain set says what they are, and their sum tells.
-        std::vector<int16_t> plain(width);
+        uint8_t* own = &w[col * n_tokens];
+        scales[col] = set->quantize_weights(weights.data(), stride, ones.data(), n_blocks, own, &zeros[col]);
         int32_t sum = 0;
         ASSERT_EQ(find_code_kernels("generic")->quantize_weights(weights.data(), stride, ones.data(),
                                                                  n_blocks, plain.data(), &sum),
                   scales[col]);
         ASSERT_EQ(zeros[col], sum);
+        double off = 0;
         for (size_t t = 0; t < n_tokens; ++t) {
-          // To the nearest: half of a step off, and 32000 * 2^-23 of a step by rounding.
-          const int16_t value = plain[t / 4 * 16 + t % 4];
-          ASSERT_NEAR(static_cast<float>(value) * scales[col],
-                      weights[t / kCodeBlock * stride + t % kCodeBlock], 0.504f / kWeightMax);
-          values[col * n_tokens + t] = value;
-          sum -= value;
+          ASSERT_EQ(own[t], plain[t]);
+          // Less than a step off, and 254 * 2^-23 of a step by rounding.
+          const float error = static_cast<float>(own[t]) - weights[t / kCodeBlock * stride + t % kCodeBlock] *
+                                                               static_cast<float>(kWeightMax);
+          ASSERT_NEAR(error, 0, 0.999f);
+          off += error;
+          values[col * n_tokens + t] = own[t];
         }
-        ASSERT_EQ(sum, 0);
+        // The dither's mean is 0: of independent errors of at most a half in the mean square, 5 times what
+        // their sum comes to.
+        ASSERT_NEAR(off, 0, 2.5 * std::sqrt(static_cast<double>(n_tokens)));
       }
       std::vector<float*> columns;
       for (size_t col = 0; col < n_cols; ++col) columns.push_back(&y[col * 4 * n_groups]);
-      set->dot_values(c.panel.data(), c.stride, n_blocks, c.bits.data(), n_groups, c.tables.data(),
-                      level_scales.data(), w.data(), n_cols, zeros.data(), scales.data(), columns.data());
+      set->dot_values(c.panel.data(), c.stride, n_blocks, CodeLayout(c.bits.data(), n_groups),
+                      c.tables.data(), level_scales.data(), w.data(), n_cols, zeros.data(), scales.data(),
+                      columns.data());
       for (size_t col = 0; col < n_cols; ++col) {
         for (size_t g = 0; g < n_groups; ++g) {
           for (size_t i = 0; i < 4; ++i) {
@@ -350,7 +352,7 @@ TEST(Codes, WeightsThatAreNotFiniteShow) {
     for (const float bad : {std::nanf(""), INFINITY}) {
       std::vector<float> weights(kCodeBlock, 0.5f), ones(kCodeBlock, 1.0f);
       weights[20] = bad;
-      std::vector<int16_t> w(kWeightWidth);
+      std::vector<uint8_t> w(kCodeBlock);
       int32_t sum = 0;
       EXPECT_TRUE(
           std::isnan(set->quantize_weights(weights.data(), kCodeBlock, ones.data(), 1, w.data(), &sum)))
