@@ -36,6 +36,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   (*cache)->prepare(0, 0, queries);
   (*cache)->score_chunk(0, 0, 1, 64, queries, scores.data(), 0);
   (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, sums.data(), spare.data());
-  (*cache)->restore(0, 0, sums.data(), out.data());
+  (*cache)->restore(0, 0, sums.data(), 1, out.data());
   return 0;
 }

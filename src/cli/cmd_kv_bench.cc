@@ -65,6 +65,11 @@ class TimedCache final : public llm::PassCache {
     inner().store_part(layer, head, position, k, v);
     seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
   }
+  void settle(int layer, int part, int first, int last) override {
+    const double begin = wall_seconds();
+    inner().settle(layer, part, first, last);
+    seconds_->fetch_add(wall_seconds() - begin, std::memory_order_relaxed);
+  }
 
  private:
   std::atomic<double>* seconds_;

@@ -57,8 +57,8 @@ class ProbeCache final : public KvCache {
   int sum_width(int layer, int head) const override {
     return of(layer, KvSide::kValues).sum_width(layer, head);
   }
-  void restore(int layer, int head, const float* sums, float* out) const override {
-    of(layer, KvSide::kValues).restore(layer, head, sums, out);
+  void restore(int layer, int head, const float* sums, int n_cols, float* out) const override {
+    of(layer, KvSide::kValues).restore(layer, head, sums, n_cols, out);
   }
   uint64_t bytes_used(int n) const override { return whole_->bytes_used(n); }
   uint64_t save_bytes(int) const override { return 0; }

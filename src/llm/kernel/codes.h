@@ -33,6 +33,7 @@ inline constexpr int kWeightMax = 254;  // and less than 1 beyond it still fits 
 // A window has the bits of its own code and of those after it. Tables [bits][kWindows], of up to kTableBits.
 inline constexpr int kWindowBits = 6, kWindows = 1 << kWindowBits, kTableBits = 6;
 inline constexpr size_t kTableBytes = (kTableBits + 1) * kWindows;
+inline constexpr size_t kPathTokens = 4;
 inline constexpr size_t kBookEntries = 256;  // an index is a byte
 inline constexpr float kProductMax = 32000;
 inline constexpr size_t kMaxGroups = 64;
@@ -132,6 +133,9 @@ struct CodeKernels {
   // weights[i] * (y[i] - levels[kWindows * bits[i] + window])^2, with `after` the window of what follows.
   void (*code_path)(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
                     const float* levels, uint8_t* codes);
+  // That of kPathTokens tokens side by side: y and codes [n, kPathTokens], after [kPathTokens].
+  void (*code_paths)(const float* y, const float* weights, const uint8_t* bits, size_t n, const int* after,
+                     const float* levels, uint8_t* codes);
   // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
   void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
   // Books: kBookEntries products of a query with the entries as integers times what is returned; how they lie

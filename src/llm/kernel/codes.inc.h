@@ -150,6 +150,18 @@ inline void code_path(const float* y, const float* weights, const uint8_t* bits,
   }
 }
 
+// See CodeKernels::code_paths.
+inline void code_paths(const float* y, const float* weights, const uint8_t* bits, size_t n, const int* after,
+                       const float* levels, uint8_t* codes) {
+  for (size_t t = 0; t < kPathTokens; ++t) {
+    float own[4 * kMaxGroups] = {};
+    uint8_t found[4 * kMaxGroups];
+    for (size_t i = 0; i < n; ++i) own[i] = y[i * kPathTokens + t];
+    code_path(own, weights, bits, n, after[t], levels, found);
+    for (size_t i = 0; i < n; ++i) codes[i * kPathTokens + t] = found[i];
+  }
+}
+
 // See CodeKernels::expand_scales.
 inline void expand_scales(const std::byte* codes, size_t stride, const float* table, float* scales) {
   for (size_t panel = 0; panel < kCodeBlock / 16; ++panel, codes += stride) {

@@ -78,6 +78,11 @@ FRUGAL_INLINE void unpack_group(const Row* rows, const CodeGroup& group, const u
                                 __m512i* levels) {
   const Row* low = rows + group.at / 32;
   const size_t before = group.at % 32, bits = group.bits;
+  if (kPart == Part::kDirect && before == 0) {  // as in books
+#pragma GCC unroll 4
+    for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(low->panels[p]);
+    return;
+  }
   const __m512i starts =
       _mm512_set1_epi64(static_cast<long long>(kStarts.of[bits][kPart == Part::kWithin ? before : 0]));
   const __m512i down = _mm512_set1_epi32(kStarts.down[before]), up = _mm512_set1_epi32(kStarts.up[before]);
@@ -560,58 +565,103 @@ void add_to_bins_512(const std::byte* indices, size_t stride, size_t first, size
   }
 }
 
-// As the plain loops: states are four registers, and the halves that they are folded to come with masks.
-void code_path_512(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
-                   const float* levels, uint8_t* codes) {
-  uint32_t picks[4 * kMaxGroups];
-  uint16_t more[4 * kMaxGroups][3];
-  alignas(64) float start[kWindows];
-  for (float& c : start) c = 1e30f;
-  start[after] = 0;
-  __m512 cost[4];
-  for (size_t j = 0; j < 4; ++j) cost[j] = _mm512_load_ps(start + 16 * j);
+// As the plain loops: states are four registers, and the halves that they are folded to come with masks. One
+// token waits for itself at every step, so several take turns.
+template <size_t kTokens>
+FRUGAL_INLINE void code_paths_of(const float* y, const float* weights, const uint8_t* bits, size_t n,
+                                 const int* after, const float* levels, uint8_t* codes) {
+  uint32_t picks[kTokens][4 * kMaxGroups];
+  uint16_t more[kTokens][4 * kMaxGroups][3];
+  alignas(64) float states[kWindows];
+  __m512 cost[kTokens][4];
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (float& c : states) c = 1e30f;
+    states[after[t]] = 0;
+    for (size_t j = 0; j < 4; ++j) cost[t][j] = _mm512_load_ps(states + 16 * j);
+  }
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const auto fold = [](__m512& low, __m512 high) {
+  const auto fold = [](__m512 & low, __m512 high) __attribute__((always_inline)) {
     const __mmask16 upper = _mm512_cmp_ps_mask(high, low, _CMP_LT_OQ);
     low = _mm512_mask_blend_ps(upper, low, high);
     return static_cast<uint16_t>(upper);
   };
   for (size_t i = 0; i < n; ++i) {
     const int b = bits[i];
-    picks[i] = fold(cost[0], cost[2]);
-    picks[i] |= static_cast<uint32_t>(fold(cost[1], cost[3])) << 16;
-    if (b > 1) more[i][0] = fold(cost[0], cost[1]);
-    if (b > 2) more[i][1] = fold(cost[0], _mm512_shuffle_f32x4(cost[0], cost[0], 0xee));
-    if (b > 3) more[i][2] = fold(cost[0], _mm512_shuffle_f32x4(cost[0], cost[0], 0x55));
     const float* table = levels + kWindows * b;
-    const __m512 at = _mm512_set1_ps(y[i]), weight = _mm512_set1_ps(weights[i]);
-    const __m512 from[4] = {cost[0], cost[0], b > 1 ? cost[0] : cost[1], b > 1 ? cost[0] : cost[1]};
+    const __m512 weight = _mm512_set1_ps(weights[i]);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512i states = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * j));
-      const __m512i earlier = _mm512_srl_epi32(states, _mm_cvtsi32_si128(b));
-      const __m512 off = _mm512_sub_ps(at, _mm512_loadu_ps(table + 16 * j));
-      cost[j] = _mm512_add_ps(_mm512_permutexvar_ps(earlier, from[j]),
-                              _mm512_mul_ps(weight, _mm512_mul_ps(off, off)));
+    for (size_t t = 0; t < kTokens; ++t) {
+      picks[t][i] = fold(cost[t][0], cost[t][2]);
+      picks[t][i] |= static_cast<uint32_t>(fold(cost[t][1], cost[t][3])) << 16;
+    }
+    if (b > 1) {
+#pragma GCC unroll 4
+      for (size_t t = 0; t < kTokens; ++t) {
+        more[t][i][0] = fold(cost[t][0], cost[t][1]);
+        cost[t][1] = cost[t][0];
+      }
+    }
+    if (b > 2) {
+#pragma GCC unroll 4
+      for (size_t t = 0; t < kTokens; ++t) {
+        more[t][i][1] = fold(cost[t][0], _mm512_shuffle_f32x4(cost[t][0], cost[t][0], 0xee));
+        cost[t][1] = cost[t][0];
+      }
+    }
+    if (b > 3) {
+#pragma GCC unroll 4
+      for (size_t t = 0; t < kTokens; ++t) {
+        more[t][i][2] = fold(cost[t][0], _mm512_shuffle_f32x4(cost[t][0], cost[t][0], 0x55));
+        cost[t][1] = cost[t][0];
+      }
+    }
+    const __m128i by = _mm_cvtsi32_si128(b);
+#pragma GCC unroll 4
+    for (size_t t = 0; t < kTokens; ++t) {
+      const __m512 at = _mm512_set1_ps(y[i * kTokens + t]), from[2] = {cost[t][0], cost[t][1]};
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const __m512i earlier = _mm512_srl_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(16 * j)), by);
+        const __m512 off = _mm512_sub_ps(at, _mm512_loadu_ps(table + 16 * j));
+        cost[t][j] = _mm512_add_ps(_mm512_permutexvar_ps(earlier, from[j / 2]),
+                                   _mm512_mul_ps(weight, _mm512_mul_ps(off, off)));
+      }
     }
   }
-  alignas(64) float end[kWindows];
-  for (size_t j = 0; j < 4; ++j) _mm512_store_ps(end + 16 * j, cost[j]);
-  size_t state = 0;
-  for (size_t s = 1; s < kWindows; ++s) state = end[s] < end[state] ? s : state;
-  for (size_t i = n; i-- > 0;) {
-    codes[i] = static_cast<uint8_t>(state & ((1u << bits[i]) - 1));
-    state >>= bits[i];
-    for (int k = bits[i]; k-- > 1;) state += (more[i][k - 1] >> state & 1u) << (5 - k);
-    state += (picks[i] >> state & 1u) << 5;
+  size_t state[kTokens];
+  for (size_t t = 0; t < kTokens; ++t) {  // the first of the least
+    const __m512 low = _mm512_min_ps(cost[t][0], cost[t][1]), high = _mm512_min_ps(cost[t][2], cost[t][3]);
+    const __m512 least = _mm512_set1_ps(_mm512_reduce_min_ps(_mm512_min_ps(low, high)));
+    uint64_t at = 0;
+    for (size_t j = 0; j < 4; ++j)
+      at |= static_cast<uint64_t>(_mm512_cmp_ps_mask(cost[t][j], least, _CMP_EQ_OQ)) << 16 * j;
+    state[t] = at == 0 ? 0 : static_cast<size_t>(__builtin_ctzll(at));
   }
+  for (size_t i = n; i-- > 0;) {
+    const int b = bits[i];
+#pragma GCC unroll 4
+    for (size_t t = 0; t < kTokens; ++t) {
+      codes[i * kTokens + t] = static_cast<uint8_t>(state[t] & ((1u << b) - 1));
+      state[t] >>= b;
+      for (int k = b; k-- > 1;) state[t] += (more[t][i][k - 1] >> state[t] & 1u) << (5 - k);
+      state[t] += (picks[t][i] >> state[t] & 1u) << 5;
+    }
+  }
+}
+void code_path_512(const float* y, const float* weights, const uint8_t* bits, size_t n, int after,
+                   const float* levels, uint8_t* codes) {
+  code_paths_of<1>(y, weights, bits, n, &after, levels, codes);
+}
+void code_paths_512(const float* y, const float* weights, const uint8_t* bits, size_t n, const int* after,
+                    const float* levels, uint8_t* codes) {
+  code_paths_of<kPathTokens>(y, weights, bits, n, after, levels, codes);
 }
 
 }  // namespace
 
 const CodeKernels kAvx512CodeKernels = {
-    "avx512",        dot_keys,          quantize_weights,      dot_values,
-    code_path_512,   expand_scales_512, quantize_products_512, add_products_512,
-    add_to_bins_512, turn_factors_512,  turned_scores_512};
+    "avx512",         dot_keys,        quantize_weights,  dot_values,
+    code_path_512,    code_paths_512,  expand_scales_512, quantize_products_512,
+    add_products_512, add_to_bins_512, turn_factors_512,  turned_scores_512};
 
 }  // namespace frugal::llm

@@ -125,12 +125,16 @@ void merge_state(const AttentionState& total, const AttentionState& part, int fi
   }
 }
 
-void finish_column(const AttentionTile& tile, const AttentionState& state, int col, float* result) {
+void finish_columns(const AttentionTile& tile, const AttentionState& state, int first, int last,
+                    float* values) {
   const auto width = static_cast<size_t>(tile.cache->sum_width(tile.layer, tile.kv_head));
-  const float inverse = 1.0f / state.sum[col];
-  float* out = state.out + static_cast<size_t>(col) * width;
-  for (size_t i = 0; i < width; ++i) out[i] *= inverse;
-  tile.cache->restore(tile.layer, tile.kv_head, out, result);
+  for (int col = first; col < last; ++col) {
+    const float inverse = 1.0f / state.sum[col];
+    float* out = state.out + static_cast<size_t>(col) * width;
+    for (size_t i = 0; i < width; ++i) out[i] *= inverse;
+  }
+  tile.cache->restore(tile.layer, tile.kv_head, state.out + static_cast<size_t>(first) * width, last - first,
+                      values);
 }
 
 }  // namespace frugal::llm

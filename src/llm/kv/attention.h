@@ -49,7 +49,8 @@ void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk
 // Columns [first, last) of total <- those of total merged with part, a later chunk.
 void merge_state(const AttentionState& total, const AttentionState& part, int first, int last, int width);
 
-// out / sum for one column, in place, as a value: writes head_dim floats.
-void finish_column(const AttentionTile& tile, const AttentionState& state, int col, float* result);
+// out / sum of columns [first, last), in place, as values [last - first, head_dim].
+void finish_columns(const AttentionTile& tile, const AttentionState& state, int first, int last,
+                    float* values);
 
 }  // namespace frugal::llm

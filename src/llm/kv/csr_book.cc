@@ -12,6 +12,10 @@ namespace {
 constexpr size_t kBlocks = kBookEntries / kCodeBlock;
 static_assert(kBlocks <= kMaxValueBlocks);
 
+void scale_row(const float* y, const std::vector<float>& by, float* x) {
+  for (size_t i = 0; i < by.size(); ++i) x[i] = y[i] * by[i];
+}
+
 }  // namespace
 
 float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
@@ -70,56 +74,70 @@ void CodeBook::multiply(const float* x, size_t n_cols, float* products) const {
   }
 }
 
-int CodeBook::nearest(const float* y) const {
-  alignas(64) float x[kMaxCodedDim], gains[kBookEntries];
-  for (size_t i = 0; i < dim(); ++i) x[i] = y[i] * weighted_scale_[i];
-  for (size_t e = 0; e < kBookEntries; ++e) gains[e] = -half_squares_[e];
-  multiply(x, 1, gains);
-  return static_cast<int>(largest_of(gains, kBookEntries));
+void CodeBook::nearest(const float* y, size_t n, int* entries) const {
+  alignas(64) float x[kMaxCols * kMaxCodedDim] = {}, gains[kMaxCols * kBookEntries];
+  for (size_t c = 0; c < n; ++c) {
+    scale_row(y + c * dim(), weighted_scale_, x + c * dim());
+    for (size_t e = 0; e < kBookEntries; ++e) gains[c * kBookEntries + e] = -half_squares_[e];
+  }
+  multiply(x, n, gains);
+  for (size_t c = 0; c < n; ++c)
+    entries[c] = static_cast<int>(largest_of(gains + c * kBookEntries, kBookEntries));
 }
 
 void CodeBook::subtract(int entry, float* y) const {
   const std::byte* panel = &panels_[static_cast<size_t>(entry) / 16 * 16 * dim()];
   const std::byte* at = panel + 4 * (entry % 16);
-  for (size_t i = 0; i < dim(); ++i)
-    y[i] -= scale_[i] * static_cast<float>(static_cast<int>(at[64 * (i / 4) + i % 4]) - kLevelCentre);
+  for (size_t four = 0; four < dim(); four += 4, at += 64) {
+    for (size_t i = 0; i < 4; ++i)
+      y[four + i] -= scale_[four + i] * static_cast<float>(static_cast<int>(at[i]) - kLevelCentre);
+  }
 }
 
 void CodeBook::products(const float* y, size_t n_cols, float* products) const {
-  alignas(64) float x[kMaxCols * kMaxCodedDim];
-  for (size_t i = 0; i < n_cols * dim(); ++i) x[i] = y[i] * scale_[i % dim()];
+  alignas(64) float x[kMaxCols * kMaxCodedDim] = {};
+  for (size_t c = 0; c < n_cols; ++c) scale_row(y + c * dim(), scale_, x + c * dim());
   std::fill_n(products, n_cols * kBookEntries, 0.0f);
   multiply(x, n_cols, products);
 }
 
-void CodeBook::add_sums(const float* sums, float* y) const {
+void CodeBook::add_sums(const float* sums, size_t stride, size_t n, float* y) const {
   // 16 bits of each sum: the high bytes as one column, the low ones as another.
   constexpr float kMost = 65000;
-  alignas(64) uint8_t bytes[2][kBookEntries];
-  float largest = 0, wrong = 0;  // `wrong` is 0 or NaN
-  for (size_t e = 0; e < kBookEntries; ++e) {
-    largest = std::max(largest, sums[e]);
-    wrong += sums[e] - sums[e];
-  }
-  const bool usable = wrong == 0 && largest > 1e-30f && largest < 1e30f;
-  const float inverse = usable ? kMost / largest : 0.0f;
-  int32_t zeros[2] = {};
-  for (size_t e = 0; e < kBookEntries; ++e) {
-    const auto value = usable ? static_cast<uint32_t>(sums[e] * inverse + 0.5f) : 0u;
-    zeros[0] += static_cast<int32_t>(value >> 8);
-    zeros[1] += static_cast<int32_t>(value & 255);
-    bytes[0][e] = static_cast<uint8_t>(value >> 8);
-    bytes[1][e] = static_cast<uint8_t>(value);
-  }
-  for (int32_t& zero : zeros) zero *= kLevelCentre;
-  const float one = usable ? largest / kMost : wrong, scales[2] = {256 * one, one};
-  alignas(64) float out[2][kMaxCodedDim] = {};
-  float* const to[2] = {out[0], out[1]};
-  float level_scales[kMaxAtomBits + 1] = {};
+  alignas(64) uint8_t bytes[2 * kMaxSums][kBookEntries];
+  alignas(64) float out[2 * kMaxSums][kMaxCodedDim] = {};
+  int32_t zeros[2 * kMaxSums];
+  float scales[2 * kMaxSums], level_scales[kMaxAtomBits + 1] = {}, *to[2 * kMaxSums];
   level_scales[8] = 1;
-  code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, layout_, nullptr, level_scales, bytes[0], 2,
-                            zeros, scales, to);
-  for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * (out[0][i] + out[1][i]);
+  for (size_t c = 0; c < n; ++c, sums += stride) {
+    float largest = 0, wrong = 0;  // `wrong` is 0 or NaN
+    for (size_t e = 0; e < kBookEntries; ++e) {
+      largest = sums[e] > largest ? sums[e] : largest;
+      wrong += sums[e] - sums[e];
+    }
+    const bool usable = wrong == 0 && largest > 1e-30f && largest < 1e30f;
+    const float inverse = usable ? kMost / largest : 0.0f;
+    int32_t high = 0, low = 0;
+    for (size_t e = 0; e < kBookEntries; ++e) {
+      const int32_t value = usable ? static_cast<int32_t>(sums[e] * inverse + 0.5f) : 0;
+      high += value >> 8;
+      low += value & 255;
+      bytes[2 * c][e] = static_cast<uint8_t>(value >> 8);
+      bytes[2 * c + 1][e] = static_cast<uint8_t>(value & 255);
+    }
+    const float one = usable ? largest / kMost : wrong;
+    scales[2 * c] = 256 * one;
+    scales[2 * c + 1] = one;
+    zeros[2 * c] = high * kLevelCentre;
+    zeros[2 * c + 1] = low * kLevelCentre;
+    to[2 * c] = out[2 * c];
+    to[2 * c + 1] = out[2 * c + 1];
+  }
+  code_kernels().dot_values(panels_.data(), 16 * dim(), kBlocks, layout_, nullptr, level_scales, bytes[0],
+                            2 * n, zeros, scales, to);
+  for (size_t c = 0; c < n; ++c, y += dim()) {
+    for (size_t i = 0; i < dim(); ++i) y[i] += scale_[i] * (out[2 * c][i] + out[2 * c + 1][i]);
+  }
 }
 
 }  // namespace frugal::llm

@@ -22,15 +22,18 @@ class CodeBook {
   CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale, const std::vector<float>& weights);
 
   bool empty() const { return scale_.empty(); }
-  // The entry of least weighted squared error to y [dim], as far as integers tell.
-  int nearest(const float* y) const;
+  static constexpr size_t kMaxCols = 4;
+  // The entries of least weighted squared error to each of y [n, dim], n <= kMaxCols, as far as integers
+  // tell.
+  void nearest(const float* y, size_t n, int* entries) const;
   // y [dim] less an entry.
   void subtract(int entry, float* y) const;
-  static constexpr size_t kMaxCols = 4;
   // products [n_cols, kBookEntries] of y [n_cols, dim] with all entries, n_cols <= kMaxCols.
   void products(const float* y, size_t n_cols, float* products) const;
-  // y [dim] += sum over entries of sums [kBookEntries] times them; sums are >= 0.
-  void add_sums(const float* sums, float* y) const;
+  static constexpr size_t kMaxSums = kMaxValueCols / 2;
+  // y [n, dim] += sum over entries of sums [kBookEntries] times them, n <= kMaxSums; the sums are >= 0, and
+  // those of a row begin `stride` after those of the row before.
+  void add_sums(const float* sums, size_t stride, size_t n, float* y) const;
 
  private:
   size_t dim() const { return scale_.size(); }

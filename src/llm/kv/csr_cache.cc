@@ -1,19 +1,18 @@
-// The CSR cache: every token is coded when it is stored, and the newest are kept whole beside their codes.
+// The CSR cache: tokens are held whole when they are stored, and coded a block at a time when they have to
+// be.
 //
 // Which form a query row sees is a matter of positions alone: a row in block c (of 64 tokens) sees blocks c
 // and c - 1 whole, older ones coded, and the first 4 tokens always whole. So the last 65 to 128 tokens are
 // whole, and a row sees the same whether it comes alone, in a verify window or in a prompt's chunk. Three
 // blocks stand in the ring: a forward pass may store 64 rows ahead, and as many can be taken back.
 //
-// Whole tokens are held with 8 bits: keys less their mean, scored with queries in floats (with the mean and
-// queries of 8 bits the newest 64 cost a KL of 0.001, a fifth of all that csr:2.6 costs), values in the
-// coordinates of their atoms. Keys of the first 4 tokens, unlike all others, are floats.
+// Block c - 2 is coded when the first token of block c is stored: what coding reads (a matrix and a book a
+// head, 24 KiB) then comes from memory once for 64 tokens.
 // Scores of coded keys: the query is taken to the coordinates of the atoms once and multiplied with integer
 // levels; the mean of the keys, which turns with the position, is a product of integers with a table of
 // cosines. Values: weights of a chunk as 8-bit integers times levels, unless all of them are negligible
 // beside those of whole tokens. docs/design/kv-codec.md.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -23,16 +22,15 @@
 #include "llm/kv/csr_book.h"
 #include "llm/kv/csr_mean.h"
 #include "llm/kv/csr_plan.h"
+#include "llm/kv/csr_ring.h"
 #include "llm/tensor/buffer.h"
 
 namespace frugal::llm {
 namespace {
 
-constexpr int kSinks = 4;
-constexpr int kScoreTile = 12;        // columns that are scored together
-constexpr float kNegligible = 0.01f;  // share of a query's weights that may be left out
-constexpr int kRingBlocks = 3;
-constexpr int kRingTokens = kRingBlocks * kKvBlock;
+constexpr int kSinks = CsrRing::kSinks;
+constexpr int kScoreTile = CsrRing::kMaxScored;  // columns that are scored together
+constexpr float kNegligible = 0.01f;             // share of a query's weights that may be left out
 constexpr size_t kChunkPanels = kKvChunk / 16;
 static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
@@ -40,7 +38,6 @@ class CsrCache final : public KvCache {
  public:
   CsrCache(const KvShape& shape, std::shared_ptr<const CsrPlan> plan)
       : KvCache(shape, KvFormat::kCsr), plan_(std::move(plan)) {
-    for (auto& slot : slots_) slot.store(-1, std::memory_order_relaxed);
     for (int code = 0; code < 16; ++code) scales_[static_cast<size_t>(code)] = token_scale(code);
   }
 
@@ -51,8 +48,7 @@ class CsrCache final : public KvCache {
     }
     const size_t n_chunks = (panels(shape_.max_blocks() * kKvBlock) + kChunkPanels - 1) / kChunkPanels;
     FRUGAL_TRY(codes_, Buffer::allocate(n_chunks * chunk_bytes_ + 64, Pages::kHuge));
-    const size_t n_heads = static_cast<size_t>(shape_.n_layers) * heads();
-    FRUGAL_TRY(whole_, Buffer::allocate(n_heads * whole_bytes()));
+    FRUGAL_TRY_STATUS(ring_.reserve(shape_));
     mean_ = TurnedMean(*plan_, shape_.max_blocks());
     return {};
   }
@@ -61,7 +57,7 @@ class CsrCache final : public KvCache {
   bool can_rewind(int n_held, int n_past) const override {
     if (n_past == n_held || n_past == 0) return true;
     for (int b = std::max(0, n_past / kKvBlock - 1); b <= (n_past - 1) / kKvBlock; ++b) {
-      if (slots_[b % kRingBlocks].load(std::memory_order_relaxed) != b) return false;
+      if (!ring_.holds(b)) return false;
     }
     return true;
   }
@@ -69,29 +65,27 @@ class CsrCache final : public KvCache {
   void store(int layer, int position, const float* k, const float* v) override {
     for (int head = 0; head < shape_.n_kv_heads; ++head, k += dim(), v += dim())
       store_part(layer, head, position, k, v);
+    for (int part = 0; part < 2 * shape_.n_kv_heads; ++part) settle(layer, part, position, position + 1);
   }
   bool stores_parts() const override { return true; }
   void store_part(int layer, int head, int position, const float* k, const float* v) override {
-    slots_[position / kKvBlock % kRingBlocks].store(position / kKvBlock, std::memory_order_relaxed);
-    const Whole whole = whole_of(layer, head);
+    ring_.enter(position / kKvBlock);
     alignas(64) float x[kMaxCodedDim], y[kMaxCodedDim];
     if (k != nullptr) {
-      const SidePlan& keys = plan_->side(layer, KvSide::kKeys, head);
-      mean_.at(layer, keys.mean.data(), position, x);
+      mean_.at(layer, plan_->side(layer, KvSide::kKeys, head).mean.data(), position, x);
       for (size_t i = 0; i < dim(); ++i) x[i] = k[i] - x[i];
-      put_whole_key(whole.block_keys(position / kKvBlock, dim()), static_cast<size_t>(position % kKvBlock),
-                    x);
-      if (position < kSinks) std::copy_n(k, dim(), whole.sink_keys + static_cast<size_t>(position) * dim());
-      analyse(keys, x, y);
-      put_codes(layer, KvSide::kKeys, head, position, y);
+      ring_.store_key(layer, head, position, k, x);
     }
     if (v != nullptr) {
       const SidePlan& values = plan_->side(layer, KvSide::kValues, head);
       for (size_t i = 0; i < dim(); ++i) x[i] = v[i] - values.mean[i];
-      analyse(values, x, y);
-      put_whole_value(whole.values, whole.value_scales, position % kRingTokens, y);
-      if (position < kSinks) put_whole_value(whole.sink_values, whole.sink_scales, position, y);
-      put_codes(layer, KvSide::kValues, head, position, y);
+      analyse(values, x, 1, y);
+      ring_.store_value(layer, head, position, y);
+    }
+  }
+  void settle(int layer, int part, int first, int last) override {
+    for (int block = (first + kKvBlock - 1) / kKvBlock; block * kKvBlock < last; ++block) {
+      if (block >= 2) code_block(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2);
     }
   }
 
@@ -138,7 +132,6 @@ class CsrCache final : public KvCache {
   void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
                    size_t stride) const override {
     const Prepared p = prepared(queries);
-    const Whole whole = whole_of(layer, head);
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock, n_cols = queries.n_cols;
     // Of the columns, those that see block i whole; never fewer than of the block before.
     int n_whole[kKvChunk / kKvBlock] = {};
@@ -152,7 +145,7 @@ class CsrCache final : public KvCache {
         const int middle = std::clamp(n_whole[i], tile, end);
         float* rows = scores + static_cast<size_t>(i) * stride + static_cast<size_t>(tile) * kKvBlock;
         score_mean(layer, block + i, turned, end - tile, rows);
-        add_whole_scores(whole.block_keys(block + i, dim()), std::min(kKvBlock, n_tokens - i * kKvBlock),
+        ring_.add_scores(layer, head, block + i, std::min(kKvBlock, n_tokens - i * kKvBlock),
                          queries.q + static_cast<size_t>(tile) * dim(), middle - tile, rows);
         add_code_scores(layer, head, block + i, p, middle, end, rows + (middle - tile) * kKvBlock);
         if (tile == 0 && n_whole[i] < n_cols)
@@ -160,31 +153,28 @@ class CsrCache final : public KvCache {
       }
     }
     for (int col = 0; block == 0 && col < n_cols; ++col)
-      score_sinks(whole, queries.q + static_cast<size_t>(col) * dim(), scores + col * kKvBlock);
+      ring_.score_sinks(layer, head, queries.q + static_cast<size_t>(col) * dim(), scores + col * kKvBlock);
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                   const float* weights, size_t stride, float* out, float* scratch) const override {
-    const Whole whole = whole_of(layer, head);
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
     const auto width = static_cast<size_t>(sum_width(layer, head));
     // Of the columns, those that see block i whole; never fewer than of the block before.
     int n_whole[kKvChunk / kKvBlock] = {};
     for (int i = 0; i < n_blocks; ++i) {
       n_whole[i] = queries.first_col_at((block + i + 2) * kKvBlock);
-      const auto slot = static_cast<size_t>((block + i) % kRingBlocks) * kKvBlock;
       if (n_whole[i] > 0) {
-        add_whole(whole.values + slot * dim(), whole.value_scales + slot * dim() / 32,
-                  std::min(kKvBlock, n_tokens - i * kKvBlock), weights + static_cast<size_t>(i) * stride,
-                  n_whole[i], out, width, scratch);
+        ring_.add_values(layer, head, block + i, std::min(kKvBlock, n_tokens - i * kKvBlock),
+                         weights + static_cast<size_t>(i) * stride, n_whole[i], out, width, scratch);
       }
     }
     for (size_t col = 0; col < static_cast<size_t>(n_whole[0]); ++col)
       std::fill(out + col * width + dim(), out + (col + 1) * width, 0.0f);
     if (block == 0 && n_whole[0] < queries.n_cols) {
       const auto first = static_cast<size_t>(n_whole[0]);
-      add_whole(whole.sink_values, whole.sink_scales, kSinks, weights + first * kKvBlock,
-                queries.n_cols - n_whole[0], out + first * width, width, scratch);
+      ring_.add_sinks(layer, head, weights + first * kKvBlock, queries.n_cols - n_whole[0],
+                      out + first * width, width, scratch);
     }
     // Columns that see the first n of the blocks coded.
     for (int n = n_blocks; n > 0; --n) {
@@ -201,45 +191,40 @@ class CsrCache final : public KvCache {
     return shape_.head_dim +
            (plan_->side(layer, KvSide::kValues, head).book.empty() ? 0 : static_cast<int>(kBookEntries));
   }
-  void restore(int layer, int head, const float* sums, float* out) const override {
+  void restore(int layer, int head, const float* sums, int n_cols, float* out) const override {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
-    alignas(64) float y[kMaxCodedDim], x[kMaxCodedDim];
-    std::copy_n(sums, dim(), y);
-    if (!side.book.empty()) side.book.add_sums(sums + dim(), y);
-    transform(side.synthesis, y, 1, x);
-    for (size_t i = 0; i < dim(); ++i) out[i] = x[i] + side.mean[i];
+    const auto width = static_cast<size_t>(sum_width(layer, head));
+    constexpr int kTile = CodeBook::kMaxSums;
+    alignas(64) float y[kTile * kMaxCodedDim];
+    for (; n_cols > 0; n_cols -= kTile, sums += kTile * width, out += kTile * dim()) {
+      const auto n = static_cast<size_t>(std::min(n_cols, kTile));
+      for (size_t c = 0; c < n; ++c) std::copy_n(sums + c * width, dim(), y + c * dim());
+      if (!side.book.empty()) side.book.add_sums(sums + dim(), width, n, y);
+      transform(side.synthesis, y, n, out);
+      for (size_t c = 0; c < n; ++c) {
+        for (size_t i = 0; i < dim(); ++i) out[c * dim() + i] += side.mean[i];
+      }
+    }
   }
 
   uint64_t bytes_used(int n_tokens) const override {
-    const uint64_t n_heads = static_cast<uint64_t>(shape_.n_layers) * heads();
-    const auto n_whole = static_cast<uint64_t>(std::min(n_tokens, kRingTokens));
-    return code_bytes(n_tokens) + n_heads * (n_whole * whole_token_bytes() + sink_bytes());
+    return code_bytes(n_tokens) + ring_.bytes_used(n_tokens);
   }
 
-  // Image: the blocks that stand in the ring, the whole tokens, then for each layer, of keys, then of values,
-  // the codes of each head in whole panels.
-  uint64_t save_bytes(int n_tokens) const override {
-    return sizeof(int32_t) * 4 + whole_.size() + code_bytes(n_tokens);
-  }
+  // Image: the ring's, then for each layer, of keys, then of values, the codes of each head in whole panels.
+  // Of tokens that are not coded yet they are nothing.
+  uint64_t save_bytes(int n_tokens) const override { return ring_.save_bytes() + code_bytes(n_tokens); }
   void save(int n_tokens, std::byte* image) const override {
-    int32_t slots[4] = {};
-    for (int i = 0; i < kRingBlocks; ++i) slots[i] = slots_[i].load(std::memory_order_relaxed);
-    std::memcpy(image, slots, sizeof slots);
-    image += sizeof slots;
-    std::memcpy(image, whole_.data(), whole_.size());
-    image += whole_.size();
+    ring_.save(image);
+    image += ring_.save_bytes();
     for_each_run(n_tokens, [&](size_t at, size_t n) {
       std::memcpy(image, codes_.data() + at, n);
       image += n;
     });
   }
   void load(int n_tokens, const std::byte* image) override {
-    int32_t slots[4];
-    std::memcpy(slots, image, sizeof slots);
-    for (int i = 0; i < kRingBlocks; ++i) slots_[i].store(slots[i], std::memory_order_relaxed);
-    image += sizeof slots;
-    std::memcpy(whole_.data(), image, whole_.size());
-    image += whole_.size();
+    ring_.load(image);
+    image += ring_.save_bytes();
     for_each_run(n_tokens, [&](size_t at, size_t n) {
       std::memcpy(codes_.data() + at, image, n);
       image += n;
@@ -247,67 +232,12 @@ class CsrCache final : public KvCache {
   }
 
  private:
-  size_t heads() const { return static_cast<size_t>(shape_.n_kv_heads); }
   size_t dim() const { return static_cast<size_t>(shape_.head_dim); }
   static size_t panels(int n_tokens) { return static_cast<size_t>((n_tokens + 15) / 16); }
   uint64_t code_bytes(int n_tokens) const {
     uint64_t bytes = 0;
     for (const SidePlan& side : plan_->sides) bytes += panels(n_tokens) * side.panel_bytes;
     return bytes;
-  }
-
-  // ---- whole tokens: for each layer and head a ring of keys and values, and the sinks ----
-
-  // Keys of a block, side by side: less the mean they are scales [dim / 32, token] * levels [dim, token].
-  struct WholeKeys {
-    int8_t* levels;
-    uint16_t* scales;
-  };
-  struct Whole {
-    float* sink_keys;        // [kSinks, dim]
-    int8_t* keys;            // [kRingBlocks, dim, kKvBlock]
-    int8_t* values;          // [kRingTokens, dim]
-    int8_t* sink_values;     // [kSinks, dim]
-    uint16_t* key_scales;    // [kRingBlocks, dim / 32, kKvBlock]
-    uint16_t* value_scales;  // [kRingTokens, dim / 32]
-    uint16_t* sink_scales;   // [kSinks, dim / 32]
-
-    WholeKeys block_keys(int block, size_t dim) const {
-      const auto first = static_cast<size_t>(block % kRingBlocks) * kKvBlock;
-      return {keys + first * dim, key_scales + first * dim / 32};
-    }
-  };
-  size_t whole_token_bytes() const { return 2 * (dim() + dim() / 16); }
-  size_t sink_bytes() const { return kSinks * (dim() * sizeof(float) + dim() + dim() / 16); }
-  size_t whole_bytes() const { return kRingTokens * whole_token_bytes() + sink_bytes(); }
-  Whole whole_of(int layer, int head) const {
-    auto* at = const_cast<std::byte*>(whole_.data()) +
-               (static_cast<size_t>(layer) * heads() + static_cast<size_t>(head)) * whole_bytes();
-    Whole w;
-    w.sink_keys = reinterpret_cast<float*>(at);
-    w.keys = reinterpret_cast<int8_t*>(w.sink_keys + kSinks * dim());
-    w.values = w.keys + kRingTokens * dim();
-    w.sink_values = w.values + kRingTokens * dim();
-    w.key_scales = reinterpret_cast<uint16_t*>(w.sink_values + kSinks * dim());
-    w.value_scales = w.key_scales + kRingTokens * dim() / 32;
-    w.sink_scales = w.value_scales + kRingTokens * dim() / 32;
-    return w;
-  }
-
-  void put_whole_key(const WholeKeys& keys, size_t token, const float* x) const {
-    int8_t q[kMaxCodedDim];
-    float scale[kMaxCodedDim / 32];
-    ActSum sum[kMaxCodedDim / 32];
-    kernels().quantize_blocks(x, dim(), q, scale, sum);
-    for (size_t i = 0; i < dim(); ++i) keys.levels[i * kKvBlock + token] = q[i];
-    for (size_t i = 0; i < dim() / 32; ++i) keys.scales[i * kKvBlock + token] = f32_to_f16(scale[i]);
-  }
-  void put_whole_value(int8_t* values, uint16_t* scales, int slot, const float* y) const {
-    float scale[kMaxCodedDim / 32];
-    ActSum sum[kMaxCodedDim / 32];
-    const auto token = static_cast<size_t>(slot);
-    kernels().quantize_blocks(y, dim(), values + token * dim(), scale, sum);
-    kernels().to_f16(scale, dim() / 32, scales + token * dim() / 32);
   }
 
   struct Prepared;
@@ -320,30 +250,10 @@ class CsrCache final : public KvCache {
     for (; n_cols > 0; n_cols -= kTurnCols, ++turned, scores += kTurnCols * kKvBlock)
       mean_.scores(layer, block, *turned, static_cast<size_t>(std::min(n_cols, int{kTurnCols})), scores);
   }
-  // Of the first n_tokens of a block, what they are beside the mean, for n_cols <= kScoreTile columns.
-  void add_whole_scores(const WholeKeys& keys, int n_tokens, const float* q, int n_cols,
-                        float* scores) const {
-    const size_t n_panels = static_cast<size_t>(n_tokens + 15) / 16, n = static_cast<size_t>(n_cols);
-    if (n == 0) return;
-    alignas(64) float products[kScoreTile * kKvBlock];
-    for (size_t i = 0; i < dim() / 32; ++i) {
-      kernels().panel_s8({keys.levels + i * 32 * kKvBlock, kKvBlock, 16, n_panels, 32}, q + i * 32, dim(), n,
-                         products, kKvBlock, false);
-      for (size_t t = 0; t < 16 * n_panels; ++t) {
-        const float scale = f16_to_f32(keys.scales[i * kKvBlock + t]);
-        for (size_t c = 0; c < n; ++c) scores[c * kKvBlock + t] += products[c * kKvBlock + t] * scale;
-      }
-    }
-  }
-  void score_sinks(const Whole& whole, const float* q, float* scores) const {
-    for (size_t t = 0; t < kSinks; ++t) scores[t] = dot(q, whole.sink_keys + t * dim());
-  }
-
   // What is too little to count: a share of what the weights of the first and the newest tokens, which are
   // whole, sum to. All weights sum to no less, and so what is left out to no more than kNegligible of them.
   void find_negligible(int layer, int head, const KvQueries& queries, const Prepared& p) const {
     constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-    const Whole whole = whole_of(layer, head);
     const auto position_of = [&](int col) { return queries.first_position + col / queries.group; };
     alignas(64) float scores[kScoreTile * kKvBlock];
     TurnedMean::Turned turned[kScoreTile / kTurnCols];
@@ -363,14 +273,14 @@ class CsrCache final : public KvCache {
         max[c] = larger;
       };
       for (int c = 0; c < n; ++c) {
-        score_sinks(whole, q + static_cast<size_t>(c) * dim(), scores + c * kKvBlock);
+        ring_.score_sinks(layer, head, q + static_cast<size_t>(c) * dim(), scores + c * kKvBlock);
         add(c, std::min(kSinks, position_of(tile + c) + 1));
       }
       const int last_block = position_of(tile + n - 1) / kKvBlock;
       for (int block = std::max(0, position_of(tile) / kKvBlock - 1); block <= last_block; ++block) {
         turn(layer, block, p, tile, tile + n, turned);
         score_mean(layer, block, turned, n, scores);
-        add_whole_scores(whole.block_keys(block, dim()), kKvBlock, q, n, scores);
+        ring_.add_scores(layer, head, block, kKvBlock, q, n, scores);
         for (int c = 0; c < n; ++c) {
           const int position = position_of(tile + c);
           if (block >= position / kKvBlock - 1) add(c, std::min(kKvBlock, position + 1 - block * kKvBlock));
@@ -383,30 +293,6 @@ class CsrCache final : public KvCache {
       }
     }
   }
-  float dot(const float* a, const float* b) const {
-    float lanes[8] = {};
-    for (size_t i = 0; i < dim(); i += 8) {
-      for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-    }
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-  }
-
-  void add_whole(const int8_t* rows, const uint16_t* row_scales, int n_tokens, const float* weights,
-                 int n_cols, float* out, size_t width, float* scratch) const {
-    const size_t groups = dim() / 32;
-    for (size_t group = 0; group < groups; ++group) {
-      float scale[kKvBlock];
-      for (size_t t = 0; t < static_cast<size_t>(n_tokens); ++t)
-        scale[t] = f16_to_f32(row_scales[t * groups + group]);
-      for (size_t col = 0; col < static_cast<size_t>(n_cols); ++col) {
-        for (size_t t = 0; t < static_cast<size_t>(n_tokens); ++t)
-          scratch[col * kKvBlock + t] = weights[col * kKvBlock + t] * scale[t];
-      }
-      kernels().panel_s8({rows + group * 32, dim(), 16, 2, static_cast<size_t>(n_tokens)}, scratch, kKvBlock,
-                         static_cast<size_t>(n_cols), out + group * 32, width, true);
-    }
-  }
-
   // ---- codes: chunk after chunk, in each the sides of the plan, so that pages fill one after the other ----
 
   std::byte* panel_at(int layer, KvSide of, int head, int panel) const {
@@ -451,28 +337,47 @@ class CsrCache final : public KvCache {
     return sum / static_cast<float>(n);
   }
 
-  // Of y [dim], which becomes what the book leaves of it.
-  void put_codes(int layer, KvSide of, int head, int position, float* y) {
+  void code_block(int layer, KvSide of, int head, int block) {
     const SidePlan& side = plan_->side(layer, of, head);
     const LevelPlan& levels = plan_->levels_of(layer, of);
-    std::byte* panel = panel_at(layer, of, head, position / 16);
-    const int token = position % 16;
-    if (!side.book.empty()) {
-      const int entry = side.book.nearest(y);
-      panel[side.index_offset + static_cast<size_t>(token)] = static_cast<std::byte>(entry);
-      side.book.subtract(entry, y);
+    constexpr size_t kTile = kPathTokens;
+    const auto width = 4 * static_cast<size_t>(side.n_groups);
+    alignas(64) float x[kTile * kMaxCodedDim], y[kTile * kMaxCodedDim];
+    uint8_t codes[kTile * kMaxCodedDim];
+    for (int first = 0; first < kKvBlock; first += static_cast<int>(kTile)) {
+      if (of == KvSide::kKeys) {
+        ring_.keys(layer, head, block, first, kTile, x);
+        analyse(side, x, kTile, y);
+      } else {
+        ring_.values(layer, head, block, first, kTile, y);
+      }
+      std::byte* panel = panel_at(layer, of, head, (block * kKvBlock + first) / 16);
+      const int token = first % 16;
+      int entries[kTile];
+      if (!side.book.empty()) side.book.nearest(y, kTile, entries);
+      for (size_t t = 0; t < kTile; ++t) {
+        float* own = y + t * dim();
+        const int at = token + static_cast<int>(t);
+        if (!side.book.empty()) {
+          panel[side.index_offset + static_cast<size_t>(at)] = static_cast<std::byte>(entries[t]);
+          side.book.subtract(entries[t], own);
+        }
+        float inverse = 1;
+        if (of == KvSide::kValues && side.n_groups > 0) {
+          const int code = token_scale_code(mean_square(side, own));
+          auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[at / 2];
+          byte = static_cast<uint8_t>(at % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
+          inverse = 1 / token_scale(code);
+        }
+        for (size_t i = 0; i < width; ++i) x[t * width + i] = own[i] * inverse;
+      }
+      if (side.n_groups == 0) continue;
+      code_tokens(side, levels, x, codes);
+      for (size_t t = 0; t < kTile; ++t)
+        put_codes(side, panel, token + static_cast<int>(t), codes + t * width);
     }
-    if (side.n_groups == 0) return;
-    alignas(64) float scaled[kMaxCodedDim];
-    uint8_t codes[kMaxCodedDim];
-    if (of == KvSide::kValues) {
-      const int code = token_scale_code(mean_square(side, y));
-      auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[token / 2];
-      byte = static_cast<uint8_t>(token % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-      for (int i = 0; i < 4 * side.n_groups; ++i) scaled[i] = y[i] * (1 / token_scale(code));
-      y = scaled;
-    }
-    code_token(side, levels, y, codes);
+  }
+  static void put_codes(const SidePlan& side, std::byte* panel, int token, const uint8_t* codes) {
     uint32_t words[kMaxStreamWords + 1] = {};
     for (int i = 0, at = 0; i < 4 * side.n_groups; at += side.bits[static_cast<size_t>(i / 4)], ++i) {
       const uint64_t code = static_cast<uint64_t>(codes[i]) << at % 32;
@@ -586,22 +491,24 @@ class CsrCache final : public KvCache {
   }
 
   // y [n, dim] = x [n, dim] times a [dim, dim].
-  void transform(const std::vector<float>& a, const float* x, size_t n, float* y) const {
-    kernels().panel_f32({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
+  void transform(const std::vector<uint16_t>& a, const float* x, size_t n, float* y) const {
+    kernels().panel_f16({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
   }
-  // Coefficients y [dim] of x [dim].
-  void analyse(const SidePlan& side, const float* x, float* y) const {
-    kernels().panel_f16({side.analysis.data(), dim(), 16, dim() / 16, dim()}, x, dim(), 1, y, dim(), false);
-    for (size_t i = 0; i < side.scale.size(); ++i) y[i] *= side.scale[i];
+  // Coefficients y [n, dim] of x [n, dim].
+  void analyse(const SidePlan& side, const float* x, size_t n, float* y) const {
+    kernels().panel_f16({side.analysis.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
+    for (; n > 0; --n, y += dim()) {
+      for (size_t i = 0; i < side.scale.size(); ++i) y[i] *= side.scale[i];
+    }
   }
 
   std::shared_ptr<const CsrPlan> plan_;
   std::vector<size_t> code_origin_;  // of each side of the plan, in a chunk
   size_t chunk_bytes_ = 0;
   std::array<float, 16> scales_;  // of tokens' values, by code
-  Buffer codes_, whole_;
+  Buffer codes_;
+  CsrRing ring_;
   TurnedMean mean_;
-  std::atomic<int> slots_[kRingBlocks];  // the block that stands in each part of the ring
 };
 
 class CsrSource final : public KvSource {

@@ -54,34 +54,40 @@ int LevelPlan::even_code(int bits, float y) const {  // not a number becomes the
   return static_cast<int>(std::min(std::max(0.0f, places), largest));
 }
 
-void code_token(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes) {
-  float path_y[kMaxCodedDim], path_weights[kMaxCodedDim];
-  uint8_t path_bits[kMaxCodedDim], path_codes[kMaxCodedDim];
-  int places[kMaxCodedDim], after = 0;
-  for (int i = 4 * side.n_groups; i > 0;) {  // from the end, where a stream's windows begin
-    int n = 0;
+void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes) {
+  constexpr size_t kTokens = kPathTokens;
+  const auto width = 4 * static_cast<size_t>(side.n_groups);
+  float path_y[kMaxCodedDim * kTokens], path_weights[kMaxCodedDim];
+  uint8_t path_bits[kMaxCodedDim], path_codes[kMaxCodedDim * kTokens];
+  size_t places[kMaxCodedDim];
+  int after[kTokens] = {};
+  for (size_t i = width; i > 0;) {  // from the end, where a stream's windows begin
+    size_t n = 0;
     for (; i > 0; --i) {
-      const auto at = static_cast<size_t>(i - 1);
+      const size_t at = i - 1;
       const uint8_t bits = side.bits[at / 4];
-      codes[at] = 0;
       if (bits > kMaxLevelBits) break;
+      for (size_t t = 0; t < kTokens; ++t) codes[t * width + at] = 0;
       if (bits == 0) continue;
-      path_y[n] = y[at];
+      for (size_t t = 0; t < kTokens; ++t) path_y[n * kTokens + t] = y[t * width + at];
       path_weights[n] = side.weights[at];
       path_bits[n] = bits;
-      places[n++] = i - 1;
+      places[n++] = at;
     }
-    code_kernels().code_path(path_y, path_weights, path_bits, static_cast<size_t>(n), after,
-                             levels.levels.data(), path_codes);
-    for (int k = 0; k < n; ++k) {
-      codes[places[k]] = path_codes[k];
-      after = (after << path_bits[k] | path_codes[k]) % kWindows;
+    code_kernels().code_paths(path_y, path_weights, path_bits, n, after, levels.levels.data(), path_codes);
+    for (size_t k = 0; k < n; ++k) {
+      for (size_t t = 0; t < kTokens; ++t) {
+        const uint8_t code = path_codes[k * kTokens + t];
+        codes[t * width + places[k]] = code;
+        after[t] = (after[t] << path_bits[k] | code) % kWindows;
+      }
     }
-    if (i > 0) {
-      const int code = levels.even_code(side.bits[static_cast<size_t>(i - 1) / 4], y[i - 1]);
-      codes[i - 1] = static_cast<uint8_t>(code);
-      after = code % kWindows;
-      --i;
+    if (i == 0) break;
+    --i;
+    for (size_t t = 0; t < kTokens; ++t) {
+      const int code = levels.even_code(side.bits[i / 4], y[t * width + i]);
+      codes[t * width + i] = static_cast<uint8_t>(code);
+      after[t] = code % kWindows;
     }
   }
 }
@@ -133,7 +139,7 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     plan.weights.assign(weight.begin(), weight.begin() + 4 * plan.n_groups);
     plan.mean = basis.mean;
     for (const float x : transposed(basis.analysis, n)) plan.analysis.push_back(f32_to_f16(x));
-    plan.synthesis = keys ? synthesis : transposed(synthesis, n);
+    for (const float x : keys ? synthesis : transposed(synthesis, n)) plan.synthesis.push_back(f32_to_f16(x));
     for (const auto* of : {&basis.mean, &basis.analysis, &basis.spread, &basis.weight, &basis.book_scale})
       hash = fnv1a(std::as_bytes(std::span(*of)), hash);
     hash = fnv1a(std::as_bytes(std::span(basis.book)), hash);

@@ -24,8 +24,8 @@ struct SidePlan {
   std::vector<float> mean;         // [dim]
   std::vector<float> scale;        // [dim], coefficients are scale * analysis (x - mean); none: 1
   std::vector<uint16_t> analysis;  // [dim of x, atom], f16: panels of 16 atoms side by side
-  std::vector<float>
-      synthesis;  // keys [dim of x, atom], to turn queries; values [atom, dim of x], to restore
+  std::vector<uint16_t>
+      synthesis;  // keys [dim of x, atom], to turn queries; values [atom, dim of x], to restore; f16
 };
 
 // Quantisers of one layer, keys or values.
@@ -38,8 +38,9 @@ struct LevelPlan {
   int even_code(int bits, float y) const;  // of 6 and 8 bits
 };
 
-// Codes [4 n_groups] of a token's coefficients [4 n_groups]; of groups without bits 0.
-void code_token(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes);
+// Codes [kPathTokens, 4 n_groups] of tokens' coefficients y [kPathTokens, 4 n_groups]; of groups without bits
+// 0.
+void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes);
 
 struct CsrPlan {
   CsrPlan(const Dictionary& dictionary, double bits);

@@ -62,6 +62,12 @@ class KvCache {
   virtual void store_part(int layer, int head, int position, const float* k, const float* v) {
     (void)layer, (void)head, (void)position, (void)k, (void)v;
   }
+  // What else is due before rows at positions [first, last) are attended, for the keys (part 2 * head) or the
+  // values (and 1) of a head; once all earlier tokens are stored, from any thread, even while these are.
+  // store() does it itself.
+  virtual void settle(int layer, int part, int first, int last) {
+    (void)layer, (void)part, (void)first, (void)last;
+  }
 
   virtual size_t query_scratch_bytes(int n_cols) const = 0;
   virtual void prepare(int layer, int head, const KvQueries& queries) const = 0;
@@ -102,12 +108,12 @@ class KvCache {
     return true;
   }
 
-  // What add_values() accumulated, divided by the sum of the weights, sums [sum_width], as values, out
-  // [head_dim].
-  virtual void restore(int layer, int head, const float* sums, float* out) const {
-    (void)layer;
-    (void)head;
-    std::copy_n(sums, shape_.head_dim, out);
+  // What add_values() accumulated, divided by the sum of the weights, sums [n_cols, sum_width], as values,
+  // out [n_cols, head_dim].
+  virtual void restore(int layer, int head, const float* sums, int n_cols, float* out) const {
+    const auto width = static_cast<size_t>(sum_width(layer, head));
+    for (; n_cols > 0; --n_cols, sums += width, out += shape_.head_dim)
+      std::copy_n(sums, shape_.head_dim, out);
   }
 
   // Bytes in use for n_tokens tokens, all layers.

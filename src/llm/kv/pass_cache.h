@@ -31,8 +31,8 @@ class PassCache : public KvCache {
   int max_rows_ahead() const override { return inner_->max_rows_ahead(); }
   bool can_rewind(int n_held, int n_past) const override { return inner_->can_rewind(n_held, n_past); }
   int sum_width(int layer, int head) const override { return inner_->sum_width(layer, head); }
-  void restore(int layer, int head, const float* sums, float* out) const override {
-    inner_->restore(layer, head, sums, out);
+  void restore(int layer, int head, const float* sums, int n_cols, float* out) const override {
+    inner_->restore(layer, head, sums, n_cols, out);
   }
   uint64_t bytes_used(int n) const override { return inner_->bytes_used(n); }
   uint64_t save_bytes(int n) const override { return inner_->save_bytes(n); }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 namespace frugal::llm {
 namespace {
@@ -31,27 +32,32 @@ void for_each_run(ChunkRange chunks, int n, F f) {
   }
 }
 
-// The next run's state within the parts; advances `at`.
-AttentionState part_state(float*& at, int n_cols, int width) {
-  const AttentionState state{at, at + n_cols, at + 2 * n_cols};
-  at += static_cast<size_t>(n_cols) * static_cast<size_t>(width + 2);
-  return state;
+// State number `run` within a tile's parts.
+AttentionState part_state(float* parts, int run, int n_cols, int width) {
+  float* at = parts + static_cast<size_t>(run) * static_cast<size_t>(n_cols * (width + 2));
+  return {at, at + n_cols, at + 2 * n_cols};
 }
 
 }  // namespace
 
 Result<AttentionScratch> AttentionScratch::allocate(const ModelConfig& config, int n_ctx, int n_threads) {
   AttentionScratch s;
-  // Of a member: queries, states of total, segment and part, a codec's form of the queries, scores.
+  // Of a member: queries, states of total, segment and part, a codec's form of the queries, scores, where
+  // finished values stand too.
   const auto threads = static_cast<size_t>(n_threads), n_chunks = static_cast<size_t>(n_ctx) / kKvChunk + 1;
   const size_t dim = padded_dim(config), n_cols = max_columns(config);
   s.member_stride_ = (n_cols * (dim * 4 + codec_floats(dim) + 3 * kMaxSumsBeyond + 6) +
-                      attention_scratch_floats(static_cast<int>(n_cols)) + 1023) /
+                      std::max(attention_scratch_floats(static_cast<int>(n_cols)), n_cols * dim) + 1023) /
                      1024 * 1024;
   FRUGAL_TRY(s.members_, Buffer::allocate(threads * s.member_stride_ * sizeof(float)));
   s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
   FRUGAL_TRY(s.parts_, Buffer::allocate(s.part_capacity_ * sizeof(float)));
   s.next_piece_ = std::make_unique<std::atomic<int>>(0);
+  s.prepared_ = std::vector<std::atomic<int>>(4 * threads);
+  s.shared_.resize(threads);
+  for (auto& list : s.shared_) list.reserve(s.prepared_.size());
+  s.query_stride_ = n_cols * (dim + codec_floats(dim));
+  FRUGAL_TRY(s.queries_, Buffer::allocate(s.prepared_.size() * s.query_stride_ * sizeof(float)));
   return s;
 }
 
@@ -64,7 +70,8 @@ BatchAttention::BatchAttention(TeamMember member, const ModelConfig& config, std
       q_stride_(q_stride),
       out_(out),
       s_(scratch),
-      t_(tile_scratch()) {}
+      t_(tile_scratch()),
+      shared_(scratch.shared_[static_cast<size_t>(member.idx)]) {}
 
 BatchAttention::TileScratch BatchAttention::tile_scratch() const {
   const size_t dim = padded_dim(config_), width = dim + kMaxSumsBeyond, n_cols = max_columns(config_);
@@ -106,7 +113,8 @@ void BatchAttention::deal_tiles() {
   int tile_idx = 0;
   for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
     if (tile_idx++ % member_.size != member_.idx) return;
-    const KvQueries queries = gather(span, tile, first_row);
+    const KvQueries queries = queries_at(tile, t_.q, t_.codec);
+    gather(span, tile, first_row, queries);
     bool begun = false;
     for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
       attend_chunks(tile, queries, first, last, begun ? t_.segment : t_.total);
@@ -118,40 +126,73 @@ void BatchAttention::deal_tiles() {
 }
 
 // Few tiles: members take runs of `length` chunks, segments or single ones, as they get done, then merge
-// those of each tile, a share of its columns each.
+// those of each tile, a share of its columns each. The first run of every tile comes first, so that several
+// tiles' queries are prepared at once.
 void BatchAttention::share_runs(int length) {
-  float *const parts = s_.parts_.as<float>(), *part = parts;
-  int piece = 0, mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
+  shared_.clear();
+  float* parts = s_.parts_.as<float>();
+  int longest = 0;
   for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-    bool gathered = false;
-    KvQueries queries;
-    for_each_run(visible_chunks(tile), length, [&](int first, int last) {
-      const AttentionState state = part_state(part, tile.n_rows * tile.group, width_of(tile));
-      if (piece++ != mine) return;
-      if (!gathered) queries = gather(span, tile, first_row);
-      gathered = true;
-      attend_chunks(tile, queries, first, last, state);
-      mine = s_.next_piece_->fetch_add(1, std::memory_order_relaxed);
-    });
+    const ChunkRange chunks = visible_chunks(tile);
+    const int n_runs = (chunks.last - 1) / length - chunks.first / length + 1;
+    float* q = s_.queries_.as<float>() + shared_.size() * s_.query_stride_;
+    auto* codec = reinterpret_cast<std::byte*>(q + max_columns(config_) * padded_dim(config_));
+    shared_.push_back({&span, tile, first_row, n_runs, chunks, parts, queries_at(tile, q, codec)});
+    parts += static_cast<size_t>(n_runs * tile.n_rows * tile.group * (width_of(tile) + 2));
+    longest = std::max(longest, n_runs);
   });
+  const auto take = [&] { return s_.next_piece_->fetch_add(1, std::memory_order_relaxed); };
+  int piece = 0, mine = take();
+  for (int run = 0; run < longest; ++run) {
+    for (size_t i = 0; i < shared_.size(); ++i) {
+      const auto& of = shared_[i];
+      if (run >= of.n_runs || piece++ != mine) continue;
+      prepare_once(i);
+      const int place = of.chunks.first / length + run;  // of the run among all
+      attend_chunks(of.tile, of.queries, std::max(of.chunks.first, place * length),
+                    std::min(of.chunks.last, (place + 1) * length),
+                    part_state(of.parts, run, of.queries.n_cols, width_of(of.tile)));
+      mine = take();
+    }
+  }
   member_.barrier();
-  if (member_.idx == 0) s_.next_piece_->store(0, std::memory_order_relaxed);  // for after the next barrier
-  part = parts;
-  for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
-    const int n_cols = tile.n_rows * tile.group, width = width_of(tile);
-    const auto share = member_.share(static_cast<size_t>(n_cols));
-    const int begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
+  if (member_.idx == 0) {  // for after the next barrier
+    s_.next_piece_->store(0, std::memory_order_relaxed);
+    for (size_t i = 0; i < shared_.size(); ++i) s_.prepared_[i].store(0, std::memory_order_relaxed);
+  }
+  for (const auto& of : shared_) {
+    const int n_cols = of.queries.n_cols, width = width_of(of.tile);
+    // Shares in turn, as those of few columns are not equal.
+    const int turn = (member_.idx + of.tile.kv_head) % member_.size;
+    const int begin = n_cols * turn / member_.size, end = n_cols * (turn + 1) / member_.size;
     clear_state(t_.total, begin, end, width);
-    for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
+    int run = 0;
+    for_each_run(of.chunks, kSegmentChunks, [&](int first, int last) {
       const bool merged = length == kSegmentChunks || last - first == 1;
       if (!merged) clear_state(t_.segment, begin, end, width);
       for_each_run({first, last}, length, [&](int, int) {
-        merge_state(merged ? t_.total : t_.segment, part_state(part, n_cols, width), begin, end, width);
+        merge_state(merged ? t_.total : t_.segment, part_state(of.parts, run++, n_cols, width), begin, end,
+                    width);
       });
       if (!merged) merge_state(t_.total, t_.segment, begin, end, width);
     });
-    finish(span, tile, first_row, t_.total, begin, end);
-  });
+    finish(*of.span, of.tile, of.first_row, t_.total, begin, end);
+  }
+}
+
+// The queries of a shared tile are prepared by who wants them first; others wait.
+void BatchAttention::prepare_once(size_t idx) const {
+  enum : int { kNot, kBegun, kDone };
+  std::atomic<int>& state = s_.prepared_[idx];
+  int found = kNot;
+  if (state.compare_exchange_strong(found, kBegun, std::memory_order_acquire)) {
+    const auto& of = shared_[idx];
+    gather(*of.span, of.tile, of.first_row, of.queries);
+    state.store(kDone, std::memory_order_release);
+  }
+  for (int spins = 0; state.load(std::memory_order_acquire) != kDone; ++spins) {
+    if (spins > 1000) std::this_thread::yield();
+  }
 }
 
 // Calls f(span, tile, first_row) for every tile of the call's rows, in a fixed order.
@@ -175,11 +216,16 @@ void BatchAttention::for_each_tile(F f) const {
   }
 }
 
+KvQueries BatchAttention::queries_at(const AttentionTile& tile, float* q, std::byte* codec) const {
+  return {tile.n_rows * tile.group, q, codec, tile.first_position, tile.group, tile.window};
+}
+
 // The queries of a tile, gathered to [col, padded_dim] and prepared for the cache's codec.
-KvQueries BatchAttention::gather(const BatchSpan& span, const AttentionTile& tile, int first_row) const {
+void BatchAttention::gather(const BatchSpan& span, const AttentionTile& tile, int first_row,
+                            const KvQueries& queries) const {
   const auto head_dim = static_cast<size_t>(config_.head_dim);
   const size_t dim = padded_dim(config_);
-  float* to = t_.q;
+  auto* to = const_cast<float*>(queries.q);
   for (int row = 0; row < tile.n_rows; ++row) {
     const float* q = q_ + static_cast<size_t>(span.first_row + first_row + row) * q_stride_;
     for (int head = 0; head < tile.group; ++head, to += dim) {
@@ -188,10 +234,7 @@ KvQueries BatchAttention::gather(const BatchSpan& span, const AttentionTile& til
       std::fill(to + head_dim, to + dim, 0.0f);
     }
   }
-  const KvQueries queries{tile.n_rows * tile.group, t_.q,       t_.codec,
-                          tile.first_position,      tile.group, tile.window};
   tile.cache->prepare(tile.layer, tile.kv_head, queries);
-  return queries;
 }
 
 void BatchAttention::attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
@@ -206,10 +249,12 @@ void BatchAttention::attend_chunks(const AttentionTile& tile, const KvQueries& q
 // Writes a tile's finished columns [first, last) to their rows of the result.
 void BatchAttention::finish(const BatchSpan& span, const AttentionTile& tile, int first_row,
                             const AttentionState& state, int first, int last) const {
-  for (int col = first; col < last; ++col) {
+  const float* values = t_.scores;
+  finish_columns(tile, state, first, last, t_.scores);
+  for (int col = first; col < last; ++col, values += config_.head_dim) {
     const int row = col / tile.group, head = tile.kv_head * tile.group + col % tile.group;
-    float* to = out_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim;
-    finish_column(tile, state, col, to);
+    std::copy_n(values, config_.head_dim,
+                out_.row(static_cast<size_t>(span.first_row + first_row + row)) + head * config_.head_dim);
   }
 }
 

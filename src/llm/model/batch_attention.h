@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/team.h"
 #include "llm/kv/attention.h"
@@ -28,10 +29,23 @@ class AttentionScratch {
 
  private:
   friend class BatchAttention;
-  Buffer members_;                                // of each: gathered queries, states, scores
-  Buffer parts_;                                  // states of segments or chunks computed apart
-  std::unique_ptr<std::atomic<int>> next_piece_;  // of those, the next that no member has taken
-  size_t member_stride_ = 0, part_capacity_ = 0;  // floats
+  // A tile that members share; its runs of chunks are computed apart.
+  struct SharedTile {
+    const BatchSpan* span;
+    AttentionTile tile;
+    int first_row, n_runs;
+    ChunkRange chunks;
+    float* parts;  // states of the runs
+    KvQueries queries;
+  };
+  Buffer members_;  // of each: gathered queries, states, scores
+  // Of tiles that members share: states of segments or chunks computed apart, the next of them that no member
+  // has taken, and the prepared queries, with how far preparing them is.
+  Buffer parts_, queries_;
+  std::unique_ptr<std::atomic<int>> next_piece_;
+  std::vector<std::atomic<int>> prepared_;
+  std::vector<std::vector<SharedTile>> shared_;                      // as each member lists them
+  size_t member_stride_ = 0, part_capacity_ = 0, query_stride_ = 0;  // floats
 };
 
 // One member's part in it.
@@ -57,7 +71,10 @@ class BatchAttention {
   TileScratch tile_scratch() const;
   template <typename F>
   void for_each_tile(F f) const;
-  KvQueries gather(const BatchSpan& span, const AttentionTile& tile, int first_row) const;
+  KvQueries queries_at(const AttentionTile& tile, float* q, std::byte* codec) const;
+  void gather(const BatchSpan& span, const AttentionTile& tile, int first_row,
+              const KvQueries& queries) const;
+  void prepare_once(size_t idx) const;
   void attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
                      const AttentionState& into) const;
   void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
@@ -73,6 +90,7 @@ class BatchAttention {
   Activations& out_;
   AttentionScratch& s_;
   TileScratch t_;
+  std::vector<AttentionScratch::SharedTile>& shared_;
   int layer_ = 0, begin_ = 0, end_ = 0;  // of the call
 };
 

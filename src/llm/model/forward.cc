@@ -210,11 +210,22 @@ class ForwardPass {
         }
         if (rows_in_piece(span) > 0) at += n_parts;
       }
+      if (apart) settle(layer_idx);
       member_.barrier();
       end_of(ForwardStep::kStoreKv);
       if (attends) attention_.run(layer_idx, piece_.begin, piece_.end);
       member_.barrier();
       end_of(ForwardStep::kAttention);
+    }
+  }
+  // What the caches have to do before the piece is attended: dealt out in turn.
+  void settle(int layer_idx) {
+    int at = 0;
+    for (const BatchSpan& span : batch_.spans) {
+      const int first = span.first_position + piece_.begin, n = rows_in_piece(span);
+      for (int part = 0; n > 0 && part < 2 * config_.n_kv_heads; ++part) {
+        if (at++ % member_.size == member_.idx) span.cache->settle(layer_idx, part, first, first + n);
+      }
     }
   }
   int rows_in_piece(const BatchSpan& span) const {

@@ -191,6 +191,27 @@ TEST(Codes, EverySetFindsTheBestPath) {
       set->code_path(y.data(), weights.data(), bits.data(), n, after, levels.data(), codes.data());
       if (first.empty()) first = codes;
       EXPECT_EQ(codes, first) << name;
+      // Side by side with other tokens, each is coded as alone.
+      std::vector<float> side_by_side(n * kPathTokens);
+      int afters[kPathTokens];
+      for (size_t t = 0; t < kPathTokens; ++t) {
+        afters[t] = (after + static_cast<int>(t)) % kWindows;
+        for (size_t i = 0; i < n; ++i)
+          side_by_side[i * kPathTokens + t] = y[i] + 0.3f * static_cast<float>(t);
+      }
+      std::vector<uint8_t> together(n * kPathTokens);
+      set->code_paths(side_by_side.data(), weights.data(), bits.data(), n, afters, levels.data(),
+                      together.data());
+      for (size_t t = 0; t < kPathTokens; ++t) {
+        std::vector<float> own;
+        std::vector<uint8_t> alone(n), of;
+        for (size_t i = 0; i < n; ++i) {
+          own.push_back(side_by_side[i * kPathTokens + t]);
+          of.push_back(together[i * kPathTokens + t]);
+        }
+        set->code_path(own.data(), weights.data(), bits.data(), n, afters[t], levels.data(), alone.data());
+        EXPECT_EQ(of, alone) << name;
+      }
       if (n == 4) {
         EXPECT_NEAR(cost_of(codes), least, 1e-5) << name;  // floats: 4 sums of about 1
       }

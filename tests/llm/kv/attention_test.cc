@@ -55,8 +55,7 @@ class Filled {
       merge_state(total, part, 0, n_cols, dim);
     }
     std::vector<float> out(n * static_cast<size_t>(setting_.head_dim));
-    for (int col = 0; col < n_cols; ++col)
-      finish_column(tile, total, col, &out[static_cast<size_t>(col * setting_.head_dim)]);
+    finish_columns(tile, total, 0, n_cols, out.data());
     return out;
   }
 
