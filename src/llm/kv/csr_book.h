@@ -22,6 +22,9 @@ class CodeBook {
   CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale, const std::vector<float>& weights);
 
   bool empty() const { return scale_.empty(); }
+  // Its bytes, to be asked for ahead.
+  const std::byte* data() const { return panels_.data(); }
+  size_t size() const { return panels_.size(); }
   static constexpr size_t kMaxCols = 4;
   // The entries of least weighted squared error to each of y [n, dim], n <= kMaxCols, as far as integers
   // tell.

@@ -141,7 +141,10 @@ class CsrCache final : public KvCache {
       const int end = std::min(n_cols, tile + kScoreTile);
       turn(layer, block, p, tile, end, turned);
       for (int i = 0; i < n_blocks; ++i) {
-        if (tile == 0 && n_whole[i] < n_cols) prefetch_block(layer, KvSide::kKeys, head, block + i + 2);
+        if (tile == 0 && n_whole[i] < n_cols) {
+          prefetch_block(layer, KvSide::kKeys, head, block + i + 2);
+          prefetch_restoring(plan_->side(layer, KvSide::kValues, head), block + i);
+        }
         const int middle = std::clamp(n_whole[i], tile, end);
         float* rows = scores + static_cast<size_t>(i) * stride + static_cast<size_t>(tile) * kKvBlock;
         score_mean(layer, block + i, turned, end - tile, rows);
@@ -323,6 +326,20 @@ class CsrCache final : public KvCache {
     const std::byte* at = panel_at(layer, of, head, block * 4);
     const size_t n = 4 * plan_->side(layer, of, head).panel_bytes;
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i, 0, 2);
+  }
+
+  // And a part of what restore() is going to read, which is not at hand after a pass over the layers'
+  // weights.
+  [[gnu::always_inline]] static void prefetch_restoring(const SidePlan& side, int block) {
+    constexpr size_t kParts = 32;
+    const auto part = static_cast<size_t>(block) % kParts;
+    const auto ask = [&](const void* first, size_t n) __attribute__((always_inline)) {
+      const auto* at = static_cast<const std::byte*>(first);
+      for (size_t i = n / kParts * part; i < n / kParts * (part + 1); i += 64)
+        __builtin_prefetch(at + i, 0, 2);
+    };
+    ask(side.synthesis.data(), side.synthesis.size() * sizeof(uint16_t));
+    ask(side.book.data(), side.book.size());
   }
 
   // Of the coefficients that have bits.
