@@ -85,7 +85,9 @@ class CsrCache final : public KvCache {
   }
   void settle(int layer, int part, int first, int last) override {
     for (int block = (first + kKvBlock - 1) / kKvBlock; block * kKvBlock < last; ++block) {
-      if (block >= 2) code_block(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2);
+      // Where tokens were taken back it may have been coded, and have left the ring, before.
+      if (block >= 2 && ring_.holds(block - 2))
+        code_block(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2);
     }
   }
 

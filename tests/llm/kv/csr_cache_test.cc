@@ -363,6 +363,26 @@ TEST(CsrCache, SaysWhatItCanTakeBack) {
   EXPECT_TRUE(cache.can_rewind(kTokens, 0));
 }
 
+// Tokens are taken back to the start of a block and come again: the block that has left the ring since is not
+// coded anew from what stands there now.
+TEST(CsrCache, GoesOnFromWhatWasTakenBack) {
+  const Filled straight(2, 2);
+  const auto cache = straight.source->make({1, kHeads, kDim, kTokens}).value();
+  const auto store = [&](int first, int last) {
+    for (int t = first; t < last; ++t) {
+      const auto at = static_cast<size_t>(t);
+      cache->store(0, t, straight.keys[at].data(), straight.values[at].data());
+    }
+  };
+  store(0, 5 * kKvBlock + 3);
+  ASSERT_TRUE(cache->can_rewind(5 * kKvBlock + 3, 4 * kKvBlock));
+  store(4 * kKvBlock, kTokens);
+  std::vector<std::byte> a(cache->save_bytes(kTokens)), b(a.size());
+  cache->save(kTokens, a.data());
+  straight.cache->save(kTokens, b.data());
+  EXPECT_TRUE(a == b);
+}
+
 TEST(CsrCache, SavesAndLoads) {
   const Filled f(1, 1.5);
   std::vector<std::byte> image(f.cache->save_bytes(kTokens)), again(image.size());
