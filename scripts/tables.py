@@ -47,6 +47,23 @@ def shown(value):
     return f"{value:.3g}"
 
 
+def worst_of_contract(rows):
+    """Without the better ones of rows of a contract ("decode_8000 (decode at depth 8000, f16)") that several runs made, of one type each."""
+    def contract(row):
+        match = re.match(r"([a-z]+_[a-z0-9_]+) \([^)]*?(, cache of [^,)]*)?(,[^)]*)?\)$", row["name"])
+        return match and match.groups()[:2]
+
+    def badness(row):
+        return row["ours"] if row["name"].startswith("verify") else -row["ratio"]
+
+    worst = {}
+    for row in rows:
+        key = contract(row)
+        if key and (key not in worst or badness(row) > badness(worst[key])):
+            worst[key] = row
+    return [row for row in rows if not contract(row) or worst[contract(row)] is row]
+
+
 def table(spec):
     pattern, *conditions = [part.strip() for part in spec.split(";")]
     files = sorted((ROOT / "bench" / "results").glob(pattern))
@@ -54,14 +71,19 @@ def table(spec):
     for condition in conditions:
         key, _, wanted = condition.partition("=")
         rows = [row for row in rows if re.search(wanted, str(row.get(key, "")))]
+    rows = worst_of_contract(rows)
     if not rows:
         return "No results are kept for this table yet.\n"
-    lines = ["| | model | frugal | peer | unit | ratio | spread | peer is |", "|---|---|---|---|---|---|---|---|"]
+    bounded = any("ratio at the bound" in row for row in rows)  # by what the machine reads or multiplies
+    heads = ["", "model", "frugal", "peer", "unit", "ratio", "spread", "peer is"] + bounded * ["of bound", "ratio at bound"]
+    lines = ["|" + "".join(f" {head} |" if head else " |" for head in heads), "|" + "---|" * len(heads)]
     for row in rows:
         ratio = "" if row.get("ratio") in (None, 0) else f"**{row['ratio']:.2f}**"
-        lines.append(
-            f"| {row['name']} | {row.get('model', '')} | {shown(row['ours'])} | {shown(row.get('peer'))} | {row['unit']} | {ratio} | "
-            f"{100 * row['spread']:.1f} % | {row.get('peer_name') or ''} |")
+        line = (f"| {row['name']} | {row.get('model', '')} | {shown(row['ours'])} | {shown(row.get('peer'))} | {row['unit']} | {ratio} | "
+                f"{100 * row['spread']:.1f} % | {row.get('peer_name') or ''} |")
+        if bounded:
+            line += f" {row['of bound, %']:.0f} % | {row['ratio at the bound']:.2f} |" if "ratio at the bound" in row else " | |"
+        lines.append(line)
     told = sorted({f"{row['cpu']}{' (' + row['isa'] + ')' if row.get('isa') else ''}, {row.get('threads', '?')} threads, commit {row['commit']}, {row['date'][:10]}: "
                    f"`{row['command']}`" for row in rows})
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in told) + "\n"

@@ -34,52 +34,32 @@ Result<double> seconds_each(Step step, Undo undo) {
   return total / kStepsTimed;
 }
 
-Result<std::vector<std::unique_ptr<Peer>>> open_peers(const WidthBench& bench, int n_ctx, int n_sequences) {
-  std::vector<std::unique_ptr<Peer>> peers;
+// Steps of every width, ours and each peer's in turn, `reps` times: [runner][width][rep] seconds.
+using Times = std::vector<std::vector<std::vector<double>>>;
+
+}  // namespace
+
+Result<std::vector<NamedPeer>> open_peers(const std::string& model, int n_threads, int n_ctx, int n_sequences,
+                                          const std::string& cache) {
+  std::vector<NamedPeer> peers;
   for (const FlashAttention flash : {FlashAttention::kOff, FlashAttention::kOn}) {
     llm::peer::PeerOptions options;
-    options.n_threads = bench.n_threads;
+    options.n_threads = n_threads;
     options.n_ctx = n_ctx;
     options.n_sequences = n_sequences;
     options.flash_attention = flash;
-    options.cache = bench.peer_cache;
-    if (llm::peer::needs_flash_attention(options.cache) && flash == FlashAttention::kOff) continue;
-    FRUGAL_TRY(auto peer, Peer::load(bench.model, options));
-    peers.push_back(std::move(peer));
+    options.cache = cache;
+    if (llm::peer::needs_flash_attention(cache) && flash == FlashAttention::kOff) continue;
+    FRUGAL_TRY(auto peer, Peer::load(model, options));
+    peers.push_back({strf("llama.cpp, flash attention %s", flash == FlashAttention::kOn ? "on" : "off"),
+                     std::move(peer)});
   }
   return peers;
 }
 
-const char* peer_name(const WidthBench& bench, size_t idx) {
-  return llm::peer::needs_flash_attention(bench.peer_cache) || idx == 1 ? "llama.cpp, flash attention on"
-                                                                        : "llama.cpp, flash attention off";
-}
-
-Result<LoadedEngine> open_engine(const WidthBench& bench, int n_ctx, bool profile = false) {
-  EngineFlags flags;
-  flags.profile = profile;
-  flags.threads = bench.n_threads;
-  flags.ctx = n_ctx;
-  flags.kv = std::string(llm::kv_format_name(bench.kv));
-  return load_engine(ModelFlags{bench.model}, flags, false);
-}
-
-// Steps of every width, ours and each peer's in turn, `reps` times: [runner][width][rep] seconds.
-using Times = std::vector<std::vector<std::vector<double>>>;
-
-Status bench_depth(const WidthBench& bench, int depth, std::span<const Token> tokens, llm::Engine& engine,
-                   llm::SequenceId sequence, const std::vector<std::unique_ptr<Peer>>& peers,
-                   std::vector<BenchRow>* rows) {
-  const auto missing = [&](int n_past) {  // what both hold is always the beginning of `tokens`
-    return tokens.first(static_cast<size_t>(depth)).subspan(static_cast<size_t>(std::min(n_past, depth)));
-  };
-  FRUGAL_TRY_STATUS(engine.truncate(sequence, std::min(engine.n_past(sequence), depth)));
-  if (const auto rest = missing(engine.n_past(sequence)); !rest.empty())
-    FRUGAL_TRY_STATUS(engine.prefill(sequence, rest));
-  for (const auto& peer : peers) {
-    peer->truncate(depth);
-    if (const auto rest = missing(peer->n_past()); !rest.empty()) FRUGAL_TRY_STATUS(peer->forward(rest));
-  }
+Status bench_verify(const WidthBench& bench, int depth, std::span<const Token> tokens, llm::Engine& engine,
+                    llm::SequenceId sequence, const std::vector<NamedPeer>& peers,
+                    std::vector<BenchRow>* rows) {
   std::vector<int> widths = {1};
   widths.insert(widths.end(), bench.widths.begin(), bench.widths.end());
   Times times(peers.size() + 1, std::vector<std::vector<double>>(widths.size()));
@@ -96,11 +76,12 @@ Status bench_depth(const WidthBench& bench, int depth, std::span<const Token> to
       for (size_t p = 0; p < peers.size(); ++p) {
         FRUGAL_TRY(
             const double theirs,
-            seconds_each([&] { return peers[p]->forward_all(window, [](size_t, std::span<const float>) {}); },
-                         [&]() -> Status {
-                           peers[p]->truncate(depth);
-                           return {};
-                         }));
+            seconds_each(
+                [&] { return peers[p].peer->forward_all(window, [](size_t, std::span<const float>) {}); },
+                [&]() -> Status {
+                  peers[p].peer->truncate(depth);
+                  return {};
+                }));
         if (rep >= 0) times[p + 1][w].push_back(theirs);
       }
     }
@@ -117,7 +98,7 @@ Status bench_depth(const WidthBench& bench, int depth, std::span<const Token> to
       if (median(times[p][w]) < median(times[best][w])) best = p;
     }
     BenchRow row = bench_row(strf("verify of %d tokens at depth %d", widths[w], depth), "steps",
-                             Better::kLower, in_steps(0), in_steps(best), peer_name(bench, best - 1));
+                             Better::kLower, in_steps(0), in_steps(best), peers[best - 1].name);
     row.more.emplace_back("ours, ms", 1e3 * median(times[0][w]));
     row.more.emplace_back("ours, one token, ms", 1e3 * median(times[0][0]));
     row.more.emplace_back("peer, ms", 1e3 * median(times[best][w]));
@@ -136,14 +117,14 @@ Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::
   options.max_sequences = n;
   FRUGAL_TRY(const auto model, llm::Model::load(bench.model));
   FRUGAL_TRY(const auto engine, llm::Engine::create(model, options));
-  FRUGAL_TRY(const auto peers, open_peers(bench, n_ctx * n, n));
+  FRUGAL_TRY(const auto peers, open_peers(bench.model, bench.n_threads, n_ctx * n, n, bench.peer_cache));
   std::vector<llm::BatchItem> items;
   std::vector<Token> next;
   for (int i = 0; i < n; ++i) {
     const auto prompt = tokens.subspan(static_cast<size_t>(i), kPrompt);
     FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
     FRUGAL_TRY_STATUS(engine->prefill(sequence, prompt));
-    for (const auto& peer : peers) FRUGAL_TRY_STATUS(peer->prefill_sequence(i, prompt));
+    for (const NamedPeer& peer : peers) FRUGAL_TRY_STATUS(peer.peer->prefill_sequence(i, prompt));
     items.push_back({sequence, tokens.subspan(static_cast<size_t>(i + kPrompt), 1), llm::LogitRows::kLast});
     next.push_back(items.back().tokens[0]);
   }
@@ -153,7 +134,8 @@ Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::
     FRUGAL_TRY(const double ours, seconds_each([&] { return engine->forward(items); }, nothing));
     if (rep >= 0) speeds[0].push_back(n / ours);
     for (size_t p = 0; p < peers.size(); ++p) {
-      FRUGAL_TRY(const double theirs, seconds_each([&] { return peers[p]->step_sequences(next); }, nothing));
+      FRUGAL_TRY(const double theirs,
+                 seconds_each([&] { return peers[p].peer->step_sequences(next); }, nothing));
       if (rep >= 0) speeds[p + 1].push_back(n / theirs);
     }
   }
@@ -162,32 +144,20 @@ Status bench_batch(const WidthBench& bench, std::span<const Token> tokens, std::
     if (median(speeds[p]) > median(speeds[best])) best = p;
   }
   rows->push_back(bench_row(strf("batch of %d sequences", n), "tokens/s", Better::kHigher, speeds[0],
-                            speeds[best], peer_name(bench, best - 1)));
+                            speeds[best], peers[best - 1].name));
   return {};
-}
-
-}  // namespace
-
-Status bench_widths(const WidthBench& bench, std::span<const Token> tokens, std::vector<BenchRow>* rows) {
-  int deepest = 0;
-  for (const int depth : bench.depths) deepest = std::max(deepest, depth);
-  if (deepest > 0 && !bench.widths.empty()) {
-    const int n_ctx = (deepest + 64 + 255) / 256 * 256;
-    FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, n_ctx));
-    FRUGAL_TRY(const llm::SequenceId sequence, loaded.engine->open_sequence());
-    FRUGAL_TRY(const auto peers, open_peers(bench, n_ctx, 1));
-    for (const int depth : bench.depths) {
-      FRUGAL_TRY_STATUS(bench_depth(bench, depth, tokens, *loaded.engine, sequence, peers, rows));
-    }
-  }
-  return bench.n_sequences > 0 ? bench_batch(bench, tokens, rows) : Status{};
 }
 
 Status bench_profile(const WidthBench& bench, std::span<const Token> tokens, double bandwidth,
                      std::vector<BenchRow>* rows) {
   int deepest = 0;
   for (const int depth : bench.depths) deepest = std::max(deepest, depth);
-  FRUGAL_TRY(const LoadedEngine loaded, open_engine(bench, (deepest + 64 + 255) / 256 * 256, true));
+  EngineFlags flags;
+  flags.profile = true;
+  flags.threads = bench.n_threads;
+  flags.ctx = (deepest + 64 + 255) / 256 * 256;
+  flags.kv = std::string(llm::kv_format_name(bench.kv));
+  FRUGAL_TRY(const LoadedEngine loaded, load_engine(ModelFlags{bench.model}, flags, false));
   llm::Engine& engine = *loaded.engine;
   FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
   std::vector<int> widths = {1};

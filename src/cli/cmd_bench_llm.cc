@@ -29,7 +29,6 @@ namespace frugal::cli {
 namespace {
 
 using llm::Token;
-using llm::peer::FlashAttention;
 using llm::peer::Peer;
 
 struct BenchFlags {
@@ -43,8 +42,8 @@ struct BenchFlags {
 };
 
 struct Case {
-  enum Kind { kPrefill, kDecode } kind;
-  int size;  // tokens of the prefill, or depth of the decode
+  enum Kind { kPrefill, kDecode, kVerify } kind;
+  int size;  // tokens of the prefill, or depth
   std::string name() const {
     return kind == kPrefill ? strf("prefill of %d tokens", size) : strf("decode at depth %d", size);
   }
@@ -92,19 +91,17 @@ class OurRunner final : public Runner {
 
 class PeerRunner final : public Runner {
  public:
-  PeerRunner(std::unique_ptr<Peer> peer, std::string label)
-      : name(std::move(label)), peer_(std::move(peer)) {}
+  explicit PeerRunner(Peer& peer) : peer_(peer) {}
   Status rewind(int n_past) override {
-    peer_->truncate(n_past);
+    peer_.truncate(n_past);
     return {};
   }
-  Status forward(std::span<const Token> tokens) override { return peer_->forward(tokens); }
-  int n_past() const override { return peer_->n_past(); }
-  std::span<const float> logits() const override { return peer_->logits(); }
-  const std::string name;
+  Status forward(std::span<const Token> tokens) override { return peer_.forward(tokens); }
+  int n_past() const override { return peer_.n_past(); }
+  std::span<const float> logits() const override { return peer_.logits(); }
 
  private:
-  std::unique_ptr<Peer> peer_;
+  Peer& peer_;
 };
 
 // Holds the first `n` tokens and no more.
@@ -115,8 +112,12 @@ Status fill(Runner& runner, std::span<const Token> tokens, int n) {
                   : Status{};
 }
 
-// Tokens per second of one repetition. Before a decode, one token more goes unread by the clock: it finds the
-// caches full of the other engine's data, and may find its threads still awake.
+constexpr int kWarmUpTokens = 256;
+// Before a decode, one token more goes unread by the clock: it finds the caches full of the other engine's
+// data, and may find its threads still awake.
+constexpr int kUntimedTokens = 1;
+
+// Tokens per second of one repetition.
 Result<double> time_case(Runner& runner, const Case& bench, std::span<const Token> tokens,
                          int decode_tokens) {
   if (interrupted()) return Error{ErrorCode::kCancelled, "interrupted"};
@@ -127,7 +128,7 @@ Result<double> time_case(Runner& runner, const Case& bench, std::span<const Toke
     FRUGAL_TRY_STATUS(runner.forward(tokens.first(size)));
     return static_cast<double>(size) / (wall_seconds() - begin);
   }
-  FRUGAL_TRY_STATUS(runner.forward(tokens.subspan(size, 1)));
+  FRUGAL_TRY_STATUS(runner.forward(tokens.subspan(size, kUntimedTokens)));
   FRUGAL_TRY_STATUS(runner.rewind(bench.size));
   const double begin = wall_seconds();
   for (size_t i = 0; i < static_cast<size_t>(decode_tokens); ++i) {
@@ -167,29 +168,12 @@ constexpr double kLargestDistance = 0.1;
 struct Session {
   const BenchFlags& flags;
   std::string model_path;
-  std::vector<Case> cases;
+  std::vector<Case> cases = {};
   int n_ctx = 0;
+  WidthBench widths = {};
   double bandwidth = 0;  // bytes per second
   double products = 0;   // multiply-adds per second
 };
-
-// The peers: llama.cpp in this process with flash attention off and on. Its default, auto, is one of the two.
-Result<std::vector<std::unique_ptr<PeerRunner>>> open_peers(const Session& session, int n_threads,
-                                                            const std::string& cache) {
-  std::vector<std::unique_ptr<PeerRunner>> peers;
-  for (const FlashAttention flash : {FlashAttention::kOff, FlashAttention::kOn}) {
-    llm::peer::PeerOptions options;
-    options.n_threads = n_threads;
-    options.n_ctx = session.n_ctx;
-    options.flash_attention = flash;
-    options.cache = cache;
-    if (llm::peer::needs_flash_attention(cache) && flash == FlashAttention::kOff) continue;
-    FRUGAL_TRY(auto peer, Peer::load(session.model_path, options));
-    peers.push_back(std::make_unique<PeerRunner>(
-        std::move(peer), strf("llama.cpp, flash attention %s", flash == FlashAttention::kOn ? "on" : "off")));
-  }
-  return peers;
-}
 
 // All speed rows of one thread count.
 Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, double* done, double total,
@@ -204,35 +188,49 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
   llm::Engine& engine = *loaded.engine;
   FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
   OurRunner ours(engine, sequence);
-  FRUGAL_TRY(const auto peers, open_peers(session, engine.options().n_threads, peer_cache(flags)));
+  FRUGAL_TRY(const auto opened,
+             open_peers(session.model_path, engine.options().n_threads, session.n_ctx, 1, peer_cache(flags)));
+  std::vector<PeerRunner> peers;
+  for (const NamedPeer& peer : opened) peers.emplace_back(*peer.peer);
   const std::vector<Token> tokens = bench_tokens(*loaded.model, static_cast<size_t>(session.n_ctx));
   FRUGAL_TRY(std::vector<Token> text, loaded.model->tokenizer().encode(kCheckText, true, false));
   text.resize(std::min(text.size(), static_cast<size_t>(session.n_ctx)));
-  for (const auto& peer : peers) {
-    FRUGAL_TRY(const double distance, mean_distance(ours, *peer, text));
+  for (size_t i = 0; i < peers.size(); ++i) {
+    FRUGAL_TRY(const double distance, mean_distance(ours, peers[i], text));
     if (!(distance < kLargestDistance)) {
       return {ErrorCode::kCorrupt, strf("our answers are %.3g nats from those of %s: nothing is timed",
-                                        distance, peer->name.c_str())};
+                                        distance, opened[i].name.c_str())};
     }
   }
   const std::string suffix = flags.threads.size() > 1 ? strf(", %d threads", engine.options().n_threads) : "";
   for (const Case& bench : session.cases) {
-    if (bench.kind == Case::kDecode) {  // fill both caches up to the depth, once
+    if (bench.kind != Case::kPrefill) {  // fill the caches up to the depth, once
       FRUGAL_TRY_STATUS(fill(ours, tokens, bench.size));
-      for (const auto& peer : peers) FRUGAL_TRY_STATUS(fill(*peer, tokens, bench.size));
+      for (PeerRunner& peer : peers) FRUGAL_TRY_STATUS(fill(peer, tokens, bench.size));
+    }
+    if (bench.kind == Case::kVerify) {
+      if (n_threads == flags.threads[0]) {
+        FRUGAL_TRY_STATUS(bench_verify(session.widths, bench.size, tokens, engine, sequence, opened, rows));
+      }
+      bar.update(*done += flags.reps + 1, total);
+      continue;
     }
     std::vector<double> our_speeds;
     std::vector<std::vector<double>> peer_speeds(peers.size());
     std::vector<double> tool_speeds;
     double bytes_per_token = 0, flops_per_token = 0;
-    for (int rep = -1; rep < flags.reps; ++rep) {  // the first is a warm-up
+    // Of this minute: the rate of a machine that is shared changes by a third.
+    double bandwidth = bench.kind == Case::kDecode ? read_bandwidth(engine.options().n_threads) : 0;
+    for (int rep = -1; rep < flags.reps; ++rep) {
+      Case timed = bench;  // the first is a warm-up, for which part of a prompt will do
+      if (rep < 0 && bench.kind == Case::kPrefill) timed.size = std::min(bench.size, kWarmUpTokens);
       const double bytes_before = engine.usage().bytes_moved, flops_before = engine.usage().flops;
-      FRUGAL_TRY(const double speed, time_case(ours, bench, tokens, flags.decode_tokens));
-      bytes_per_token = (engine.usage().bytes_moved - bytes_before) / flags.decode_tokens;
+      FRUGAL_TRY(const double speed, time_case(ours, timed, tokens, flags.decode_tokens));
+      bytes_per_token = (engine.usage().bytes_moved - bytes_before) / (flags.decode_tokens + kUntimedTokens);
       flops_per_token = (engine.usage().flops - flops_before) / std::max(1, bench.size);
       if (rep >= 0) our_speeds.push_back(speed);
       for (size_t i = 0; i < peers.size(); ++i) {
-        FRUGAL_TRY(const double theirs, time_case(*peers[i], bench, tokens, flags.decode_tokens));
+        FRUGAL_TRY(const double theirs, time_case(peers[i], timed, tokens, flags.decode_tokens));
         if (rep >= 0) peer_speeds[i].push_back(theirs);
       }
       if (rep >= 0 && !flags.llama_bench.empty()) {
@@ -257,18 +255,21 @@ Status bench_speed(const Session& session, int n_threads, ProgressBar& bar, doub
         bench_row(bench.name() + suffix, "tokens/s", Better::kHigher, our_speeds,
                   tool_is_best ? tool_speeds : peer_speeds[best],
                   tool_is_best ? "llama-bench (llama.cpp as it builds itself), its better flash attention"
-                               : peers[best]->name);
-    for (size_t i = 0; i < peers.size(); ++i) row.more.emplace_back(peers[i]->name, median(peer_speeds[i]));
+                               : opened[best].name);
+    for (size_t i = 0; i < peers.size(); ++i) row.more.emplace_back(opened[i].name, median(peer_speeds[i]));
     if (!tool_speeds.empty()) row.more.emplace_back("llama-bench", median(tool_speeds));
-    if (bench.kind == Case::kDecode && bytes_per_token > 0 && session.bandwidth > 0) {
+    double bound = 0;  // tokens/s
+    if (bench.kind == Case::kPrefill) {
+      bound = 2 * session.products / flops_per_token;
+    } else {
+      bandwidth = std::max(bandwidth, read_bandwidth(engine.options().n_threads));
+      bound = bandwidth / bytes_per_token;
       row.more.emplace_back("MB/token", bytes_per_token / 1e6);
-      row.more.emplace_back("bound", session.bandwidth / bytes_per_token);  // tokens/s
-      row.more.emplace_back("of bound, %", 100 * row.ours * bytes_per_token / session.bandwidth);
+      row.more.emplace_back("GB/s of this machine", bandwidth / 1e9);
     }
-    if (bench.kind == Case::kPrefill && session.products > 0) {
-      row.more.emplace_back("bound", 2 * session.products / flops_per_token);
-      row.more.emplace_back("of bound, %", 100 * row.ours * flops_per_token / (2 * session.products));
-    }
+    row.more.emplace_back("bound", bound);
+    row.more.emplace_back("of bound, %", 100 * row.ours / bound);
+    row.more.emplace_back("ratio at the bound", bound / *row.peer);
     rows->push_back(std::move(row));
   }
   return {};
@@ -324,8 +325,8 @@ Status bench_memory(const Session& session, int n_threads, std::vector<BenchRow>
                options.n_threads = n_threads;
                options.n_ctx = session.n_ctx;
                options.cache = peer_cache(session.flags);
-               FRUGAL_TRY(auto loaded, Peer::load(session.model_path, options));
-               PeerRunner runner(std::move(loaded), "");
+               FRUGAL_TRY(const auto loaded, Peer::load(session.model_path, options));
+               PeerRunner runner(*loaded);
                return drive(runner, tokens);
              }));
   std::error_code ignored;
@@ -378,20 +379,16 @@ Result<std::vector<BenchRow>> measure(Session& session) {
   ProgressBar bar("benching", "runs", !flags.json);
   double done = 0;
   const double total = static_cast<double>(session.cases.size() * flags.threads.size()) * (flags.reps + 1);
+  session.widths = {session.model_path, flags.verify_depths, flags.verify,        flags.sequences,
+                    flags.threads[0],   flags.reps,          llm::KvFormat::kF16, peer_cache(flags)};
+  FRUGAL_TRY(session.widths.kv, llm::parse_kv_format(flags.kv));
   for (const int count : flags.threads) {
     FRUGAL_TRY_STATUS(bench_speed(session, count, bar, &done, total, &rows));
   }
-  {
-    WidthBench widths{session.model_path, flags.verify_depths, flags.verify,        flags.sequences,
-                      flags.threads[0],   flags.reps,          llm::KvFormat::kF16, peer_cache(flags)};
-    FRUGAL_TRY(widths.kv, llm::parse_kv_format(flags.kv));
-    FRUGAL_TRY(const auto model, llm::Model::load(session.model_path));
-    int n_tokens = 256;
-    for (const int depth : flags.verify_depths) n_tokens = std::max(n_tokens, depth + 64);
-    const std::vector<Token> tokens = bench_tokens(*model, static_cast<size_t>(n_tokens));
-    FRUGAL_TRY_STATUS(bench_widths(widths, tokens, &rows));
-    if (flags.profile) FRUGAL_TRY_STATUS(bench_profile(widths, tokens, session.bandwidth, &rows));
-  }
+  FRUGAL_TRY(const auto model, llm::Model::load(session.model_path));
+  const std::vector<Token> tokens = bench_tokens(*model, static_cast<size_t>(session.n_ctx));
+  if (flags.sequences > 0) FRUGAL_TRY_STATUS(bench_batch(session.widths, tokens, &rows));
+  if (flags.profile) FRUGAL_TRY_STATUS(bench_profile(session.widths, tokens, session.bandwidth, &rows));
   if (!flags.steady) FRUGAL_TRY_STATUS(bench_load(session, flags.threads[0], &rows));
   BenchRow bandwidth =
       bench_row("read bandwidth of this machine", "GB/s", Better::kHigher, {session.bandwidth / 1e9});
@@ -445,13 +442,21 @@ int run(BenchFlags flags) {
   if (const Status status = check(flags); !status.ok()) return fail(status.error());
   const auto path = resolve_model(flags.model.model);
   if (!path.ok()) return fail(path.error());
-  Session session{flags, *path, {}, 0, 0};
+  Session session{flags, *path};
   for (const int n : flags.prefill) {
     if (n > 0) session.cases.push_back({Case::kPrefill, n});
   }
   for (const int depth : flags.depths) session.cases.push_back({Case::kDecode, depth});
+  for (const int depth : flags.verify_depths) session.cases.push_back({Case::kVerify, depth});
+  // From the longest prompt on the engines only ever go back: reading 8,000 tokens takes a peer a minute.
+  std::stable_sort(session.cases.begin(), session.cases.end(), [](const Case& a, const Case& b) {
+    const bool prefills = a.kind == Case::kPrefill, others = b.kind == Case::kPrefill;
+    if (prefills != others) return prefills;
+    return prefills ? a.size < b.size : a.size > b.size;
+  });
   for (const Case& bench : session.cases) {
-    session.n_ctx = std::max(session.n_ctx, bench.size + flags.decode_tokens);
+    session.n_ctx =
+        std::max(session.n_ctx, bench.size + (bench.kind == Case::kVerify ? 64 : flags.decode_tokens));
   }
   session.n_ctx = std::max((session.n_ctx + 255) / 256 * 256, 256);  // llama.cpp rounds up to this anyway
 

@@ -46,8 +46,10 @@ struct KernelSet {
           [&]<int p>() { sum[p * kCols + c] = accumulate ? S::load(y + c * y_stride + p * 16) : S::zero(); });
     });
     for (size_t i = 0; i < k; ++i, w += k_stride, ++x, next += kStepBytes) {
+      // Into the second-level cache where memory is what is waited for: the first level has few lines under
+      // way.
       each<static_cast<int>((kStepBytes + 63) / 64)>(
-          [&]<int kLine>() { __builtin_prefetch(next + kLine * 64); });
+          [&]<int kLine>() { __builtin_prefetch(next + kLine * 64, 0, kCols < 8 ? 2 : 3); });
       Vf weights[kPanels];
       each<kPanels>([&]<int p>() { weights[p] = load_as_float(w + p * panel_stride); });
       each<kCols>([&]<int c>() {  // one broadcast for all panels: loads are as dear as products
@@ -333,7 +335,22 @@ struct KernelSet {
 
   // ---- activations ----
 
+  // Asks for the lines of what is about to be written, all at once: other processors still hold them from
+  // reading them last, and stores, which leave in order, would wait for one after the other. Only where there
+  // is an instruction for it: to ask for reading makes it worse.
+  template <typename T>
+  [[gnu::always_inline]] static void claim(T* to, size_t n) {
+#if defined(__PRFCHW__) || defined(__ARM_NEON)
+    for (size_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(to + i, 1);
+#else
+    (void)to, (void)n;
+#endif
+  }
+
   static void quantize_blocks(const float* x, size_t k, int8_t* q, float* scales, ActSum* sums) {
+    claim(q, k);
+    claim(scales, k / 32);
+    claim(sums, k / 32);
     for (size_t block = 0; block < k / 32; ++block) {
       const Vf low = S::load(x + block * 32), high = S::load(x + block * 32 + 16);
       const float largest = S::max_lanes(S::max(S::abs(low), S::abs(high)));
@@ -347,6 +364,8 @@ struct KernelSet {
   }
 
   static void quantize_super_blocks(const float* x, size_t k, int8_t* q, float* scales, int16_t* sums) {
+    claim(q, k);
+    claim(sums, k / 256 * kActSuperSums);
     for (size_t block = 0; block < k / 256; ++block, sums += kActSuperSums) {
       const float* xs = x + block * 256;
       Vf largest = S::abs(S::load(xs));

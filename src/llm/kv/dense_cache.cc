@@ -120,11 +120,9 @@ class FloatCache final : public KvCache {
   void score_chunk(int layer, int head, int block, int n_tokens, const KvQueries& queries, float* scores,
                    size_t stride) const override {
     for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, scores += stride) {
-      // What attention reads next: the keys of the next block, or after those of a chunk its values.
-      const T* next = ends_chunk(block) ? values_at(layer, head, block - kChunkBlocks + 1)
-                                        : keys_at(layer, head, next_block(block));
+      const T* wanted = next_after(layer, head, block, block % kChunkBlocks);
       const auto n_panels = size_t((std::min(n_tokens, kKvBlock) + 15) / 16);
-      product({keys_at(layer, head, block), 16, dim() * 16, n_panels, dim(), next}, queries.q, padded(),
+      product({keys_at(layer, head, block), 16, dim() * 16, n_panels, dim(), wanted}, queries.q, padded(),
               queries.n_cols, scores, kKvBlock, false);
     }
   }
@@ -132,10 +130,9 @@ class FloatCache final : public KvCache {
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
                   const float* weights, size_t stride, float* out, float*) const override {
     for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride) {
-      const T* next = ends_chunk(block) ? keys_at(layer, head, next_block(block))
-                                        : values_at(layer, head, next_block(block));
+      const T* wanted = next_after(layer, head, block, kChunkBlocks + block % kChunkBlocks);
       product({values_at(layer, head, block), padded(), 16, padded() / 16,
-               size_t(std::min(n_tokens, kKvBlock)), next},
+               size_t(std::min(n_tokens, kKvBlock)), wanted},
               weights, kKvBlock, queries.n_cols, out, padded(), true);
     }
   }
@@ -156,8 +153,14 @@ class FloatCache final : public KvCache {
   size_t heads() const { return size_t(shape_.n_kv_heads); }
   size_t dim() const { return size_t(shape_.head_dim); }
   size_t padded() const { return size_t(shape_.padded_dim()); }
-  static bool ends_chunk(int block) { return block % kChunkBlocks == kChunkBlocks - 1; }
-  int next_block(int block) const { return std::min(block + 1, shape_.max_blocks() - 1); }
+  // Attention reads a chunk's blocks of keys, those of values, and goes on to the next chunk. What it reads
+  // two blocks after the `i`th in this order, for the chunk of `block`.
+  const T* next_after(int layer, int head, int block, int i) const {
+    const int first = block / kChunkBlocks * kChunkBlocks, last = shape_.max_blocks() - 1, at = i + 2;
+    if (at < kChunkBlocks) return keys_at(layer, head, std::min(first + at, last));
+    if (at < 2 * kChunkBlocks) return values_at(layer, head, std::min(first + at - kChunkBlocks, last));
+    return keys_at(layer, head, std::min(first + at - kChunkBlocks, last));
+  }
   size_t key_bytes(size_t n_tokens) const { return (n_tokens + 15) / 16 * 16 * dim() * sizeof(T); }
   size_t value_bytes(size_t n_tokens) const { return n_tokens * padded() * sizeof(T); }
   T* keys_at(int layer, int head, int block) {

@@ -12,7 +12,8 @@ namespace {
 
 // Floats that a query's form for a codec may have.
 constexpr size_t codec_floats(size_t dim) { return 2 * dim + 256; }
-constexpr int kTileRows = 16;                      // query rows of an attention tile
+constexpr int kTileRows = 16;       // query rows of an attention tile
+constexpr int kNarrowColumns = 12;  // of a tile over few chunks: as many as the widest kernel takes at once
 constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
 constexpr int kSegmentChunks = 4;
 
@@ -91,8 +92,15 @@ BatchAttention::TileScratch BatchAttention::tile_scratch() const {
 }
 
 void BatchAttention::run(int layer, int begin, int end) {
-  layer_ = layer, begin_ = begin, end_ = end;
+  layer_ = layer, begin_ = begin, end_ = end, tile_rows_ = kTileRows;
   const auto size = static_cast<size_t>(member_.size);
+  // Few chunks cannot be shared evenly: rows are cut up too.
+  size_t n_chunks = 0;
+  for_each_tile([&](const BatchSpan&, const AttentionTile& tile, int) {
+    const ChunkRange chunks = visible_chunks(tile);
+    n_chunks += static_cast<size_t>(chunks.last - chunks.first);
+  });
+  if (size > 1 && n_chunks < 8 * size) tile_rows_ = std::max(1, kNarrowColumns / config_.group());
   size_t n_tiles = 0, n_segments = 0, n_floats[2] = {};  // of states of chunks, of segments
   for_each_tile([&](const BatchSpan&, const AttentionTile& tile, int) {
     ++n_tiles;
@@ -103,12 +111,15 @@ void BatchAttention::run(int layer, int begin, int end) {
       n_floats[1] += state;
     });
   });
+  const bool even = tile_rows_ < kTileRows && spans_.size() == 1 && n_tiles % size == 0;
   const bool segments = n_segments >= 4 * size;
-  if (n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_) return deal_tiles();
+  if (even || n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_)
+    return deal_tiles();
   share_runs(segments ? kSegmentChunks : 1);
 }
 
-// Many tiles: each is one member's. Later rows see more: dealing them out in turn balances the members.
+// Many tiles, or as many for each member: each is one member's. Later rows see more: dealing them out in turn
+// balances the members.
 void BatchAttention::deal_tiles() {
   int tile_idx = 0;
   for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
@@ -195,18 +206,21 @@ void BatchAttention::prepare_once(size_t idx) const {
   }
 }
 
-// Calls f(span, tile, first_row) for every tile of the call's rows, in a fixed order.
+// Calls f(span, tile, first_row) for every tile of the call's rows, in a fixed order. Tiles of a span are as
+// large as each other, but for the last.
 template <typename F>
 void BatchAttention::for_each_tile(F f) const {
   for (const BatchSpan& span : spans_) {
-    const int end = std::min(span.n_rows, end_);
-    for (int first_row = begin_; first_row < end; first_row += kTileRows) {
+    const int end = std::min(span.n_rows, end_), n_rows = end - begin_;
+    if (n_rows <= 0) continue;
+    const int n_tiles = (n_rows + tile_rows_ - 1) / tile_rows_, step = (n_rows + n_tiles - 1) / n_tiles;
+    for (int first_row = begin_; first_row < end; first_row += step) {
       for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
         AttentionTile tile;
         tile.cache = span.cache;
         tile.layer = layer_;
         tile.kv_head = kv_head;
-        tile.n_rows = std::min(kTileRows, end - first_row);
+        tile.n_rows = std::min(step, end - first_row);
         tile.group = config_.group();
         tile.first_position = span.first_position + first_row;
         tile.window = config_.window_of(layer_);

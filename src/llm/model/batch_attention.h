@@ -91,7 +91,7 @@ class BatchAttention {
   AttentionScratch& s_;
   TileScratch t_;
   std::vector<AttentionScratch::SharedTile>& shared_;
-  int layer_ = 0, begin_ = 0, end_ = 0;  // of the call
+  int layer_ = 0, begin_ = 0, end_ = 0, tile_rows_ = 0;  // of the call
 };
 
 }  // namespace frugal::llm
