@@ -57,7 +57,7 @@ class CsrCache final : public KvCache {
   bool can_rewind(int n_held, int n_past) const override {
     if (n_past == n_held || n_past == 0) return true;
     for (int b = std::max(0, n_past / kKvBlock - 1); b <= (n_past - 1) / kKvBlock; ++b) {
-      if (!ring_.holds(b)) return false;
+      if (!ring_.holds(0, b)) return false;
     }
     return true;
   }
@@ -69,7 +69,7 @@ class CsrCache final : public KvCache {
   }
   bool stores_parts() const override { return true; }
   void store_part(int layer, int head, int position, const float* k, const float* v) override {
-    ring_.enter(position / kKvBlock);
+    ring_.enter(layer, position / kKvBlock);
     alignas(64) float x[kMaxCodedDim], y[kMaxCodedDim];
     if (k != nullptr) {
       mean_.at(layer, plan_->side(layer, KvSide::kKeys, head).mean.data(), position, x);
@@ -86,7 +86,7 @@ class CsrCache final : public KvCache {
   void settle(int layer, int part, int first, int last) override {
     for (int block = (first + kKvBlock - 1) / kKvBlock; block * kKvBlock < last; ++block) {
       // Where tokens were taken back it may have been coded, and have left the ring, before.
-      if (block >= 2 && ring_.holds(block - 2))
+      if (block >= 2 && ring_.holds(layer, block - 2))
         code_block(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2);
     }
   }

@@ -22,6 +22,8 @@ Status CsrRing::reserve(const KvShape& shape) {
   n_layers_ = static_cast<size_t>(shape.n_layers);
   n_heads_ = static_cast<size_t>(shape.n_kv_heads);
   dim_ = static_cast<size_t>(shape.head_dim);
+  slots_ = std::vector<std::atomic<int>>(n_layers_ * kBlocks);
+  for (auto& of : slots_) of.store(-1, std::memory_order_relaxed);
   FRUGAL_TRY(tokens_, Buffer::allocate(n_layers_ * n_heads_ * head_bytes()));
   return {};
 }
@@ -143,14 +145,14 @@ uint64_t CsrRing::bytes_used(int n_tokens) const {
 
 void CsrRing::save(std::byte* image) const {
   int32_t slots[4] = {};
-  for (int i = 0; i < kBlocks; ++i) slots[i] = slots_[i].load(std::memory_order_relaxed);
+  for (int i = 0; i < kBlocks; ++i) slots[i] = slot(0, i).load(std::memory_order_relaxed);
   std::memcpy(image, slots, sizeof slots);
   std::memcpy(image + sizeof slots, tokens_.data(), tokens_.size());
 }
 void CsrRing::load(const std::byte* image) {
   int32_t slots[4];
   std::memcpy(slots, image, sizeof slots);
-  for (int i = 0; i < kBlocks; ++i) slots_[i].store(slots[i], std::memory_order_relaxed);
+  for (size_t i = 0; i < slots_.size(); ++i) slots_[i].store(slots[i % kBlocks], std::memory_order_relaxed);
   std::memcpy(tokens_.data(), image + sizeof slots, tokens_.size());
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <vector>
 
 #include "llm/kv/kv_cache.h"
 #include "llm/tensor/buffer.h"
@@ -20,9 +21,12 @@ class CsrRing {
 
   Status reserve(const KvShape& shape);
 
-  // Says that the tokens of a block are stored from now on, in place of those of kBlocks before.
-  void enter(int block) { slots_[block % kBlocks].store(block, std::memory_order_relaxed); }
-  bool holds(int block) const { return slots_[block % kBlocks].load(std::memory_order_relaxed) == block; }
+  // Says that a layer's tokens of a block are stored from now on, in place of those of kBlocks before. A pass
+  // may store several blocks of one layer before it comes to the next.
+  void enter(int layer, int block) { slot(layer, block).store(block, std::memory_order_relaxed); }
+  bool holds(int layer, int block) const {
+    return slot(layer, block).load(std::memory_order_relaxed) == block;
+  }
 
   // k and less_mean [dim]: the key, and it less the mean; y [dim]: the value's coefficients.
   void store_key(int layer, int head, int position, const float* k, const float* less_mean);
@@ -45,7 +49,7 @@ class CsrRing {
                  float* scratch) const;
 
   uint64_t bytes_used(int n_tokens) const;
-  // An image: which blocks stand in the ring, and the tokens.
+  // An image: which blocks stand in the ring, of all layers the same, and the tokens.
   uint64_t save_bytes() const { return 4 * sizeof(int32_t) + tokens_.size(); }
   void save(std::byte* image) const;
   void load(const std::byte* image);
@@ -71,7 +75,10 @@ class CsrRing {
 
   size_t n_heads_ = 0, n_layers_ = 0, dim_ = 0;
   Buffer tokens_;
-  std::atomic<int> slots_[kBlocks] = {-1, -1, -1};  // the block that stands in each part of the ring
+  std::atomic<int>& slot(int layer, int block) const {
+    return slots_[static_cast<size_t>(layer * kBlocks + block % kBlocks)];
+  }
+  mutable std::vector<std::atomic<int>> slots_;  // [n_layers, kBlocks]: the block that stands in each part
 };
 
 }  // namespace frugal::llm
