@@ -70,14 +70,8 @@ int run(int depth, const std::string& format_name, const char* dictionary_path, 
       for (int layer = 0; layer < kLayers; ++layer) {
         for (int head = 0; head < kHeads; ++head) {
           const AttentionTile tile{&cache, layer, head, n_rows, kGroup, depth, 0};
-          const int width = cache.sum_width(layer, head);
           cache.prepare(layer, head, queries);
-          clear_state(total, 0, n_cols, width);
-          const ChunkRange chunks = visible_chunks(tile);
-          for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
-            attend_chunk(tile, queries, chunk, part, scratch.data());
-            merge_state(total, part, 0, n_cols, width);
-          }
+          attend(tile, queries, visible_chunks(tile), total, part, scratch.data());
         }
       }
       best = std::min(best, wall_seconds() - begin);

@@ -35,6 +35,7 @@ inline constexpr int kWindowBits = 6, kWindows = 1 << kWindowBits, kTableBits = 
 inline constexpr size_t kTableBytes = (kTableBits + 1) * kWindows;
 inline constexpr size_t kPathTokens = 4;
 inline constexpr size_t kBookEntries = 256;  // an index is a byte
+inline constexpr size_t kBinCols = 4;        // columns whose sums by entry stand side by side
 inline constexpr float kProductMax = 32000;
 inline constexpr size_t kMaxGroups = 64;
 inline constexpr size_t kMaxStreamWords = kMaxGroups;  // of 32 bits: 8 a coefficient
@@ -145,10 +146,13 @@ struct CodeKernels {
   // indices are 16 bytes in each of four panels; tables [n_cols, kBookEntries].
   void (*add_products)(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
                        const float* scales, float* y, size_t y_stride);
-  // bins[c][e], e < kBookEntries, = the sum of w[c][t / 64 * w_stride + t % 64] over the tokens t whose index
-  // is e, from `first` to the end of n_blocks blocks, in their order.
+  // bins[c / kBinCols][e][c % kBinCols] += w[c][t / 64 * w_stride + t % 64] for the tokens t from `first` to
+  // the end of n_blocks blocks, in their order, e < kBookEntries being the token's index. Bins of columns
+  // that fill up the last kBinCols become anything.
   void (*add_to_bins)(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
-                      const float* const* w, size_t w_stride, size_t n_cols, float* const* bins);
+                      const float* const* w, size_t w_stride, size_t n_cols, float* bins);
+  // to[c][e] = bins[c / kBinCols][e][c % kBinCols].
+  void (*spread_bins)(const float* bins, size_t n_cols, float* const* to);
   // Factors of queries turned to the middles of blocks: with (c, s) the factors [2, n_pairs, kTurnCols] and
   // (C, S) the middles' cosines and sines [2, n_pairs, 4], a = cC + sS and b = sC - cS of each lane. Terms of
   // a polynomial: the sums over pairs from n_fast on of a (b in odd terms) times powers [n_pairs,

@@ -90,29 +90,23 @@ inline void add_products(const std::byte* indices, size_t stride, const int16_t*
   }
 }
 
-template <size_t kCols>
-inline void add_to_bins_of(const std::byte* indices, size_t stride, size_t first, size_t n_tokens,
-                           const float* const* w, size_t w_stride, float* const* bins) {
-  while (first < n_tokens) {
-    const std::byte* panel = indices + first / 16 * stride;
-    const size_t at = first / kCodeBlock * w_stride + first % kCodeBlock / 16 * 16;
-    for (size_t t = first % 16; t < 16; ++t, ++first) {
-      const auto entry = static_cast<size_t>(panel[t]);
-#pragma GCC unroll 3
-      for (size_t c = 0; c < kCols; ++c) bins[c][entry] += w[c][at + t];
-    }
+// See CodeKernels::add_to_bins.
+inline void add_to_bins(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
+                        const float* const* w, size_t w_stride, size_t n_cols, float* bins) {
+  for (; first < n_blocks * kCodeBlock; ++first) {
+    const auto entry = static_cast<size_t>(indices[first / 16 * stride + first % 16]);
+    const size_t at = first / kCodeBlock * w_stride + first % kCodeBlock;
+    for (size_t c = 0; c < n_cols; ++c)
+      bins[(c / kBinCols * kBookEntries + entry) * kBinCols + c % kBinCols] += w[c][at];
   }
 }
 
-// See CodeKernels::add_to_bins.
-inline void add_to_bins(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
-                        const float* const* w, size_t w_stride, size_t n_cols, float* const* bins) {
-  const size_t n_tokens = n_blocks * kCodeBlock;
-  for (size_t c = 0; c < n_cols; ++c) std::memset(bins[c], 0, kBookEntries * sizeof(float));
-  size_t c = 0;
-  for (; c + 3 <= n_cols; c += 3)
-    add_to_bins_of<3>(indices, stride, first, n_tokens, w + c, w_stride, bins + c);
-  for (; c < n_cols; ++c) add_to_bins_of<1>(indices, stride, first, n_tokens, w + c, w_stride, bins + c);
+// See CodeKernels::spread_bins.
+inline void spread_bins(const float* bins, size_t n_cols, float* const* to) {
+  for (size_t c = 0; c < n_cols; ++c) {
+    const float* from = bins + c / kBinCols * kBookEntries * kBinCols + c % kBinCols;
+    for (size_t e = 0; e < kBookEntries; ++e) to[c][e] = from[e * kBinCols];
+  }
 }
 
 // See CodeKernels::code_path. Viterbi's search: the state is the window, and a state's last 64 >> bits values

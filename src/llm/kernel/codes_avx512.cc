@@ -524,16 +524,14 @@ void add_products_512(const std::byte* indices, size_t stride, const int16_t* ta
 
 // Four columns side by side: one addition a token, whatever the number of columns.
 void add_to_bins_512(const std::byte* indices, size_t stride, size_t first, size_t n_blocks,
-                     const float* const* w, size_t w_stride, size_t n_cols, float* const* bins) {
-  constexpr size_t kTile = 4;
-  for (size_t c = 0; c < n_cols; c += kTile) {
-    const size_t n = n_cols - c < kTile ? n_cols - c : kTile;
-    alignas(64) float sums[kBookEntries * kTile], rows[16 * kTile];
-    for (size_t i = 0; i < kBookEntries * kTile; i += 16) _mm512_store_ps(sums + i, _mm512_setzero_ps());
+                     const float* const* w, size_t w_stride, size_t n_cols, float* bins) {
+  for (size_t c = 0; c < n_cols; c += kBinCols, bins += kBookEntries * kBinCols) {
+    const size_t n = n_cols - c < kBinCols ? n_cols - c : kBinCols;
+    alignas(64) float rows[16 * kBinCols];
     for (size_t at = first / 16 * 16; at < n_blocks * kCodeBlock; at += 16) {
-      __m512 of[kTile];
+      __m512 of[kBinCols];
 #pragma GCC unroll 4
-      for (size_t i = 0; i < kTile; ++i)
+      for (size_t i = 0; i < kBinCols; ++i)
         of[i] = _mm512_loadu_ps(w[c + (i < n ? i : 0)] + at / kCodeBlock * w_stride + at % kCodeBlock);
       const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(of[0], of[1])),
                     high01 = _mm512_castps_pd(_mm512_unpackhi_ps(of[0], of[1])),
@@ -548,19 +546,22 @@ void add_to_bins_512(const std::byte* indices, size_t stride, size_t first, size
 #pragma GCC unroll 16
       for (size_t t = 0; t < 16; ++t) {
         if (at + t < first) continue;
-        float* sum = sums + kTile * static_cast<size_t>(panel[t]);
+        float* sum = bins + kBinCols * static_cast<size_t>(panel[t]);
         _mm_store_ps(sum, _mm_add_ps(_mm_load_ps(sum), _mm_load_ps(rows + t % 4 * 16 + t / 4 * 4)));
       }
     }
-    const __m512i column = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
-    for (size_t i = 0; i < n; ++i) {
-      const __m512i own = _mm512_add_epi32(column, _mm512_set1_epi32(static_cast<int>(i)));
-      for (size_t e = 0; e < kBookEntries; e += 16) {
-        const float* from = sums + kTile * e;
-        const __m512 low = _mm512_permutex2var_ps(_mm512_load_ps(from), own, _mm512_load_ps(from + 16));
-        const __m512 high = _mm512_permutex2var_ps(_mm512_load_ps(from + 32), own, _mm512_load_ps(from + 48));
-        _mm512_storeu_ps(bins[c + i] + e, _mm512_shuffle_f32x4(low, high, 0x44));
-      }
+  }
+}
+
+void spread_bins_512(const float* bins, size_t n_cols, float* const* to) {
+  const __m512i column = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+  for (size_t c = 0; c < n_cols; ++c) {
+    const __m512i own = _mm512_add_epi32(column, _mm512_set1_epi32(static_cast<int>(c % kBinCols)));
+    const float* from = bins + c / kBinCols * kBookEntries * kBinCols;
+    for (size_t e = 0; e < kBookEntries; e += 16, from += 16 * kBinCols) {
+      const __m512 low = _mm512_permutex2var_ps(_mm512_load_ps(from), own, _mm512_load_ps(from + 16));
+      const __m512 high = _mm512_permutex2var_ps(_mm512_load_ps(from + 32), own, _mm512_load_ps(from + 48));
+      _mm512_storeu_ps(to[c] + e, _mm512_shuffle_f32x4(low, high, 0x44));
     }
   }
 }
@@ -660,8 +661,8 @@ void code_paths_512(const float* y, const float* weights, const uint8_t* bits, s
 }  // namespace
 
 const CodeKernels kAvx512CodeKernels = {
-    "avx512",         dot_keys,        quantize_weights,  dot_values,
-    code_path_512,    code_paths_512,  expand_scales_512, quantize_products_512,
-    add_products_512, add_to_bins_512, turn_factors_512,  turned_scores_512};
+    "avx512",        dot_keys,          quantize_weights,      dot_values,       code_path_512,
+    code_paths_512,  expand_scales_512, quantize_products_512, add_products_512, add_to_bins_512,
+    spread_bins_512, turn_factors_512,  turned_scores_512};
 
 }  // namespace frugal::llm

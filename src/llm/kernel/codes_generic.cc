@@ -90,9 +90,9 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const C
   }
 }
 
-constexpr CodeKernels kGenericCodeKernels = {"generic",    dot_keys,    quantize_weights, dot_values,
-                                             code_path,    code_paths,  expand_scales,    quantize_products,
-                                             add_products, add_to_bins, turn_factors,     turned_scores};
+constexpr CodeKernels kGenericCodeKernels = {
+    "generic",         dot_keys,     quantize_weights, dot_values,  code_path,    code_paths,   expand_scales,
+    quantize_products, add_products, add_to_bins,      spread_bins, turn_factors, turned_scores};
 
 }  // namespace
 

@@ -78,6 +78,8 @@ template <typename T>
 using FloatPanelFn = void (*)(const FloatPanels<T>& panels, const float* x, size_t x_stride, size_t n_cols,
                               float* y, size_t y_stride, bool accumulate);
 
+inline constexpr size_t kPiecesSummed = 4;  // of a softmax
+
 struct Kernels {
   const char* name;  // "avx2"
   FloatPanelFn<float> panel_f32;
@@ -107,9 +109,9 @@ struct Kernels {
   // x[i] = exp(x[i]) for n a multiple of 16; exactly 1 at 0, exactly 0 below -87.
   void (*exp)(float* x, size_t n);
   // The numerators of a softmax over n_pieces pieces of 64 scores, which begin `stride` apart: writes
-  // exp(score - *max) in place, and sets *max and the *sum of what it wrote. Scores of -inf give exactly 0;
-  // one at least is finite.
-  void (*softmax)(float* scores, size_t stride, size_t n_pieces, float* max, float* sum);
+  // exp(score - *max) in place, and sets *max and, for each kPiecesSummed of them, the sum of what it wrote.
+  // Scores of -inf give exactly 0; one at least is finite.
+  void (*softmax)(float* scores, size_t stride, size_t n_pieces, float* max, float* sums);
   // y[i] = y[i] * keep + x[i] * take; n a multiple of 16.
   void (*blend)(float* y, const float* x, size_t n, float keep, float take);
   // Narrowing with round to nearest even; finite values beyond the range saturate instead of becoming

@@ -66,10 +66,7 @@ struct Simd {
     return {_mm512_mask_mov_ps(x.v, less, _mm512_setzero_ps())};
   }
   static Vf round(Vf x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  static Vf scale_by_power(Vf x, Vf n) {
-    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-    return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)))};
-  }
+  static Vf scale_by_power(Vf x, Vf n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   static float sum_lanes(Vf x) {
     const __m256 eight = _mm256_add_ps(lower(x.v), upper(x.v));
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -17,17 +17,18 @@ int first_visible(const AttentionTile& tile, int position) {
   return tile.window > 0 ? std::max(0, position - tile.window + 1) : 0;
 }
 
-// Tokens [begin, end) of a chunk that some row of the tile sees; begin is the start of a block.
+// Tokens [begin, end) of chunks that some row of the tile sees; begin is the start of a block.
 struct Tokens {
   int begin, end;
   int n_blocks() const { return (end - begin + kKvBlock - 1) / kKvBlock; }
 };
-Tokens visible_tokens(const AttentionTile& tile, int chunk) {
-  return {std::max(chunk * kKvChunk, first_visible(tile, tile.first_position) / kKvBlock * kKvBlock),
-          std::min((chunk + 1) * kKvChunk, tile.first_position + tile.n_rows)};
+Tokens visible_tokens(const AttentionTile& tile, ChunkRange chunks) {
+  return {std::max(chunks.first * kKvChunk, first_visible(tile, tile.first_position) / kKvBlock * kKvBlock),
+          std::min(chunks.last * kKvChunk, tile.first_position + tile.n_rows)};
 }
 
 constexpr int kBlocks = kKvChunk / kKvBlock;
+static_assert(kBlocks == kPiecesSummed);
 
 // Scores outside [from, to) of a column become -inf. Blocks of scores begin `stride` floats apart.
 void mask(float* scores, size_t stride, int n_blocks, int from, int to) {
@@ -42,7 +43,7 @@ void mask(float* scores, size_t stride, int n_blocks, int from, int to) {
 }  // namespace
 
 size_t attention_scratch_floats(int n_cols) {
-  return (kBlocks + 1) * static_cast<size_t>(n_cols) * kKvBlock;  // scores of a chunk, and add_values()'s own
+  return (kMaxSpan * kBlocks + 1) * static_cast<size_t>(n_cols) * kKvBlock;  // scores, and add_values()'s own
 }
 
 ChunkRange visible_chunks(const AttentionTile& tile) {
@@ -58,46 +59,72 @@ void clear_state(const AttentionState& state, int first, int last, int width) {
   std::memset(state.out + begin * dim, 0, n * dim * sizeof(float));
 }
 
-void attend_chunk(const AttentionTile& tile, const KvQueries& queries, int chunk, const AttentionState& state,
-                  float* scratch) {
+namespace {
+
+// Chunks of one span.
+void attend_span(const AttentionTile& tile, const KvQueries& queries, ChunkRange chunks,
+                 const AttentionState& state, float* scratch) {
   const KvCache& cache = *tile.cache;
   const int n_cols = queries.n_cols;
   const size_t stride = static_cast<size_t>(n_cols) * kKvBlock;  // from block to block of the scores
-  const Tokens tokens = visible_tokens(tile, chunk);
+  const Tokens tokens = visible_tokens(tile, chunks);
   const int n_blocks = tokens.n_blocks(), first_block = tokens.begin / kKvBlock;
   const auto width = static_cast<size_t>(cache.sum_width(tile.layer, tile.kv_head));
-  cache.score_chunk(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch,
-                    stride);
+  for (int begin = tokens.begin, end; begin < tokens.end; begin = end) {
+    end = std::min(tokens.end, (begin / kKvChunk + 1) * kKvChunk);
+    const int block = begin / kKvBlock;
+    cache.score_chunk(tile.layer, tile.kv_head, block, end - begin, queries,
+                      scratch + static_cast<size_t>(block - first_block) * stride, stride);
+  }
   const float* negligible = cache.negligible(queries);
   bool any = false;
   for (int col = 0; col < n_cols; ++col) {
     float* scores = scratch + static_cast<size_t>(col) * kKvBlock;
-    // The part of the chunk that this row sees: [from, to).
+    const auto zero = [&](int from, int to) {
+      for (int i = from; i < to; ++i) std::fill_n(scores + static_cast<size_t>(i) * stride, kKvBlock, 0.0f);
+    };
+    // The part of the span that this row sees: [from, to).
     const int position = tile.first_position + col / tile.group;
     const int from = std::max(first_visible(tile, position) - tokens.begin, 0);
     const int to = std::min(position + 1, tokens.end) - tokens.begin;
-    const auto leave_out = [&] {  // weights of zero, and a state as if the chunk showed nothing
-      for (int i = 0; i < n_blocks; ++i) std::fill_n(scores + i * stride, kKvBlock, 0.0f);
+    float sums[kMaxSpan] = {}, sum = 0;
+    if (from < to) {
+      if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
+      kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, sums);
+      const float least = negligible != nullptr ? std::exp(negligible[col] - state.max[col]) : 0.0f;
+      for (int i = 0; i * kBlocks < n_blocks; ++i) {
+        if (sums[i] < least) {
+          zero(i * kBlocks, std::min((i + 1) * kBlocks, n_blocks));
+        } else {
+          sum += sums[i];
+        }
+      }
+    } else {
+      zero(0, n_blocks);
+    }
+    if (sum == 0) {  // as if the span showed nothing
       clear_state(state, col, col + 1, static_cast<int>(width));
-    };
-    if (from >= to) {
-      leave_out();
       continue;
     }
-    if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
-    kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, state.sum + col);
-    // A sum is at least 1, of its largest weight.
-    if (negligible != nullptr && state.max[col] < negligible[col] &&
-        state.max[col] + std::log(state.sum[col]) < negligible[col]) {
-      leave_out();
-      continue;
-    }
+    state.sum[col] = sum;
     std::fill_n(state.out + static_cast<size_t>(col) * width, cache.shape().padded_dim(), 0.0f);
     any = true;
   }
   if (!any) return;
   cache.add_values(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch, stride,
-                   state.out, scratch + kBlocks * stride);
+                   state.out, scratch + kMaxSpan * kBlocks * stride);
+}
+
+}  // namespace
+
+void attend(const AttentionTile& tile, const KvQueries& queries, ChunkRange chunks,
+            const AttentionState& state, const AttentionState& part, float* scratch) {
+  const int span = tile.span(), width = tile.cache->sum_width(tile.layer, tile.kv_head);
+  for (int first = chunks.first, last; first < chunks.last; first = last) {
+    last = std::min(chunks.last, first + span);
+    attend_span(tile, queries, {first, last}, first == chunks.first ? state : part, scratch);
+    if (first != chunks.first) merge_state(state, part, 0, queries.n_cols, width);
+  }
 }
 
 void merge_state(const AttentionState& total, const AttentionState& part, int first, int last, int width) {

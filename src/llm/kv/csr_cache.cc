@@ -31,7 +31,8 @@ namespace {
 constexpr int kSinks = CsrRing::kSinks;
 constexpr int kScoreTile = CsrRing::kMaxScored;  // columns that are scored together
 constexpr float kNegligible = 0.01f;             // share of a query's weights that may be left out
-constexpr size_t kChunkPanels = kKvChunk / 16;
+constexpr int kSpanBlocks = kMaxSpan * kKvChunk / kKvBlock;
+constexpr size_t kSpanPanels = 4 * kSpanBlocks;
 static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
 class CsrCache final : public KvCache {
@@ -43,11 +44,11 @@ class CsrCache final : public KvCache {
 
   Status reserve() {
     for (const SidePlan& side : plan_->sides) {
-      code_origin_.push_back(chunk_bytes_);
-      chunk_bytes_ += kChunkPanels * side.panel_bytes;
+      code_origin_.push_back(span_bytes_);
+      span_bytes_ += kSpanPanels * side.panel_bytes;
     }
-    const size_t n_chunks = (panels(shape_.max_blocks() * kKvBlock) + kChunkPanels - 1) / kChunkPanels;
-    FRUGAL_TRY(codes_, Buffer::allocate(n_chunks * chunk_bytes_ + 64, Pages::kHuge));
+    const size_t n_spans = (panels(shape_.max_blocks() * kKvBlock) + kSpanPanels - 1) / kSpanPanels;
+    FRUGAL_TRY(codes_, Buffer::allocate(n_spans * span_bytes_ + 64, Pages::kHuge));
     FRUGAL_TRY_STATUS(ring_.reserve(shape_));
     mean_ = TurnedMean(*plan_, shape_.max_blocks());
     return {};
@@ -127,6 +128,7 @@ class CsrCache final : public KvCache {
     if (queries.window == 0) find_negligible(layer, head, queries, p);
   }
 
+  bool spans() const override { return true; }
   const float* negligible(const KvQueries& queries) const override {
     return queries.window > 0 ? nullptr : prepared(queries).negligible;
   }
@@ -166,7 +168,7 @@ class CsrCache final : public KvCache {
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
     const auto width = static_cast<size_t>(sum_width(layer, head));
     // Of the columns, those that see block i whole; never fewer than of the block before.
-    int n_whole[kKvChunk / kKvBlock] = {};
+    int n_whole[kSpanBlocks] = {};
     for (int i = 0; i < n_blocks; ++i) {
       n_whole[i] = queries.first_col_at((block + i + 2) * kKvBlock);
       if (n_whole[i] > 0) {
@@ -298,23 +300,23 @@ class CsrCache final : public KvCache {
       }
     }
   }
-  // ---- codes: chunk after chunk, in each the sides of the plan, so that pages fill one after the other ----
+  // ---- codes: span after span, in each the sides of the plan, so that pages fill one after the other ----
 
   std::byte* panel_at(int layer, KvSide of, int head, int panel) const {
     const size_t idx =
         static_cast<size_t>((layer * 2 + (of == KvSide::kValues ? 1 : 0)) * shape_.n_kv_heads + head);
     const auto at = static_cast<size_t>(panel);
-    return const_cast<std::byte*>(codes_.data()) + at / kChunkPanels * chunk_bytes_ + code_origin_[idx] +
-           at % kChunkPanels * plan_->sides[idx].panel_bytes;
+    return const_cast<std::byte*>(codes_.data()) + at / kSpanPanels * span_bytes_ + code_origin_[idx] +
+           at % kSpanPanels * plan_->sides[idx].panel_bytes;
   }
-  // Calls f(first byte, bytes) for the panels of the first n_tokens: side after side, in each chunk after
-  // chunk.
+  // Calls f(first byte, bytes) for the panels of the first n_tokens: side after side, in each span after
+  // span.
   template <typename F>
   void for_each_run(int n_tokens, F f) const {
     for (size_t side = 0; side < plan_->sides.size(); ++side) {
-      for (size_t chunk = 0, left = panels(n_tokens); left > 0; ++chunk) {
-        const size_t n = std::min(left, kChunkPanels);
-        f(chunk * chunk_bytes_ + code_origin_[side], n * plan_->sides[side].panel_bytes);
+      for (size_t span = 0, left = panels(n_tokens); left > 0; ++span) {
+        const size_t n = std::min(left, kSpanPanels);
+        f(span * span_bytes_ + code_origin_[side], n * plan_->sides[side].panel_bytes);
         left -= n;
       }
     }
@@ -423,52 +425,66 @@ class CsrCache final : public KvCache {
                             p.code_scales + from, scores, kKvBlock);
   }
 
-  // Of n_blocks coded blocks.
+  // Of n_blocks coded blocks of a span, chunk by chunk.
   void add_codes(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
                  int n_cols, float* out, size_t out_width) const {
     const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
+    constexpr int kTile = static_cast<int>(kMaxValueCols), kBlocks = kKvChunk / kKvBlock;
+    constexpr size_t kBinTiles = (kMaxValueCols + kBinCols - 1) / kBinCols;
+    alignas(64) float bins[kBinTiles * kBookEntries * kBinCols];
+    for (; n_cols > 0; n_cols -= kTile, weights += kTile * kKvBlock, out += kTile * out_width) {
+      const int n = std::min(n_cols, kTile);
+      if (!side.book.empty())
+        std::fill_n(bins, (static_cast<size_t>(n) + kBinCols - 1) / kBinCols * kBookEntries * kBinCols, 0.0f);
+      for (int i = 0; i < n_blocks; i += kBlocks) {
+        add_chunk(layer, head, block + i, static_cast<size_t>(std::min(kBlocks, n_blocks - i)),
+                  weights + static_cast<size_t>(i) * stride, stride, n, out, out_width, bins);
+      }
+      if (side.book.empty()) continue;
+      float* to[kTile];
+      for (int c = 0; c < n; ++c) to[c] = out + static_cast<size_t>(c) * out_width + dim();
+      code_kernels().spread_bins(bins, static_cast<size_t>(n), to);
+    }
+  }
+  // Of n blocks of a chunk, for up to kMaxValueCols columns; `bins` as add_to_bins() wants them.
+  void add_chunk(int layer, int head, int block, size_t n, const float* weights, size_t stride, int n_cols,
+                 float* out, size_t out_width, float* bins) const {
+    const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
     const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
     const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
-    const auto n = static_cast<size_t>(n_blocks);
+    const float *all[kMaxValueCols], *from[kMaxValueCols];
+    float* sums[kMaxValueCols];
+    size_t n_some = 0;  // columns that see something
+    for (int col = 0; col < n_cols; ++col) {
+      all[col] = weights + static_cast<size_t>(col) * kKvBlock;
+      if (nothing(all[col], stride, n)) continue;
+      from[n_some] = all[col];
+      sums[n_some++] = out + static_cast<size_t>(col) * out_width;
+    }
+    if (n_some == 0) return;
+    if (!side.book.empty()) {
+      code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n, all,
+                                 stride, static_cast<size_t>(n_cols), bins);
+    }
+    if (side.n_groups == 0) return;
     alignas(64) float token_scales[kKvChunk];
-    for (size_t i = 0; side.n_groups > 0 && i < n; ++i) {
+    for (size_t i = 0; i < n; ++i) {
       code_kernels().expand_scales(panel + side.scale_offset + 4 * i * side.panel_bytes, side.panel_bytes,
                                    scales_.data(), token_scales + i * kKvBlock);
     }
     if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
-    constexpr size_t kTile = kMaxValueCols;
-    uint8_t integers[kTile * kMaxValueBlocks * kCodeBlock];
+    uint8_t integers[kMaxValueCols * kKvChunk];
     const size_t width = n * kCodeBlock;
-    for (int col = 0; col < n_cols;) {
-      const float* from[kTile];
-      float *sums[kTile], *bins[kTile];
-      size_t n_tile = 0;
-      for (; col < n_cols && n_tile < kTile; ++col) {
-        from[n_tile] = weights + static_cast<size_t>(col) * kKvBlock;
-        sums[n_tile] = out + static_cast<size_t>(col) * out_width;
-        bins[n_tile] = sums[n_tile] + dim();
-        if (nothing(from[n_tile], stride, n)) {
-          std::fill(bins[n_tile], sums[n_tile] + out_width, 0.0f);
-        } else {
-          ++n_tile;
-        }
-      }
-      if (!side.book.empty()) {
-        code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n,
-                                   from, stride, n_tile, bins);
-      }
-      if (side.n_groups == 0) continue;
-      float scales[kTile];
-      int32_t zeros[kTile];
-      for (size_t c = 0; c < n_tile; ++c) {
-        scales[c] = code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + c * width,
-                                                    &zeros[c]);
-        // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
-        zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
-      }
-      code_kernels().dot_values(panel, side.panel_bytes, n, side.layout, levels.table.data(),
-                                levels.scale.data(), integers, n_tile, zeros, scales, sums);
+    float scales[kMaxValueCols];
+    int32_t zeros[kMaxValueCols];
+    for (size_t c = 0; c < n_some; ++c) {
+      scales[c] =
+          code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + c * width, &zeros[c]);
+      // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
+      zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
     }
+    code_kernels().dot_values(panel, side.panel_bytes, n, side.layout, levels.table.data(),
+                              levels.scale.data(), integers, n_some, zeros, scales, sums);
   }
   // Whether all weights of a column are 0.
   static bool nothing(const float* weights, size_t stride, size_t n_blocks) {
@@ -522,8 +538,8 @@ class CsrCache final : public KvCache {
   }
 
   std::shared_ptr<const CsrPlan> plan_;
-  std::vector<size_t> code_origin_;  // of each side of the plan, in a chunk
-  size_t chunk_bytes_ = 0;
+  std::vector<size_t> code_origin_;  // of each side of the plan, in a span
+  size_t span_bytes_ = 0;
   std::array<float, 16> scales_;  // of tokens' values, by code
   Buffer codes_;
   CsrRing ring_;

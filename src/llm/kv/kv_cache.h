@@ -18,7 +18,10 @@ namespace frugal::llm {
 
 inline constexpr int kKvBlock = 64;         // tokens
 inline constexpr int kMaxSumsBeyond = 256;  // see KvCache::sum_width()
-inline constexpr int kKvChunk = 256;  // tokens whose softmax is computed together; a multiple of kKvBlock
+inline constexpr int kKvChunk = 256;        // tokens; a multiple of kKvBlock
+// Chunks whose softmax is computed together: one, or for rows at kSpanFrom and later kMaxSpan where a cache
+// gains by it (KvCache::spans()).
+inline constexpr int kMaxSpan = 4, kSpanFrom = 2048;
 
 struct KvShape {
   int n_layers = 0;
@@ -84,6 +87,10 @@ class KvCache {
     return nullptr;
   }
 
+  // Whether rows at kSpanFrom and later without a window see kMaxSpan chunks at once. A span begins at a
+  // multiple of it.
+  virtual bool spans() const { return false; }
+
   // Floats of a column's sums, at most padded_dim() + kMaxSumsBeyond: values in a codec's own coordinates.
   virtual int sum_width(int layer, int head) const {
     (void)layer;
@@ -91,8 +98,9 @@ class KvCache {
     return shape_.padded_dim();
   }
 
-  // Of the blocks of one chunk, from `block` on: out[col * sum_width + d] = sum over t < n_tokens of
-  // weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 * stride + col
+  // Of the blocks of one chunk, or of one span, from `block` on: out[col * sum_width + d] = sum over t <
+  // n_tokens of weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 *
+  // stride + col
   // * kKvBlock + t % 64]. The first padded_dim() sums of a column are 0 before. A weight of 0 adds exactly
   // nothing. Overwrites `scratch` [n_cols * kKvBlock].
   virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,

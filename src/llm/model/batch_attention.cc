@@ -16,6 +16,7 @@ constexpr int kTileRows = 16;       // query rows of an attention tile
 constexpr int kNarrowColumns = 12;  // of a tile over few chunks: as many as the widest kernel takes at once
 constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
 constexpr int kSegmentChunks = 4;
+static_assert(kSegmentChunks == kMaxSpan);
 
 size_t padded_dim(const ModelConfig& config) {
   return (static_cast<size_t>(config.head_dim) + kPanelRows - 1) / kPanelRows * kPanelRows;
@@ -53,7 +54,7 @@ Result<AttentionScratch> AttentionScratch::allocate(const ModelConfig& config, i
   FRUGAL_TRY(s.members_, Buffer::allocate(threads * s.member_stride_ * sizeof(float)));
   s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
   FRUGAL_TRY(s.parts_, Buffer::allocate(s.part_capacity_ * sizeof(float)));
-  s.next_piece_ = std::make_unique<std::atomic<int>>(0);
+  s.pieces_ = std::vector<PieceRange>(threads);
   s.prepared_ = std::vector<std::atomic<int>>(4 * threads);
   s.shared_.resize(threads);
   for (auto& list : s.shared_) list.reserve(s.prepared_.size());
@@ -102,8 +103,10 @@ void BatchAttention::run(int layer, int begin, int end) {
   });
   if (size > 1 && n_chunks < 8 * size) tile_rows_ = std::max(1, kNarrowColumns / config_.group());
   size_t n_tiles = 0, n_segments = 0, n_floats[2] = {};  // of states of chunks, of segments
+  bool spans = false;
   for_each_tile([&](const BatchSpan&, const AttentionTile& tile, int) {
     ++n_tiles;
+    spans = spans || tile.span() > 1;
     const auto state = static_cast<size_t>(tile.n_rows * tile.group * (width_of(tile) + 2));
     for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
       ++n_segments;
@@ -112,7 +115,7 @@ void BatchAttention::run(int layer, int begin, int end) {
     });
   });
   const bool even = tile_rows_ < kTileRows && spans_.size() == 1 && n_tiles % size == 0;
-  const bool segments = n_segments >= 4 * size;
+  const bool segments = spans || n_segments >= 4 * size;
   if (even || n_tiles >= 4 * size || size == 1 || n_floats[segments ? 1 : 0] > s_.part_capacity_)
     return deal_tiles();
   share_runs(segments ? kSegmentChunks : 1);
@@ -128,7 +131,7 @@ void BatchAttention::deal_tiles() {
     gather(span, tile, first_row, queries);
     bool begun = false;
     for_each_run(visible_chunks(tile), kSegmentChunks, [&](int first, int last) {
-      attend_chunks(tile, queries, first, last, begun ? t_.segment : t_.total);
+      attend(tile, queries, {first, last}, begun ? t_.segment : t_.total, t_.part, t_.scores);
       if (begun) merge_state(t_.total, t_.segment, 0, queries.n_cols, width_of(tile));
       begun = true;
     });
@@ -136,41 +139,43 @@ void BatchAttention::deal_tiles() {
   });
 }
 
-// Few tiles: members take runs of `length` chunks, segments or single ones, as they get done, then merge
-// those of each tile, a share of its columns each. The first run of every tile comes first, so that several
-// tiles' queries are prepared at once.
+// Few tiles: members take runs of `length` chunks, segments or single ones, then merge those of each tile, a
+// share of its columns each. Each goes through a range of all tiles' runs in order, so that what a cache asks
+// for ahead is what comes next; who is done takes from the ends of the others' ranges.
 void BatchAttention::share_runs(int length) {
   shared_.clear();
   float* parts = s_.parts_.as<float>();
-  int longest = 0;
+  int n_pieces = 0;
   for_each_tile([&](const BatchSpan& span, const AttentionTile& tile, int first_row) {
     const ChunkRange chunks = visible_chunks(tile);
     const int n_runs = (chunks.last - 1) / length - chunks.first / length + 1;
     float* q = s_.queries_.as<float>() + shared_.size() * s_.query_stride_;
     auto* codec = reinterpret_cast<std::byte*>(q + max_columns(config_) * padded_dim(config_));
-    shared_.push_back({&span, tile, first_row, n_runs, chunks, parts, queries_at(tile, q, codec)});
+    shared_.push_back({&span, tile, first_row, n_pieces, n_runs, chunks, parts, queries_at(tile, q, codec)});
     parts += static_cast<size_t>(n_runs * tile.n_rows * tile.group * (width_of(tile) + 2));
-    longest = std::max(longest, n_runs);
+    n_pieces += n_runs;
   });
-  const auto take = [&] { return s_.next_piece_->fetch_add(1, std::memory_order_relaxed); };
-  int piece = 0, mine = take();
-  for (int run = 0; run < longest; ++run) {
-    for (size_t i = 0; i < shared_.size(); ++i) {
-      const auto& of = shared_[i];
-      if (run >= of.n_runs || piece++ != mine) continue;
-      prepare_once(i);
-      const int place = of.chunks.first / length + run;  // of the run among all
-      attend_chunks(of.tile, of.queries, std::max(of.chunks.first, place * length),
-                    std::min(of.chunks.last, (place + 1) * length),
-                    part_state(of.parts, run, of.queries.n_cols, width_of(of.tile)));
-      mine = take();
-    }
+  const auto attend_piece = [&](int piece) {
+    size_t i = shared_.size() - 1;
+    while (shared_[i].first_piece > piece) --i;
+    const auto& of = shared_[i];
+    prepare_once(i);
+    const int run = piece - of.first_piece, place = of.chunks.first / length + run;  // among all
+    const ChunkRange chunks = {std::max(of.chunks.first, place * length),
+                               std::min(of.chunks.last, (place + 1) * length)};
+    attend(of.tile, of.queries, chunks, part_state(of.parts, run, of.queries.n_cols, width_of(of.tile)),
+           t_.part, t_.scores);
+  };
+  PieceRange& own = s_.pieces_[static_cast<size_t>(member_.idx)];
+  own.set(n_pieces * member_.idx / member_.size, n_pieces * (member_.idx + 1) / member_.size);
+  for (int piece; (piece = own.take_first()) >= 0;) attend_piece(piece);
+  for (int i = 1; i < member_.size; ++i) {
+    PieceRange& other = s_.pieces_[static_cast<size_t>((member_.idx + i) % member_.size)];
+    for (int piece; (piece = other.take_last()) >= 0;) attend_piece(piece);
   }
   member_.barrier();
-  if (member_.idx == 0) {  // for after the next barrier
-    s_.next_piece_->store(0, std::memory_order_relaxed);
-    for (size_t i = 0; i < shared_.size(); ++i) s_.prepared_[i].store(0, std::memory_order_relaxed);
-  }
+  for (size_t i = 0; member_.idx == 0 && i < shared_.size(); ++i)  // for after the next barrier
+    s_.prepared_[i].store(0, std::memory_order_relaxed);
   for (const auto& of : shared_) {
     const int n_cols = of.queries.n_cols, width = width_of(of.tile);
     // Shares in turn, as those of few columns are not equal.
@@ -207,20 +212,23 @@ void BatchAttention::prepare_once(size_t idx) const {
 }
 
 // Calls f(span, tile, first_row) for every tile of the call's rows, in a fixed order. Tiles of a span are as
-// large as each other, but for the last.
+// large as each other, but for the last, and for one that ends where rows begin to see more at once.
 template <typename F>
 void BatchAttention::for_each_tile(F f) const {
   for (const BatchSpan& span : spans_) {
     const int end = std::min(span.n_rows, end_), n_rows = end - begin_;
     if (n_rows <= 0) continue;
     const int n_tiles = (n_rows + tile_rows_ - 1) / tile_rows_, step = (n_rows + n_tiles - 1) / n_tiles;
-    for (int first_row = begin_; first_row < end; first_row += step) {
+    for (int first_row = begin_, next; first_row < end; first_row = next) {
+      next = std::min(first_row + step, end);
+      const int turn = kSpanFrom - span.first_position;
+      if (first_row < turn && turn < next) next = turn;
       for (int kv_head = 0; kv_head < config_.n_kv_heads; ++kv_head) {
         AttentionTile tile;
         tile.cache = span.cache;
         tile.layer = layer_;
         tile.kv_head = kv_head;
-        tile.n_rows = std::min(step, end - first_row);
+        tile.n_rows = next - first_row;
         tile.group = config_.group();
         tile.first_position = span.first_position + first_row;
         tile.window = config_.window_of(layer_);
@@ -249,15 +257,6 @@ void BatchAttention::gather(const BatchSpan& span, const AttentionTile& tile, in
     }
   }
   tile.cache->prepare(tile.layer, tile.kv_head, queries);
-}
-
-void BatchAttention::attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
-                                   const AttentionState& into) const {
-  attend_chunk(tile, queries, first, into, t_.scores);
-  for (int chunk = first + 1; chunk < last; ++chunk) {
-    attend_chunk(tile, queries, chunk, t_.part, t_.scores);
-    merge_state(into, t_.part, 0, queries.n_cols, width_of(tile));
-  }
 }
 
 // Writes a tile's finished columns [first, last) to their rows of the result.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -22,6 +22,30 @@ struct BatchSpan {
   int first_position = 0;
 };
 
+// Numbers [first, end) that a member goes through from the first on, and others take from the end of.
+class PieceRange {
+ public:
+  void set(int first, int end) { both_.store(pack(first, end), std::memory_order_relaxed); }
+  int take_first() { return take(1, 0); }  // or -1
+  int take_last() { return take(0, 1); }
+
+ private:
+  static uint64_t pack(int first, int end) {
+    return static_cast<uint64_t>(first) << 32 | static_cast<uint32_t>(end);
+  }
+  int take(int from_first, int from_end) {
+    uint64_t both = both_.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto first = static_cast<int>(both >> 32), end = static_cast<int>(both & 0xffffffff);
+      if (first >= end) return -1;
+      if (both_.compare_exchange_weak(both, pack(first + from_first, end - from_end),
+                                      std::memory_order_relaxed))
+        return from_first > 0 ? first : end - 1;
+    }
+  }
+  alignas(64) std::atomic<uint64_t> both_{0};
+};
+
 // The memory that it works in, taken once.
 class AttentionScratch {
  public:
@@ -33,16 +57,16 @@ class AttentionScratch {
   struct SharedTile {
     const BatchSpan* span;
     AttentionTile tile;
-    int first_row, n_runs;
+    int first_row, first_piece, n_runs;
     ChunkRange chunks;
     float* parts;  // states of the runs
     KvQueries queries;
   };
   Buffer members_;  // of each: gathered queries, states, scores
-  // Of tiles that members share: states of segments or chunks computed apart, the next of them that no member
-  // has taken, and the prepared queries, with how far preparing them is.
+  // Of tiles that members share: states of segments or chunks computed apart, those that no member has taken,
+  // and the prepared queries, with how far preparing them is.
   Buffer parts_, queries_;
-  std::unique_ptr<std::atomic<int>> next_piece_;
+  std::vector<PieceRange> pieces_;  // [member]
   std::vector<std::atomic<int>> prepared_;
   std::vector<std::vector<SharedTile>> shared_;                      // as each member lists them
   size_t member_stride_ = 0, part_capacity_ = 0, query_stride_ = 0;  // floats
@@ -75,8 +99,6 @@ class BatchAttention {
   void gather(const BatchSpan& span, const AttentionTile& tile, int first_row,
               const KvQueries& queries) const;
   void prepare_once(size_t idx) const;
-  void attend_chunks(const AttentionTile& tile, const KvQueries& queries, int first, int last,
-                     const AttentionState& into) const;
   void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
               int first, int last) const;
   void deal_tiles();

@@ -173,6 +173,7 @@ I512 pack(const I512& x, const I512& y) {
 #define _mm512_cmp_ps_mask(x, y, predicate) twin_less(x, y)
 #define _mm512_mask_mov_ps(x, mask, y) twin_select(x, mask, y)
 #define _mm512_roundscale_ps(x, mode) twin_round(x)
+#define _mm512_scalef_ps(x, y) TWIN_FLOATS(std::ldexp((x).lane[i], static_cast<int>((y).lane[i])))
 #define _mm512_add_epi32(x, y) twin_add(x, y)
 #define _mm512_sub_epi32(x, y) twin_sub(x, y)
 #define _mm512_mullo_epi32(x, y) twin_mul(x, y)

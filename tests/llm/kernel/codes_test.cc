@@ -279,7 +279,7 @@ TEST(Codes, EverySetTurnsFactorsAndLooksUpScalesAlike) {
 
 TEST(Codes, EverySetLooksUpBooksAlike) {
   Rng rng(12);
-  constexpr size_t kStride = 21, kBlocks = 3, kWeightStride = 7 * kCodeBlock, kBinStride = kBookEntries + 5;
+  constexpr size_t kStride = 21, kBlocks = 3, kWeightStride = 7 * kCodeBlock;
   std::vector<std::byte> indices(4 * kBlocks * kStride);
   for (std::byte& index : indices) index = static_cast<std::byte>(rng.below(256));
   const auto index_of = [&](size_t t) { return static_cast<size_t>(indices[t / 16 * kStride + t % 16]); };
@@ -293,7 +293,8 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
       if (set == nullptr) continue;
       SCOPED_TRACE(name);
       std::vector<int16_t> tables(products.size());
-      std::vector<float> scales(n_cols), y(n_cols * kCodeBlock, 0.25f), bins(n_cols * kBinStride, 0.5f);
+      std::vector<float> scales(n_cols), y(n_cols * kCodeBlock, 0.25f), bins(n_cols * kBookEntries);
+      alignas(64) float apart[2 * kBookEntries * kBinCols];
       for (size_t c = 0; c < n_cols; ++c)
         scales[c] = set->quantize_products(&products[c * kBookEntries], &tables[c * kBookEntries]);
       set->add_products(indices.data(), kStride, tables.data(), n_cols, scales.data(), y.data(), kCodeBlock);
@@ -301,9 +302,11 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
       std::vector<float*> to;
       for (size_t c = 0; c < n_cols; ++c) {
         from.push_back(&w[c * kCodeBlock]);
-        to.push_back(&bins[c * kBinStride]);
+        to.push_back(&bins[c * kBookEntries]);
       }
-      set->add_to_bins(indices.data(), kStride, 5, kBlocks, from.data(), kWeightStride, n_cols, to.data());
+      std::fill(std::begin(apart), std::end(apart), 0.5f);
+      set->add_to_bins(indices.data(), kStride, 5, kBlocks, from.data(), kWeightStride, n_cols, apart);
+      set->spread_bins(apart, n_cols, to.data());
       if (first.empty()) first = y, first_bins = bins;
       EXPECT_EQ(y, first);
       EXPECT_EQ(bins, first_bins);
@@ -312,11 +315,10 @@ TEST(Codes, EverySetLooksUpBooksAlike) {
           ASSERT_NEAR(y[c * kCodeBlock + t], 0.25f + products[c * kBookEntries + index_of(t)],
                       0.51f * scales[c] + 1e-6f);
         }
-        std::vector<float> expected(kBinStride, 0.5f);
-        std::fill_n(expected.begin(), kBookEntries, 0.0f);
+        std::vector<float> expected(kBookEntries, 0.5f);
         for (size_t t = 5; t < kBlocks * kCodeBlock; ++t)
           expected[index_of(t)] += w[t / kCodeBlock * kWeightStride + c * kCodeBlock + t % kCodeBlock];
-        for (size_t e = 0; e < kBinStride; ++e) ASSERT_EQ(bins[c * kBinStride + e], expected[e]);
+        for (size_t e = 0; e < kBookEntries; ++e) ASSERT_EQ(bins[c * kBookEntries + e], expected[e]);
       }
       std::vector<float> bad(kBookEntries, 1.0f);
       bad[200] = n_cols == 1 ? INFINITY : std::nanf("");

@@ -49,11 +49,7 @@ class Filled {
         part{&stats[2 * n], &stats[3 * n], part_out.data()};
     const KvQueries queries{n_cols, q.data(), codec.data(), first_position, setting_.group};
     cache->prepare(0, 1, queries);
-    clear_state(total, 0, n_cols, dim);
-    for (int chunk = visible_chunks(tile).first; chunk < visible_chunks(tile).last; ++chunk) {
-      attend_chunk(tile, queries, chunk, part, scratch.data());
-      merge_state(total, part, 0, n_cols, dim);
-    }
+    frugal::llm::attend(tile, queries, visible_chunks(tile), total, part, scratch.data());
     std::vector<float> out(n * static_cast<size_t>(setting_.head_dim));
     finish_columns(tile, total, 0, n_cols, out.data());
     return out;

@@ -3,12 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "base/file.h"
 #include "base/rng.h"
 #include "frugal/llm.h"
 #include "llm/kv/dict_train.h"
+#include "llm/kv/kv_cache.h"
 #include "llm/model/forward.h"
 #include "support/temp_file.h"
 #include "support/tiny_gguf.h"
@@ -16,7 +18,7 @@
 namespace frugal::llm {
 namespace {
 
-constexpr int kContext = 1100, kTokens = 420;
+constexpr int kContext = 1100, kTokens = 420, kLong = 2700;
 
 std::vector<Token> random_tokens(int n, uint64_t seed) {
   Rng rng(seed);
@@ -30,7 +32,7 @@ class CsrEngine : public testing::Test {
   void SetUp() override {
     test::TinyModel tiny;
     tiny.head_dim = 32;
-    tiny.n_ctx = kContext;
+    tiny.n_ctx = kLong;
     tiny.architecture = "llama";
     const frugal::test::TempFile file(test::tiny_gguf(tiny));
     model_ = Model::load(file.path()).value();
@@ -64,10 +66,10 @@ class CsrEngine : public testing::Test {
     return std::move(dictionary).value();
   }
 
-  std::unique_ptr<Engine> engine(int n_threads, int max_rows = 512) const {
+  std::unique_ptr<Engine> engine(int n_threads, int max_rows = 512, int n_ctx = kContext) const {
     EngineOptions options;
     options.n_threads = n_threads;
-    options.n_ctx = kContext;
+    options.n_ctx = n_ctx;
     options.max_rows = max_rows;
     options.kv_source = source_;
     return Engine::create(model_, options).value();
@@ -109,6 +111,21 @@ TEST_F(CsrEngine, TheSameBitsHoweverTheWorkIsCut) {
       const auto other = engine(threads);
       EXPECT_EQ(run(*other, other->open_sequence().value(), tokens, chunk, width), expected)
           << threads << " threads, chunk " << chunk << ", width " << width;
+    }
+  }
+}
+
+// From kSpanFrom on rows see several chunks at once: windows around it, and behind it.
+TEST_F(CsrEngine, TheSameBitsWhereRowsSeeMoreAtOnce) {
+  for (const int n_tokens : {kSpanFrom + 20, kLong - 30}) {
+    const auto tokens = random_tokens(n_tokens, 7);
+    const auto plain = engine(1, 512, kLong);
+    const auto expected = run(*plain, plain->open_sequence().value(), tokens, 64, 1);
+    for (const auto& [threads, chunk, width] :
+         {std::tuple{1, 512, 40}, {2, 100, 7}, {2, 512, 1}, {3, 300, 16}}) {
+      const auto other = engine(threads, 512, kLong);
+      EXPECT_EQ(run(*other, other->open_sequence().value(), tokens, chunk, width), expected)
+          << n_tokens << " tokens, " << threads << " threads, chunk " << chunk << ", width " << width;
     }
   }
 }
