@@ -19,35 +19,42 @@ inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 
 #define FRUGAL_INLINE inline __attribute__((always_inline))  // a call would spill every sum
 
-// 32 bits of the streams of four panels.
+// 32 bits of the streams of panels, `pitch` bytes apart.
 struct Row {
-  const std::byte* panels[kPanels];
+  const std::byte* at;
+  size_t pitch;
 };
-// The streams of the panels of a block in rows of 32 bits, whole or not, and a row of 0.
+// The streams of n panels as rows; the last may not be whole, and after it all bits are 0.
+template <size_t kMost>
 struct Rows {
-  alignas(64) std::byte end[kPanels][64], zero[64];
-  Row rows[kMaxStreamWords + 2];
+  alignas(64) std::byte last[kMost][64];
+  const std::byte* panels;
+  size_t stride, n_whole;
+  bool has_last;
 
-  FRUGAL_INLINE void set(const std::byte* panels, size_t stride, int n_bits) {
+  FRUGAL_INLINE Rows(const std::byte* first, size_t panel_stride, int n_bits, size_t n)
+      : panels(first),
+        stride(panel_stride),
+        n_whole(static_cast<size_t>(n_bits) / 32),
+        has_last(n_bits % 32 != 0) {
     const auto bytes = [](const std::byte* at) {
       return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     };
-    const size_t n_whole = static_cast<size_t>(n_bits) / 32;
     const int left = n_bits / 8 % 4;
-    for (size_t w = 0; w < n_whole; ++w) {
-      for (size_t p = 0; p < kPanels; ++p) rows[w].panels[p] = panels + p * stride + 64 * w;
-    }
-    _mm512_store_si512(zero, _mm512_setzero_si512());
-    for (size_t p = 0; p < kPanels; ++p) {
+    for (size_t p = 0; left > 0 && p < n; ++p) {
       const std::byte* at = panels + p * stride + 64 * n_whole;
-      __m512i last = _mm512_setzero_si512();
-      if (left >= 2) last = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-      if (left == 3) last = _mm512_or_si512(last, _mm512_slli_epi32(bytes(at + 32), 16));
-      if (left == 1) last = bytes(at);
-      _mm512_store_si512(end[p], last);
-      rows[n_whole].panels[p] = end[p];
-      rows[n_whole + 1].panels[p] = zero;
+      __m512i row = _mm512_setzero_si512();
+      if (left >= 2) row = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+      if (left == 3) row = _mm512_or_si512(row, _mm512_slli_epi32(bytes(at + 32), 16));
+      if (left == 1) row = bytes(at);
+      _mm512_store_si512(last[p], row);
     }
+  }
+  FRUGAL_INLINE Row operator[](size_t word) const {
+    alignas(64) static constexpr std::byte kZero[64] = {};
+    return word < n_whole                ? Row{panels + 64 * word, stride}
+           : word == n_whole && has_last ? Row{last[0], 64}
+                                         : Row{kZero, 0};
   }
 };
 
@@ -72,32 +79,39 @@ constexpr Starts kStarts;
 // Of a group: its windows lie in one row, or reach into the next, or its codes are levels.
 enum class Part { kWithin, kAcross, kDirect };
 
-// Levels of the tokens of four panels, [token, 4].
+// How a group is unpacked: levels of the 16 tokens of a panel, [token, 4].
 template <Part kPart>
-FRUGAL_INLINE void unpack_group(const Row* rows, const CodeGroup& group, const uint8_t* tables,
-                                __m512i* levels) {
-  const Row* low = rows + group.at / 32;
-  const size_t before = group.at % 32, bits = group.bits;
-  if (kPart == Part::kDirect && before == 0) {  // as in books
-#pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) levels[p] = load64(low->panels[p]);
-    return;
+struct Unpack {
+  Row low, high;
+  __m512i starts, down, up, table;
+  bool whole;  // levels that are a row, as in books
+
+  template <size_t kMost>
+  FRUGAL_INLINE Unpack(const Rows<kMost>& rows, const CodeGroup& group, const uint8_t* tables) {
+    const size_t word = group.at / 32, before = group.at % 32, bits = group.bits;
+    low = rows[word];
+    starts = _mm512_set1_epi64(static_cast<long long>(kStarts.of[bits][kPart == Part::kWithin ? before : 0]));
+    if constexpr (kPart != Part::kWithin) {
+      high = rows[word + 1];
+      down = _mm512_set1_epi32(kStarts.down[before]);
+      up = _mm512_set1_epi32(kStarts.up[before]);
+    }
+    if constexpr (kPart != Part::kDirect) table = load64(tables + kWindows * bits);
+    whole = kPart == Part::kDirect && before == 0;
   }
-  const __m512i starts =
-      _mm512_set1_epi64(static_cast<long long>(kStarts.of[bits][kPart == Part::kWithin ? before : 0]));
-  const __m512i down = _mm512_set1_epi32(kStarts.down[before]), up = _mm512_set1_epi32(kStarts.up[before]);
-  const __m512i table = kPart == Part::kDirect ? down : load64(tables + kWindows * bits);
-#pragma GCC unroll 4
-  for (size_t p = 0; p < kPanels; ++p) {
-    __m512i row = load64(low->panels[p]);
+  FRUGAL_INLINE __m512i next() {
+    __m512i row = load64(low.at);
+    low.at += low.pitch;
+    if (kPart == Part::kDirect && whole) return row;
     if constexpr (kPart != Part::kWithin) {
       // In two shifts: vpshrdvd would wait for the ports of products.
-      row = _mm512_or_si512(_mm512_srlv_epi32(row, down), _mm512_sllv_epi32(load64(low[1].panels[p]), up));
+      row = _mm512_or_si512(_mm512_srlv_epi32(row, down), _mm512_sllv_epi32(load64(high.at), up));
+      high.at += high.pitch;
     }
-    levels[p] = _mm512_multishift_epi64_epi8(starts, row);
-    if constexpr (kPart != Part::kDirect) levels[p] = _mm512_permutexvar_epi8(levels[p], table);
+    row = _mm512_multishift_epi64_epi8(starts, row);
+    return kPart == Part::kDirect ? row : _mm512_permutexvar_epi8(row, table);
   }
-}
+};
 // Calls f with the part as a constant, and the first and the end of its groups.
 template <typename F>
 FRUGAL_INLINE void for_each_part(const CodeLayout& layout, F f) {
@@ -116,7 +130,7 @@ FRUGAL_INLINE __m512i transposed(__m512i levels) {
 using Levels = std::byte[kMaxGroups * kPanels * 64];
 
 template <int kCols>
-void dot_keys_tile(const Row* rows, const CodeLayout& layout, const uint8_t* tables,
+void dot_keys_tile(const Rows<kPanels>& rows, const CodeLayout& layout, const uint8_t* tables,
                    const std::byte* unpacked, const int8_t* x, const int32_t* zeros, const float* scales,
                    float* y, size_t y_stride) {
   __m512i sums[kCols][kPanels];
@@ -148,8 +162,10 @@ void dot_keys_tile(const Row* rows, const CodeLayout& layout, const uint8_t* tab
     for_each_part(
         layout, [&](auto part, size_t first, size_t end) __attribute__((always_inline)) {
           for (size_t k = first; k < end; ++k) {
+            Unpack<decltype(part)::value> unpack(rows, layout.groups[k], tables);
             __m512i levels[kPanels];
-            unpack_group<decltype(part)::value>(rows, layout.groups[k], tables, levels);
+#pragma GCC unroll 4
+            for (size_t p = 0; p < kPanels; ++p) levels[p] = unpack.next();
             add(levels, layout.groups[k]);
           }
         });
@@ -172,22 +188,21 @@ void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, 
               size_t y_stride) {
   alignas(64) Levels buffer;
   const std::byte* unpacked = nullptr;
-  Rows streams;
-  streams.set(panels, stride, layout.n_bits);
+  const Rows<kPanels> rows(panels, stride, layout.n_bits, kPanels);
   if (n_cols > 4) {
     for_each_part(layout, [&](auto part, size_t first, size_t end) {
       for (size_t k = first; k < end; ++k) {
-        __m512i levels[kPanels];
-        unpack_group<decltype(part)::value>(streams.rows, layout.groups[k], tables, levels);
+        Unpack<decltype(part)::value> unpack(rows, layout.groups[k], tables);
 #pragma GCC unroll 4
-        for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_si512(buffer + (k * kPanels + p) * 64, levels[p]);
+        for (size_t p = 0; p < kPanels; ++p)
+          _mm512_storeu_si512(buffer + (k * kPanels + p) * 64, unpack.next());
       }
     });
     unpacked = buffer;
   }
   size_t c = 0;
   const auto tile = [&](auto kernel, size_t n) {
-    kernel(streams.rows, layout, tables, unpacked, x + c * 4 * layout.n_groups, zeros + c, scales + c,
+    kernel(rows, layout, tables, unpacked, x + c * 4 * layout.n_groups, zeros + c, scales + c,
            y + c * y_stride, y_stride);
     c += n;
   };
@@ -229,77 +244,77 @@ inline __m512i sums_of(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm512_add_epi32(_mm512_shuffle_i64x2(ab, cd, 0x88), _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
-constexpr size_t kTogether = 2;  // groups that are summed together: 8 coefficients
+constexpr size_t kMaxTogether = 4;  // groups that are summed together
 
 // Weights of 16 tokens, 4 tokens four times over.
 constexpr size_t kWideWeights = 64;
 
-// Two groups of a chunk's blocks; or one, twice.
-struct ValueGroups {
-  const Rows* streams;
-  size_t n_blocks;
-  const CodeGroup* of[kTogether];
-  const uint8_t* tables;
-  const float* level_scales;
+constexpr size_t kChunkPanels = kMaxValueBlocks * kPanels;
 
-  template <Part kPart>
-  FRUGAL_INLINE void unpack(size_t block, __m512i levels[kTogether][kPanels]) const {
-#pragma GCC unroll 2
-    for (size_t i = 0; i < kTogether; ++i) {
-      unpack_group<kPart>(streams[block].rows, *of[i], tables, levels[i]);
-#pragma GCC unroll 4
-      for (size_t p = 0; p < kPanels; ++p) levels[i][p] = transposed(levels[i][p]);
-    }
-  }
+// What a call of dot_values() reads: a chunk's panels, and of each group's coefficients the level's worth.
+struct ValueCodes {
+  const Rows<kChunkPanels>* rows;
+  size_t n_panels;
+  const CodeGroup* groups;
+  const uint8_t* tables;
+  const float* level_scales;  // [read group, 4]
 };
 
-// y[c] of the 8 coefficients. `unpacked` [block][group][panel][64]: levels looked up before, or null.
-template <Part kPart, int kCols>
-void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const std::byte* w,
-                     size_t w_stride, const int32_t* zeros, const float* scales, float* const* y) {
-  __m512i dots[kCols][kTogether];
+// y[c] of the coefficients of the n <= kGroups groups from k on. `unpacked` [panel][group][64]: their
+// levels, looked up before, or null.
+template <Part kPart, size_t kGroups, int kCols>
+void dot_values_tile(const ValueCodes& codes, size_t k, size_t n, const std::byte* unpacked,
+                     const std::byte* w, size_t w_stride, const int32_t* zeros, const float* scales,
+                     float* const* y) {
+  __m512i dots[kCols][kGroups];
 #pragma GCC unroll 4
   for (auto& of : dots) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (__m512i& dot : of) dot = _mm512_setzero_si512();
   }
-  for (size_t block = 0; block < groups.n_blocks; ++block, w += kPanels * kWideWeights) {
-    __m512i levels[kTogether][kPanels];
-    if (unpacked == nullptr) {
-      groups.unpack<kPart>(block, levels);
-    } else {
-#pragma GCC unroll 8
-      for (size_t k = 0; k < kTogether * kPanels; ++k)
-        levels[k / kPanels][k % kPanels] = load64(unpacked + (block * kTogether * kPanels + k) * 64);
+  const auto add = [&](const __m512i* levels) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kCols; ++c) {
+      const __m512i weights = load64(w + static_cast<size_t>(c) * w_stride);
+#pragma GCC unroll 4
+      for (size_t i = 0; i < kGroups; ++i) dots[c][i] = _mm512_dpbusd_epi32(dots[c][i], weights, levels[i]);
     }
+  };
+  if (unpacked != nullptr) {
+    for (size_t p = 0; p < codes.n_panels; ++p, unpacked += kGroups * 64, w += kWideWeights) {
+      __m512i levels[kGroups];
 #pragma GCC unroll 4
-    for (size_t p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) {
-        const __m512i weights = load64(w + static_cast<size_t>(c) * w_stride + kWideWeights * p);
+      for (size_t i = 0; i < kGroups; ++i) levels[i] = load64(unpacked + i * 64);
+      add(levels);
+    }
+  } else {
+    const auto all = [&](auto... unpack) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-        for (size_t i = 0; i < kTogether; ++i)
-          dots[c][i] = _mm512_dpbusd_epi32(dots[c][i], weights, levels[i][p]);
+      for (size_t p = 0; p < codes.n_panels; ++p, w += kWideWeights) {
+        const __m512i levels[kGroups] = {transposed(unpack.next())...};
+        add(levels);
       }
+    };
+    const auto group = [&](size_t i) __attribute__((always_inline)) {
+      return Unpack<kPart>(*codes.rows, codes.groups[k + (i < n ? i : 0)], codes.tables);
+    };
+    if constexpr (kGroups == 2) {
+      all(group(0), group(1));
+    } else {
+      all(group(0), group(1), group(2), group(3));
     }
   }
-  const size_t n = groups.of[0] == groups.of[1] ? 1 : 2;
+  const __m512 worth = _mm512_loadu_ps(codes.level_scales + 4 * k);
 #pragma GCC unroll 4
-  for (int c = 0; c < kCols; c += 2) {
-    const int d = c + 1 < kCols ? c + 1 : c;
-    const __m512i both = sums_of(dots[c][0], dots[c][1], dots[d][0], dots[d][1]);
-    const __m128i of[4] = {_mm512_castsi512_si128(both), _mm512_extracti32x4_epi32(both, 1),
-                           _mm512_extracti32x4_epi32(both, 2), _mm512_extracti32x4_epi32(both, 3)};
-#pragma GCC unroll 2
-    for (int col = c; col <= d; ++col) {
-      if (scales[col] == 0) continue;
-      for (size_t i = 0; i < n; ++i) {
-        const __m128 dot = _mm_cvtepi32_ps(
-            _mm_sub_epi32(of[2 * (col - c) + static_cast<int>(i)], _mm_set1_epi32(zeros[col])));
-        const __m128 scale = _mm_set1_ps(scales[col] * groups.level_scales[groups.of[i]->bits]);
-        float* to = y[col] + 4 * static_cast<size_t>(groups.of[i]->number);
-        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_mul_ps(scale, dot)));
-      }
+  for (int c = 0; c < kCols; ++c) {
+    if (scales[c] == 0) continue;
+    const __m512i sums = sums_of(dots[c][0], dots[c][1], dots[c][kGroups - 2], dots[c][kGroups - 1]);
+    const __m512 values = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(zeros[c])));
+    alignas(64) float added[16];
+    _mm512_store_ps(added, _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(scales[c]), worth), values));
+    for (size_t i = 0; i < n; ++i) {
+      float* to = y[c] + 4 * static_cast<size_t>(codes.groups[k + i].number);
+      _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_load_ps(added + 4 * i)));
     }
   }
 }
@@ -307,8 +322,9 @@ void dot_values_tile(const ValueGroups& groups, const std::byte* unpacked, const
 void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const CodeLayout& layout,
                 const uint8_t* tables, const float* level_scales, const uint8_t* w, size_t n_cols,
                 const int32_t* zeros, const float* scales, float* const* y) {
-  alignas(64) std::byte buffer[kMaxValueBlocks * kTogether * kPanels * 64];
+  alignas(64) std::byte buffer[kMaxValueBlocks * kMaxTogether * kPanels * 64];
   alignas(64) std::byte weights[kMaxValueCols * kMaxValueBlocks * kPanels * kWideWeights];
+  alignas(64) float worth[4 * (kMaxGroups + kMaxTogether)];  // what lies beyond the last is not used
   const size_t w_stride = n_blocks * kPanels * kWideWeights;
   const __m512i fours = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
   for (size_t i = 0; i < n_cols * n_blocks * kPanels; ++i, w += 16) {
@@ -316,37 +332,42 @@ void dot_values(const std::byte* panels, size_t stride, size_t n_blocks, const C
     _mm512_store_si512(weights + i * kWideWeights,
                        _mm512_permutexvar_epi32(fours, _mm512_castsi128_si512(tokens)));
   }
-  Rows streams[kMaxValueBlocks];
-  for (size_t block = 0; block < n_blocks; ++block)
-    streams[block].set(panels + block * kPanels * stride, stride, layout.n_bits);
-  for_each_part(layout, [&](auto part, size_t first, size_t end) {
+  const size_t n_panels = n_blocks * kPanels;
+  const Rows<kChunkPanels> rows(panels, stride, layout.n_bits, n_panels);
+  for (size_t k = 0; k < layout.n_read; ++k)
+    _mm_store_ps(worth + 4 * k, _mm_set1_ps(level_scales[layout.groups[k].bits]));
+  for (size_t k = layout.n_read; k < layout.n_read + kMaxTogether; ++k)
+    _mm_store_ps(worth + 4 * k, _mm_setzero_ps());
+  const ValueCodes codes = {&rows, n_panels, layout.groups, tables, worth};
+  // kGroups groups of a part from k on, or fewer.
+  const auto sum = [&](auto part, auto n_together, size_t k, size_t n) {
     constexpr Part kPart = decltype(part)::value;
-    for (size_t k = first; k < end; k += kTogether) {
-      const CodeGroup* group = layout.groups + k;
-      const ValueGroups groups = {
-          streams, n_blocks, {group, k + 1 < end ? group + 1 : group}, tables, level_scales};
-      const std::byte* unpacked = nullptr;
-      if (n_cols > 4) {
-        for (size_t block = 0; block < n_blocks; ++block) {
-          __m512i levels[kTogether][kPanels];
-          groups.unpack<kPart>(block, levels);
-#pragma GCC unroll 8
-          for (size_t i = 0; i < kTogether * kPanels; ++i)
-            _mm512_storeu_si512(buffer + (block * kTogether * kPanels + i) * 64,
-                                levels[i / kPanels][i % kPanels]);
-        }
-        unpacked = buffer;
+    constexpr size_t kGroups = decltype(n_together)::value;
+    const std::byte* unpacked = nullptr;
+    if (n_cols > 4) {
+      for (size_t i = 0; i < n; ++i) {
+        Unpack<kPart> unpack(rows, layout.groups[k + i], tables);
+        for (size_t p = 0; p < n_panels; ++p)
+          _mm512_store_si512(buffer + (p * kGroups + i) * 64, transposed(unpack.next()));
       }
-      size_t c = 0;
-      const auto tile = [&](auto kernel, size_t n) {
-        kernel(groups, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, y + c);
-        c += n;
-      };
-      while (c + 3 <= n_cols && n_cols - c != 4) tile(dot_values_tile<kPart, 3>, 3);
-      if (n_cols - c == 4) tile(dot_values_tile<kPart, 4>, 4);
-      if (n_cols - c == 2) tile(dot_values_tile<kPart, 2>, 2);
-      if (n_cols - c == 1) tile(dot_values_tile<kPart, 1>, 1);
+      unpacked = buffer;
     }
+    size_t c = 0;
+    const auto tile = [&](auto kernel, size_t columns) {
+      kernel(codes, k, n, unpacked, weights + c * w_stride, w_stride, zeros + c, scales + c, y + c);
+      c += columns;
+    };
+    while (c + 3 <= n_cols && n_cols - c != 4) tile(dot_values_tile<kPart, kGroups, 3>, 3);
+    if (n_cols - c == 4) tile(dot_values_tile<kPart, kGroups, 4>, 4);
+    if (n_cols - c == 2) tile(dot_values_tile<kPart, kGroups, 2>, 2);
+    if (n_cols - c == 1) tile(dot_values_tile<kPart, kGroups, 1>, 1);
+  };
+  for_each_part(layout, [&](auto part, size_t k, size_t end) {
+    if constexpr (decltype(part)::value == Part::kWithin) {  // of others four want too many registers
+      for (; k + kMaxTogether <= end; k += kMaxTogether)
+        sum(part, std::integral_constant<size_t, kMaxTogether>(), k, kMaxTogether);
+    }
+    for (; k < end; k += 2) sum(part, std::integral_constant<size_t, 2>(), k, end - k < 2 ? 1 : 2);
   });
 }
 
