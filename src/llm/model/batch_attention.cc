@@ -16,6 +16,7 @@ constexpr int kTileRows = 16;       // query rows of an attention tile
 constexpr int kNarrowColumns = 12;  // of a tile over few chunks: as many as the widest kernel takes at once
 constexpr size_t kMaxPartFloats = (16 << 20) / 4;  // 16 MiB of chunk states at the most
 constexpr int kSegmentChunks = 4;
+constexpr int kFinishedColumns = 6;  // of a shared tile, by one member at a time
 static_assert(kSegmentChunks == kMaxSpan);
 
 size_t padded_dim(const ModelConfig& config) {
@@ -55,11 +56,12 @@ Result<AttentionScratch> AttentionScratch::allocate(const ModelConfig& config, i
   s.part_capacity_ = std::min(kMaxPartFloats, 4 * threads * n_cols * n_chunks * (dim + kMaxSumsBeyond + 2));
   FRUGAL_TRY(s.parts_, Buffer::allocate(s.part_capacity_ * sizeof(float)));
   s.pieces_ = std::vector<PieceRange>(threads);
-  s.prepared_ = std::vector<std::atomic<int>>(4 * threads);
+  s.progress_ = std::vector<Progress>(4 * threads);
+  s.turns_.resize(threads);
   s.shared_.resize(threads);
-  for (auto& list : s.shared_) list.reserve(s.prepared_.size());
+  for (auto& list : s.shared_) list.reserve(s.progress_.size());
   s.query_stride_ = n_cols * (dim + codec_floats(dim));
-  FRUGAL_TRY(s.queries_, Buffer::allocate(s.prepared_.size() * s.query_stride_ * sizeof(float)));
+  FRUGAL_TRY(s.queries_, Buffer::allocate(s.progress_.size() * s.query_stride_ * sizeof(float)));
   return s;
 }
 
@@ -139,9 +141,9 @@ void BatchAttention::deal_tiles() {
   });
 }
 
-// Few tiles: members take runs of `length` chunks, segments or single ones, then merge those of each tile, a
-// share of its columns each. Each goes through a range of all tiles' runs in order, so that what a cache asks
-// for ahead is what comes next; who is done takes from the ends of the others' ranges.
+// Few tiles: members take runs of `length` chunks, segments or single ones. Each goes through a range of all
+// tiles' runs in order, so that what a cache asks for ahead is what comes next; who is done takes from the
+// ends of the others' ranges, and then finishes tiles whose runs are all done, some columns at a time.
 void BatchAttention::share_runs(int length) {
   shared_.clear();
   float* parts = s_.parts_.as<float>();
@@ -155,16 +157,18 @@ void BatchAttention::share_runs(int length) {
     parts += static_cast<size_t>(n_runs * tile.n_rows * tile.group * (width_of(tile) + 2));
     n_pieces += n_runs;
   });
+  const uint32_t turn = ++s_.turns_[static_cast<size_t>(member_.idx)];
   const auto attend_piece = [&](int piece) {
     size_t i = shared_.size() - 1;
     while (shared_[i].first_piece > piece) --i;
     const auto& of = shared_[i];
-    prepare_once(i);
+    prepare_once(i, turn);
     const int run = piece - of.first_piece, place = of.chunks.first / length + run;  // among all
     const ChunkRange chunks = {std::max(of.chunks.first, place * length),
                                std::min(of.chunks.last, (place + 1) * length)};
     attend(of.tile, of.queries, chunks, part_state(of.parts, run, of.queries.n_cols, width_of(of.tile)),
            t_.part, t_.scores);
+    s_.progress_[i].runs.add(turn);
   };
   PieceRange& own = s_.pieces_[static_cast<size_t>(member_.idx)];
   own.set(n_pieces * member_.idx / member_.size, n_pieces * (member_.idx + 1) / member_.size);
@@ -173,40 +177,51 @@ void BatchAttention::share_runs(int length) {
     PieceRange& other = s_.pieces_[static_cast<size_t>((member_.idx + i) % member_.size)];
     for (int piece; (piece = other.take_last()) >= 0;) attend_piece(piece);
   }
-  member_.barrier();
-  for (size_t i = 0; member_.idx == 0 && i < shared_.size(); ++i)  // for after the next barrier
-    s_.prepared_[i].store(0, std::memory_order_relaxed);
-  for (const auto& of : shared_) {
-    const int n_cols = of.queries.n_cols, width = width_of(of.tile);
-    // Shares in turn, as those of few columns are not equal.
-    const int turn = (member_.idx + of.tile.kv_head) % member_.size;
-    const int begin = n_cols * turn / member_.size, end = n_cols * (turn + 1) / member_.size;
-    clear_state(t_.total, begin, end, width);
-    int run = 0;
-    for_each_run(of.chunks, kSegmentChunks, [&](int first, int last) {
-      const bool merged = length == kSegmentChunks || last - first == 1;
-      if (!merged) clear_state(t_.segment, begin, end, width);
-      for_each_run({first, last}, length, [&](int, int) {
-        merge_state(merged ? t_.total : t_.segment, part_state(of.parts, run++, n_cols, width), begin, end,
-                    width);
-      });
-      if (!merged) merge_state(t_.total, t_.segment, begin, end, width);
-    });
-    finish(*of.span, of.tile, of.first_row, t_.total, begin, end);
+  for (int spins = 0;; ++spins) {
+    bool all = true;
+    for (size_t i = 0; i < shared_.size(); ++i) {
+      const auto& of = shared_[i];
+      AttentionScratch::Progress& progress = s_.progress_[i];
+      const int n_cols = of.queries.n_cols, n_shares = (n_cols + kFinishedColumns - 1) / kFinishedColumns;
+      if (progress.shares.of(turn) >= n_shares) continue;
+      all = false;
+      if (progress.runs.of(turn) < of.n_runs) continue;
+      for (int share; (share = progress.shares.add(turn)) < n_shares;)
+        finish_share(of, length, n_cols * share / n_shares, n_cols * (share + 1) / n_shares);
+    }
+    if (all) return;
+    if (spins > 1000) std::this_thread::yield();
   }
 }
 
+// Columns [begin, end) of a shared tile whose runs are done.
+void BatchAttention::finish_share(const AttentionScratch::SharedTile& of, int length, int begin,
+                                  int end) const {
+  const int n_cols = of.queries.n_cols, width = width_of(of.tile);
+  clear_state(t_.total, begin, end, width);
+  int run = 0;
+  for_each_run(of.chunks, kSegmentChunks, [&](int first, int last) {
+    const bool merged = length == kSegmentChunks || last - first == 1;
+    if (!merged) clear_state(t_.segment, begin, end, width);
+    for_each_run({first, last}, length, [&](int, int) {
+      merge_state(merged ? t_.total : t_.segment, part_state(of.parts, run++, n_cols, width), begin, end,
+                  width);
+    });
+    if (!merged) merge_state(t_.total, t_.segment, begin, end, width);
+  });
+  finish(*of.span, of.tile, of.first_row, t_.total, begin, end);
+}
+
 // The queries of a shared tile are prepared by who wants them first; others wait.
-void BatchAttention::prepare_once(size_t idx) const {
-  enum : int { kNot, kBegun, kDone };
-  std::atomic<int>& state = s_.prepared_[idx];
-  int found = kNot;
-  if (state.compare_exchange_strong(found, kBegun, std::memory_order_acquire)) {
+void BatchAttention::prepare_once(size_t idx, uint32_t turn) const {
+  AttentionScratch::Progress& progress = s_.progress_[idx];
+  if (progress.prepared.of(turn) > 0) return;
+  if (progress.preparing.add(turn) == 0) {
     const auto& of = shared_[idx];
     gather(*of.span, of.tile, of.first_row, of.queries);
-    state.store(kDone, std::memory_order_release);
+    progress.prepared.add(turn);
   }
-  for (int spins = 0; state.load(std::memory_order_acquire) != kDone; ++spins) {
+  for (int spins = 0; progress.prepared.of(turn) == 0; ++spins) {
     if (spins > 1000) std::this_thread::yield();
   }
 }

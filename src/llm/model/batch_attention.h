@@ -46,6 +46,25 @@ class PieceRange {
   alignas(64) std::atomic<uint64_t> both_{0};
 };
 
+// A count that starts at 0 with each turn, without anybody setting it back.
+class TurnCount {
+ public:
+  int add(uint32_t turn) {  // one; what it was before
+    uint64_t now = now_.load(std::memory_order_relaxed), next;
+    do {
+      next = now >> 32 == turn ? now + 1 : static_cast<uint64_t>(turn) << 32 | 1;
+    } while (!now_.compare_exchange_weak(now, next, std::memory_order_acq_rel));
+    return static_cast<int>(next & 0xffffffff) - 1;
+  }
+  int of(uint32_t turn) const {
+    const uint64_t now = now_.load(std::memory_order_acquire);
+    return now >> 32 == turn ? static_cast<int>(now & 0xffffffff) : 0;
+  }
+
+ private:
+  std::atomic<uint64_t> now_{0};
+};
+
 // The memory that it works in, taken once.
 class AttentionScratch {
  public:
@@ -63,12 +82,18 @@ class AttentionScratch {
     KvQueries queries;
   };
   Buffer members_;  // of each: gathered queries, states, scores
+  // How far a shared tile is: who prepares its queries, whether they are, runs done, shares of its columns
+  // that are taken to be finished.
+  struct alignas(64) Progress {
+    TurnCount preparing, prepared, runs, shares;
+  };
   // Of tiles that members share: states of segments or chunks computed apart, those that no member has taken,
-  // and the prepared queries, with how far preparing them is.
+  // and the prepared queries.
   Buffer parts_, queries_;
   std::vector<PieceRange> pieces_;  // [member]
-  std::vector<std::atomic<int>> prepared_;
-  std::vector<std::vector<SharedTile>> shared_;                      // as each member lists them
+  std::vector<Progress> progress_;
+  std::vector<std::vector<SharedTile>> shared_;  // as each member lists them
+  std::vector<uint32_t> turns_;                  // calls that shared, as each member counts
   size_t member_stride_ = 0, part_capacity_ = 0, query_stride_ = 0;  // floats
 };
 
@@ -98,11 +123,12 @@ class BatchAttention {
   KvQueries queries_at(const AttentionTile& tile, float* q, std::byte* codec) const;
   void gather(const BatchSpan& span, const AttentionTile& tile, int first_row,
               const KvQueries& queries) const;
-  void prepare_once(size_t idx) const;
+  void prepare_once(size_t idx, uint32_t turn) const;
   void finish(const BatchSpan& span, const AttentionTile& tile, int first_row, const AttentionState& state,
               int first, int last) const;
   void deal_tiles();
   void share_runs(int length);
+  void finish_share(const AttentionScratch::SharedTile& of, int length, int begin, int end) const;
 
   TeamMember member_;
   const ModelConfig& config_;
