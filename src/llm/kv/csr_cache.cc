@@ -20,10 +20,10 @@
 #include "llm/kernel/codes.h"
 #include "llm/kernel/kernel.h"
 #include "llm/kv/csr_book.h"
+#include "llm/kv/csr_codes.h"
 #include "llm/kv/csr_mean.h"
 #include "llm/kv/csr_plan.h"
 #include "llm/kv/csr_ring.h"
-#include "llm/tensor/buffer.h"
 
 namespace frugal::llm {
 namespace {
@@ -31,24 +31,14 @@ namespace {
 constexpr int kSinks = CsrRing::kSinks;
 constexpr int kScoreTile = CsrRing::kMaxScored;  // columns that are scored together
 constexpr float kNegligible = 0.01f;             // share of a query's weights that may be left out
-constexpr int kSpanBlocks = kMaxSpan * kKvChunk / kKvBlock;
-constexpr size_t kSpanPanels = 4 * kSpanBlocks;
-static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
 class CsrCache final : public KvCache {
  public:
   CsrCache(const KvShape& shape, std::shared_ptr<const CsrPlan> plan)
-      : KvCache(shape, KvFormat::kCsr), plan_(std::move(plan)) {
-    for (int code = 0; code < 16; ++code) scales_[static_cast<size_t>(code)] = token_scale(code);
-  }
+      : KvCache(shape, KvFormat::kCsr), plan_(std::move(plan)) {}
 
   Status reserve() {
-    for (const SidePlan& side : plan_->sides) {
-      code_origin_.push_back(span_bytes_);
-      span_bytes_ += kSpanPanels * side.panel_bytes;
-    }
-    const size_t n_spans = (panels(shape_.max_blocks() * kKvBlock) + kSpanPanels - 1) / kSpanPanels;
-    FRUGAL_TRY(codes_, Buffer::allocate(n_spans * span_bytes_ + 64, Pages::kHuge));
+    FRUGAL_TRY_STATUS(codes_.reserve(shape_, plan_));
     FRUGAL_TRY_STATUS(ring_.reserve(shape_));
     mean_ = TurnedMean(*plan_, shape_.max_blocks());
     return {};
@@ -88,7 +78,7 @@ class CsrCache final : public KvCache {
     for (int block = (first + kKvBlock - 1) / kKvBlock; block * kKvBlock < last; ++block) {
       // Where tokens were taken back it may have been coded, and have left the ring, before.
       if (block >= 2 && ring_.holds(layer, block - 2))
-        code_block(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2);
+        codes_.code(layer, part % 2 == 0 ? KvSide::kKeys : KvSide::kValues, part / 2, block - 2, ring_);
     }
   }
 
@@ -114,13 +104,13 @@ class CsrCache final : public KvCache {
         const size_t col = first + c;
         float* y = tile + c * dim();
         if (!side.book.empty()) {
-          p.book_scales[col] =
-              code_kernels().quantize_products(products + c * kBookEntries, p.book + col * kBookEntries);
+          p.codes.book_scales[col] = code_kernels().quantize_products(products + c * kBookEntries,
+                                                                      p.codes.book + col * kBookEntries);
         }
         for (size_t i = 0; i < width; ++i) y[i] *= levels.scale[side.bits[i / 4]];
-        p.code_scales[col] =
-            quantize_column(y, static_cast<int>(width), p.codes + col * width, &p.code_zeros[col]);
-        p.code_zeros[col] *= kLevelCentre;
+        p.codes.scales[col] =
+            quantize_column(y, static_cast<int>(width), p.codes.x + col * width, &p.codes.zeros[col]);
+        p.codes.zeros[col] *= kLevelCentre;
         mean_.factors(layer, queries.q + col * dim(), side.mean.data(), col % kTurnCols,
                       p.turns_of(static_cast<int>(col / kTurnCols), dim()));
       }
@@ -146,7 +136,7 @@ class CsrCache final : public KvCache {
       turn(layer, block, p, tile, end, turned);
       for (int i = 0; i < n_blocks; ++i) {
         if (tile == 0 && n_whole[i] < n_cols) {
-          prefetch_block(layer, KvSide::kKeys, head, block + i + 2);
+          codes_.prefetch(layer, KvSide::kKeys, head, block + i + 2);
           prefetch_restoring(plan_->side(layer, KvSide::kValues, head), block + i);
         }
         const int middle = std::clamp(n_whole[i], tile, end);
@@ -154,9 +144,9 @@ class CsrCache final : public KvCache {
         score_mean(layer, block + i, turned, end - tile, rows);
         ring_.add_scores(layer, head, block + i, std::min(kKvBlock, n_tokens - i * kKvBlock),
                          queries.q + static_cast<size_t>(tile) * dim(), middle - tile, rows);
-        add_code_scores(layer, head, block + i, p, middle, end, rows + (middle - tile) * kKvBlock);
+        codes_.add_scores(layer, head, block + i, p.codes, middle, end, rows + (middle - tile) * kKvBlock);
         if (tile == 0 && n_whole[i] < n_cols)
-          prefetch_block(layer, KvSide::kValues, head, block + i);  // read once the chunk has its scores
+          codes_.prefetch(layer, KvSide::kValues, head, block + i);  // read once the chunk has its scores
       }
     }
     for (int col = 0; block == 0 && col < n_cols; ++col)
@@ -168,7 +158,7 @@ class CsrCache final : public KvCache {
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
     const auto width = static_cast<size_t>(sum_width(layer, head));
     // Of the columns, those that see block i whole; never fewer than of the block before.
-    int n_whole[kSpanBlocks] = {};
+    int n_whole[kMaxSpan * kKvChunk / kKvBlock] = {};
     for (int i = 0; i < n_blocks; ++i) {
       n_whole[i] = queries.first_col_at((block + i + 2) * kKvBlock);
       if (n_whole[i] > 0) {
@@ -188,8 +178,8 @@ class CsrCache final : public KvCache {
       const int first = n_whole[n - 1], last = n == n_blocks ? queries.n_cols : n_whole[n];
       if (first == last) continue;
       const auto skipped = static_cast<size_t>(first);
-      add_codes(layer, head, block, n, weights + skipped * kKvBlock, stride, last - first,
-                out + skipped * width, width);
+      codes_.add_values(layer, head, block, n, weights + skipped * kKvBlock, stride, last - first,
+                        out + skipped * width, width);
     }
   }
 
@@ -215,37 +205,22 @@ class CsrCache final : public KvCache {
   }
 
   uint64_t bytes_used(int n_tokens) const override {
-    return code_bytes(n_tokens) + ring_.bytes_used(n_tokens);
+    return codes_.bytes(n_tokens) + ring_.bytes_used(n_tokens);
   }
 
-  // Image: the ring's, then for each layer, of keys, then of values, the codes of each head in whole panels.
-  // Of tokens that are not coded yet they are nothing.
-  uint64_t save_bytes(int n_tokens) const override { return ring_.save_bytes() + code_bytes(n_tokens); }
+  // Image: the ring's, then that of the codes.
+  uint64_t save_bytes(int n_tokens) const override { return ring_.save_bytes() + codes_.bytes(n_tokens); }
   void save(int n_tokens, std::byte* image) const override {
     ring_.save(image);
-    image += ring_.save_bytes();
-    for_each_run(n_tokens, [&](size_t at, size_t n) {
-      std::memcpy(image, codes_.data() + at, n);
-      image += n;
-    });
+    codes_.save(n_tokens, image + ring_.save_bytes());
   }
   void load(int n_tokens, const std::byte* image) override {
     ring_.load(image);
-    image += ring_.save_bytes();
-    for_each_run(n_tokens, [&](size_t at, size_t n) {
-      std::memcpy(codes_.data() + at, image, n);
-      image += n;
-    });
+    codes_.load(n_tokens, image + ring_.save_bytes());
   }
 
  private:
   size_t dim() const { return static_cast<size_t>(shape_.head_dim); }
-  static size_t panels(int n_tokens) { return static_cast<size_t>((n_tokens + 15) / 16); }
-  uint64_t code_bytes(int n_tokens) const {
-    uint64_t bytes = 0;
-    for (const SidePlan& side : plan_->sides) bytes += panels(n_tokens) * side.panel_bytes;
-    return bytes;
-  }
 
   struct Prepared;
   // Queries [tile, end) turned for the chunk of `block`; then the mean's part of a block's scores.
@@ -300,38 +275,6 @@ class CsrCache final : public KvCache {
       }
     }
   }
-  // ---- codes: span after span, in each the sides of the plan, so that pages fill one after the other ----
-
-  std::byte* panel_at(int layer, KvSide of, int head, int panel) const {
-    const size_t idx =
-        static_cast<size_t>((layer * 2 + (of == KvSide::kValues ? 1 : 0)) * shape_.n_kv_heads + head);
-    const auto at = static_cast<size_t>(panel);
-    return const_cast<std::byte*>(codes_.data()) + at / kSpanPanels * span_bytes_ + code_origin_[idx] +
-           at % kSpanPanels * plan_->sides[idx].panel_bytes;
-  }
-  // Calls f(first byte, bytes) for the panels of the first n_tokens: side after side, in each span after
-  // span.
-  template <typename F>
-  void for_each_run(int n_tokens, F f) const {
-    for (size_t side = 0; side < plan_->sides.size(); ++side) {
-      for (size_t span = 0, left = panels(n_tokens); left > 0; ++span) {
-        const size_t n = std::min(left, kSpanPanels);
-        f(span * span_bytes_ + code_origin_[side], n * plan_->sides[side].panel_bytes);
-        left -= n;
-      }
-    }
-  }
-
-  // Asks for a block into the second-level cache, every line of it, few at a time: the processor waits when
-  // too many are under way. Inlined, or GCC 12 takes a function that only prefetches for one that does
-  // nothing.
-  [[gnu::always_inline]] void prefetch_block(int layer, KvSide of, int head, int block) const {
-    if (block >= shape_.max_blocks()) return;
-    const std::byte* at = panel_at(layer, of, head, block * 4);
-    const size_t n = 4 * plan_->side(layer, of, head).panel_bytes;
-    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i, 0, 2);
-  }
-
   // And a part of what restore() is going to read, which is not at hand after a pass over the layers'
   // weights.
   [[gnu::always_inline]] static void prefetch_restoring(const SidePlan& side, int block) {
@@ -346,166 +289,12 @@ class CsrCache final : public KvCache {
     ask(side.book.data(), side.book.size());
   }
 
-  // Of the coefficients that have bits.
-  static float mean_square(const SidePlan& side, const float* y) {
-    float sum = 0;
-    int n = 0;
-    for (int g = 0; g < side.n_groups; ++g) {
-      if (side.bits[static_cast<size_t>(g)] == 0) continue;
-      for (int i = 0; i < kAtomGroup; ++i) sum += y[4 * g + i] * y[4 * g + i];
-      n += kAtomGroup;
-    }
-    return sum / static_cast<float>(n);
-  }
-
-  void code_block(int layer, KvSide of, int head, int block) {
-    const SidePlan& side = plan_->side(layer, of, head);
-    const LevelPlan& levels = plan_->levels_of(layer, of);
-    constexpr size_t kTile = kPathTokens;
-    const auto width = 4 * static_cast<size_t>(side.n_groups);
-    alignas(64) float x[kTile * kMaxCodedDim], y[kTile * kMaxCodedDim];
-    uint8_t codes[kTile * kMaxCodedDim];
-    for (int first = 0; first < kKvBlock; first += static_cast<int>(kTile)) {
-      if (of == KvSide::kKeys) {
-        ring_.keys(layer, head, block, first, kTile, x);
-        analyse(side, x, kTile, y);
-      } else {
-        ring_.values(layer, head, block, first, kTile, y);
-      }
-      std::byte* panel = panel_at(layer, of, head, (block * kKvBlock + first) / 16);
-      const int token = first % 16;
-      int entries[kTile];
-      if (!side.book.empty()) side.book.nearest(y, kTile, entries);
-      for (size_t t = 0; t < kTile; ++t) {
-        float* own = y + t * dim();
-        const int at = token + static_cast<int>(t);
-        if (!side.book.empty()) {
-          panel[side.index_offset + static_cast<size_t>(at)] = static_cast<std::byte>(entries[t]);
-          side.book.subtract(entries[t], own);
-        }
-        float inverse = 1;
-        if (of == KvSide::kValues && side.n_groups > 0) {
-          const int code = token_scale_code(mean_square(side, own));
-          auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[at / 2];
-          byte = static_cast<uint8_t>(at % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-          inverse = 1 / token_scale(code);
-        }
-        for (size_t i = 0; i < width; ++i) x[t * width + i] = own[i] * inverse;
-      }
-      if (side.n_groups == 0) continue;
-      code_tokens(side, levels, x, codes);
-      for (size_t t = 0; t < kTile; ++t)
-        put_codes(side, panel, token + static_cast<int>(t), codes + t * width);
-    }
-  }
-  static void put_codes(const SidePlan& side, std::byte* panel, int token, const uint8_t* codes) {
-    uint32_t words[kMaxStreamWords + 1] = {};
-    for (int i = 0, at = 0; i < 4 * side.n_groups; at += side.bits[static_cast<size_t>(i / 4)], ++i) {
-      const uint64_t code = static_cast<uint64_t>(codes[i]) << at % 32;
-      words[at / 32] |= static_cast<uint32_t>(code);
-      words[at / 32 + 1] |= static_cast<uint32_t>(code >> 32);
-    }
-    put_stream(panel, side.layout.n_bits, token, words);
-  }
-
-  // Of a block's codes, what they are beside the mean, for columns [first, end), not many.
-  void add_code_scores(int layer, int head, int block, const Prepared& p, int first, int end,
-                       float* scores) const {
-    if (first == end) return;
-    const SidePlan& side = plan_->side(layer, KvSide::kKeys, head);
-    const LevelPlan& levels = plan_->levels_of(layer, KvSide::kKeys);
-    const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
-    const auto from = static_cast<size_t>(first), n = static_cast<size_t>(end - first);
-    if (!side.book.empty()) {
-      code_kernels().add_products(panel + side.index_offset, side.panel_bytes, p.book + from * kBookEntries,
-                                  n, p.book_scales + from, scores, kKvBlock);
-    }
-    code_kernels().dot_keys(panel, side.panel_bytes, side.layout, levels.table.data(),
-                            p.codes + from * 4 * side.layout.n_groups, n, p.code_zeros + from,
-                            p.code_scales + from, scores, kKvBlock);
-  }
-
-  // Of n_blocks coded blocks of a span, chunk by chunk.
-  void add_codes(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
-                 int n_cols, float* out, size_t out_width) const {
-    const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
-    constexpr int kTile = static_cast<int>(kMaxValueCols), kBlocks = kKvChunk / kKvBlock;
-    constexpr size_t kBinTiles = (kMaxValueCols + kBinCols - 1) / kBinCols;
-    alignas(64) float bins[kBinTiles * kBookEntries * kBinCols];
-    for (; n_cols > 0; n_cols -= kTile, weights += kTile * kKvBlock, out += kTile * out_width) {
-      const int n = std::min(n_cols, kTile);
-      if (!side.book.empty())
-        std::fill_n(bins, (static_cast<size_t>(n) + kBinCols - 1) / kBinCols * kBookEntries * kBinCols, 0.0f);
-      for (int i = 0; i < n_blocks; i += kBlocks) {
-        add_chunk(layer, head, block + i, static_cast<size_t>(std::min(kBlocks, n_blocks - i)),
-                  weights + static_cast<size_t>(i) * stride, stride, n, out, out_width, bins);
-      }
-      if (side.book.empty()) continue;
-      float* to[kTile];
-      for (int c = 0; c < n; ++c) to[c] = out + static_cast<size_t>(c) * out_width + dim();
-      code_kernels().spread_bins(bins, static_cast<size_t>(n), to);
-    }
-  }
-  // Of n blocks of a chunk, for up to kMaxValueCols columns; `bins` as add_to_bins() wants them.
-  void add_chunk(int layer, int head, int block, size_t n, const float* weights, size_t stride, int n_cols,
-                 float* out, size_t out_width, float* bins) const {
-    const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
-    const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
-    const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
-    const float *all[kMaxValueCols], *from[kMaxValueCols];
-    float* sums[kMaxValueCols];
-    size_t n_some = 0;  // columns that see something
-    for (int col = 0; col < n_cols; ++col) {
-      all[col] = weights + static_cast<size_t>(col) * kKvBlock;
-      if (nothing(all[col], stride, n)) continue;
-      from[n_some] = all[col];
-      sums[n_some++] = out + static_cast<size_t>(col) * out_width;
-    }
-    if (n_some == 0) return;
-    if (!side.book.empty()) {
-      code_kernels().add_to_bins(panel + side.index_offset, side.panel_bytes, block == 0 ? kSinks : 0, n, all,
-                                 stride, static_cast<size_t>(n_cols), bins);
-    }
-    if (side.n_groups == 0) return;
-    alignas(64) float token_scales[kKvChunk];
-    for (size_t i = 0; i < n; ++i) {
-      code_kernels().expand_scales(panel + side.scale_offset + 4 * i * side.panel_bytes, side.panel_bytes,
-                                   scales_.data(), token_scales + i * kKvBlock);
-    }
-    if (block == 0) std::fill_n(token_scales, kSinks, 0.0f);
-    uint8_t integers[kMaxValueCols * kKvChunk];
-    const size_t width = n * kCodeBlock;
-    float scales[kMaxValueCols];
-    int32_t zeros[kMaxValueCols];
-    for (size_t c = 0; c < n_some; ++c) {
-      scales[c] =
-          code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + c * width, &zeros[c]);
-      // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
-      zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
-    }
-    code_kernels().dot_values(panel, side.panel_bytes, n, side.layout, levels.table.data(),
-                              levels.scale.data(), integers, n_some, zeros, scales, sums);
-  }
-  // Whether all weights of a column are 0.
-  static bool nothing(const float* weights, size_t stride, size_t n_blocks) {
-    if (weights[0] != 0) return false;
-    for (size_t i = 0; i < n_blocks; ++i, weights += stride) {
-      if (weights[0] != 0 || std::memcmp(weights, weights + 1, (kKvBlock - 1) * sizeof(float)) != 0)
-        return false;
-    }
-    return true;
-  }
-
   // ---- queries ----
 
   struct Prepared {
-    float* turns;         // [n_cols / kTurnCols, TurnedMean::query_floats()]
-    float* negligible;    // [n_cols]
-    float* code_scales;   // [n_cols]
-    float* book_scales;   // [n_cols]
-    int32_t* code_zeros;  // [n_cols]: what levels at the centre add
-    int16_t* book;        // [n_cols, kBookEntries]: products with the entries
-    int8_t* codes;        // [n_cols, 4 n_groups]
+    float* turns;       // [n_cols / kTurnCols, TurnedMean::query_floats()]
+    float* negligible;  // [n_cols]
+    CsrCodes::Queries codes;
 
     float* turns_of(int part, size_t dim) const {
       return turns + static_cast<size_t>(part) * TurnedMean::query_floats(dim);
@@ -517,11 +306,11 @@ class CsrCache final : public KvCache {
     Prepared p;
     p.turns = reinterpret_cast<float*>(queries.scratch);
     p.negligible = p.turns_of(static_cast<int>((n + kTurnCols - 1) / kTurnCols), dim());
-    p.code_scales = p.negligible + n;
-    p.book_scales = p.code_scales + n;
-    p.code_zeros = reinterpret_cast<int32_t*>(p.book_scales + n);
-    p.book = reinterpret_cast<int16_t*>(p.code_zeros + n);
-    p.codes = reinterpret_cast<int8_t*>(p.book + n * kBookEntries);
+    p.codes.scales = p.negligible + n;
+    p.codes.book_scales = p.codes.scales + n;
+    p.codes.zeros = reinterpret_cast<int32_t*>(p.codes.book_scales + n);
+    p.codes.book = reinterpret_cast<int16_t*>(p.codes.zeros + n);
+    p.codes.x = reinterpret_cast<int8_t*>(p.codes.book + n * kBookEntries);
     return p;
   }
 
@@ -529,19 +318,9 @@ class CsrCache final : public KvCache {
   void transform(const std::vector<uint16_t>& a, const float* x, size_t n, float* y) const {
     kernels().panel_f16({a.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
   }
-  // Coefficients y [n, dim] of x [n, dim].
-  void analyse(const SidePlan& side, const float* x, size_t n, float* y) const {
-    kernels().panel_f16({side.analysis.data(), dim(), 16, dim() / 16, dim()}, x, dim(), n, y, dim(), false);
-    for (; n > 0; --n, y += dim()) {
-      for (size_t i = 0; i < side.scale.size(); ++i) y[i] *= side.scale[i];
-    }
-  }
 
   std::shared_ptr<const CsrPlan> plan_;
-  std::vector<size_t> code_origin_;  // of each side of the plan, in a span
-  size_t span_bytes_ = 0;
-  std::array<float, 16> scales_;  // of tokens' values, by code
-  Buffer codes_;
+  CsrCodes codes_;
   CsrRing ring_;
   TurnedMean mean_;
 };

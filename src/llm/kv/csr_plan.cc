@@ -54,6 +54,14 @@ int LevelPlan::even_code(int bits, float y) const {  // not a number becomes the
   return static_cast<int>(std::min(std::max(0.0f, places), largest));
 }
 
+void analyse(const SidePlan& side, const float* x, size_t n, float* y) {
+  const size_t dim = side.mean.size();
+  kernels().panel_f16({side.analysis.data(), dim, 16, dim / 16, dim}, x, dim, n, y, dim, false);
+  for (; n > 0; --n, y += dim) {
+    for (size_t i = 0; i < side.scale.size(); ++i) y[i] *= side.scale[i];
+  }
+}
+
 void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes) {
   constexpr size_t kTokens = kPathTokens;
   const auto width = 4 * static_cast<size_t>(side.n_groups);

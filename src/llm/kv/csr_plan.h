@@ -38,6 +38,9 @@ struct LevelPlan {
   int even_code(int bits, float y) const;  // of 6 and 8 bits
 };
 
+// Coefficients y [n, dim] of x [n, dim], a key less the turned mean or a value less the mean.
+void analyse(const SidePlan& side, const float* x, size_t n, float* y);
+
 // Codes [kPathTokens, 4 n_groups] of tokens' coefficients y [kPathTokens, 4 n_groups]; of groups without bits
 // 0.
 void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes);
