@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "cli/console.h"
 #include "cli/kv_sensitivity.h"
+#include "cli/recall_text.h"
 #include "llm/kv/dict_train.h"
 #include "llm/model/forward.h"
 #include "llm/vocab/tokenizer.h"
@@ -20,16 +21,37 @@ namespace {
 constexpr size_t kMaxTextBytes = size_t{1} << 28;
 constexpr uint64_t kLargestWidened = 1'500'000'000;  // parameters: 6 GB as floats
 
-// Beginnings of windows, as far apart as they come: what the weights are measured on.
-std::vector<std::vector<llm::Token>> probe_windows(const std::vector<std::vector<llm::Token>>& windows) {
+// The i-th of n windows that lie as far apart as they come.
+const std::vector<llm::Token>& spread_window(const std::vector<std::vector<llm::Token>>& windows, size_t i,
+                                             size_t n) {
+  return windows[(2 * i + 1) * windows.size() / (2 * n)];
+}
+
+std::vector<llm::Token> beginning(const std::vector<llm::Token>& window, size_t n) {
+  return {window.begin(), window.begin() + static_cast<ptrdiff_t>(std::min(n, window.size()))};
+}
+
+// What the weights are measured on: beginnings of windows, and facts in them.
+Result<SensitivityTexts> probe_texts(const llm::Tokenizer& tokenizer,
+                                     const std::vector<std::vector<llm::Token>>& windows) {
   constexpr size_t kProbes = 3, kProbeTokens = 512;
-  std::vector<std::vector<llm::Token>> probes;
-  for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i) {
-    const auto& window = windows[(2 * i + 1) * windows.size() / (2 * std::min(kProbes, windows.size()))];
-    probes.emplace_back(window.begin(),
-                        window.begin() + static_cast<ptrdiff_t>(std::min(kProbeTokens, window.size())));
+  constexpr size_t kRecalls = 2, kLeastTokens = 512;
+  constexpr int kMostFacts = 12, kTokensOfFact = 160;  // of the window, at least
+  SensitivityTexts texts;
+  for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i)
+    texts.windows.push_back(
+        beginning(spread_window(windows, i, std::min(kProbes, windows.size())), kProbeTokens));
+  std::vector<std::vector<llm::Token>> long_ones;
+  for (const auto& window : windows) {
+    if (window.size() >= kLeastTokens) long_ones.push_back(window);
   }
-  return probes;
+  for (size_t i = 0; i < std::min(kRecalls, long_ones.size()); ++i) {
+    const auto& window = spread_window(long_ones, i, std::min(kRecalls, long_ones.size()));
+    const int facts = std::min(kMostFacts, static_cast<int>(window.size()) / kTokensOfFact);
+    FRUGAL_TRY(auto recall, recall_text(tokenizer, beginning(window, window.size() * 5 / 8), facts, i + 1));
+    texts.recalls.push_back(std::move(recall));
+  }
+  return texts;
 }
 
 }  // namespace
@@ -123,8 +145,8 @@ Result<llm::Dictionary> train_dictionary(std::shared_ptr<const llm::Model> model
                                          const DictionaryTraining& training, bool show_progress) {
   const llm::ModelInfo& info = model->info();
   FRUGAL_TRY(const auto windows, training_windows(*model, training));
+  FRUGAL_TRY(const SensitivityTexts probes, probe_texts(model->tokenizer(), windows));
   FRUGAL_TRY(const auto trainer, tapped_windows(model, windows, training.threads, show_progress));
-  std::vector<std::vector<llm::Token>> probes = probe_windows(windows);
   ProgressBar bar("fitting", "%", show_progress);
   const int threads = training.threads > 0 ? training.threads : usable_processors();
   FRUGAL_TRY(auto dictionary, trainer->fit(threads, [&](double share) {

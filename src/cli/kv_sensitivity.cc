@@ -21,12 +21,17 @@ using llm::KvSide;
 
 constexpr double kProbedBits = 2;
 constexpr size_t kRowsAtOnce = 64;
+constexpr double kRecall = 0.3;     // what a token of an answer counts beside one of ordinary text
+constexpr double kMostRecall = 64;  // three bits more
 
-// The layer and side that is coded; all others are whole. Changed between forward passes.
+// The layer and side that is coded, all its heads or one; all others are whole. Changed between forward
+// passes.
 struct Probe {
-  int layer = -1;
+  static constexpr int kAll = -1;
+  int layer = -1, head = kAll;
   KvSide side = KvSide::kKeys;
-  bool is(int l, KvSide s) const { return l == layer && s == side; }
+  bool stores_all = false;  // codes of all layers, for probes to come
+  bool is(int l, KvSide s, int h) const { return l == layer && s == side && (head == kAll || head == h); }
 };
 
 class ProbeCache final : public KvCache {
@@ -39,26 +44,28 @@ class ProbeCache final : public KvCache {
         probe_(probe) {}
   void store(int layer, int position, const float* k, const float* v) override {
     whole_->store(layer, position, k, v);
-    if (layer == probe_->layer) coded_->store(layer, position, k, v);
+    if (layer == probe_->layer || probe_->stores_all) coded_->store(layer, position, k, v);
   }
+  bool can_rewind(int n_held, int n_past) const override { return coded_->can_rewind(n_held, n_past); }
   int max_rows_ahead() const override { return coded_->max_rows_ahead(); }
   size_t query_scratch_bytes(int n) const override { return coded_->query_scratch_bytes(n); }
   void prepare(int layer, int head, const KvQueries& queries) const override {
-    of(layer, KvSide::kKeys).prepare(layer, head, queries);
+    of(layer, KvSide::kKeys, head).prepare(layer, head, queries);
   }
   void score_chunk(int layer, int head, int block, int n, const KvQueries& queries, float* scores,
                    size_t stride) const override {
-    of(layer, KvSide::kKeys).score_chunk(layer, head, block, n, queries, scores, stride);
+    of(layer, KvSide::kKeys, head).score_chunk(layer, head, block, n, queries, scores, stride);
   }
   void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
                   size_t stride, float* out, float* scratch) const override {
-    of(layer, KvSide::kValues).add_values(layer, head, block, n, queries, weights, stride, out, scratch);
+    of(layer, KvSide::kValues, head)
+        .add_values(layer, head, block, n, queries, weights, stride, out, scratch);
   }
   int sum_width(int layer, int head) const override {
-    return of(layer, KvSide::kValues).sum_width(layer, head);
+    return of(layer, KvSide::kValues, head).sum_width(layer, head);
   }
   void restore(int layer, int head, const float* sums, int n_cols, float* out) const override {
-    of(layer, KvSide::kValues).restore(layer, head, sums, n_cols, out);
+    of(layer, KvSide::kValues, head).restore(layer, head, sums, n_cols, out);
   }
   uint64_t bytes_used(int n) const override { return whole_->bytes_used(n); }
   uint64_t save_bytes(int) const override { return 0; }
@@ -66,7 +73,9 @@ class ProbeCache final : public KvCache {
   void load(int, const std::byte*) override {}
 
  private:
-  const KvCache& of(int layer, KvSide side) const { return probe_->is(layer, side) ? *coded_ : *whole_; }
+  const KvCache& of(int layer, KvSide side, int head) const {
+    return probe_->is(layer, side, head) ? *coded_ : *whole_;
+  }
 
   std::unique_ptr<KvCache> whole_, coded_;
   const Probe* probe_;
@@ -77,7 +86,7 @@ class ProbeSource final : public llm::KvSource {
   ProbeSource(std::shared_ptr<const llm::KvSource> coded, const Probe* probe)
       : coded_(std::move(coded)), probe_(probe) {}
   std::string name() const override { return "probe"; }
-  uint64_t content_hash() const override { return 0; }
+  uint64_t content_hash() const override { return coded_->content_hash(); }
   Result<std::unique_ptr<KvCache>> make(const KvShape& shape) const override {
     FRUGAL_TRY(auto whole, llm::make_kv_cache(llm::KvFormat::kF32, shape));
     FRUGAL_TRY(auto coded, coded_->make(shape));
@@ -105,30 +114,83 @@ double exponentials(std::span<const float> x, std::vector<float>& e) {
   return static_cast<double>(largest) + std::log(sum);
 }
 
-// Runs a window; `row(i, logits)` for each row of its second half.
+// Appends tokens to a sequence; `row(i, logits)` for what follows token i, from `first` on.
 template <typename F>
-Status score(llm::Engine& engine, const std::vector<llm::Token>& window, F row) {
-  const std::span<const llm::Token> tokens(window);
-  const size_t first = window.size() / 2;
-  FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
-  FRUGAL_TRY_STATUS(engine.prefill(sequence, tokens.first(first), nullptr));
-  for (size_t begin = first; begin < window.size(); begin += kRowsAtOnce) {
-    const size_t n = std::min(kRowsAtOnce, window.size() - begin);
+Status score(llm::Engine& engine, llm::SequenceId sequence, std::span<const llm::Token> tokens, size_t first,
+             F row) {
+  for (size_t begin = 0; begin < tokens.size(); begin += kRowsAtOnce) {
+    const size_t n = std::min(kRowsAtOnce, tokens.size() - begin);
     const llm::BatchItem item{sequence, tokens.subspan(begin, n), llm::LogitRows::kAll};
     FRUGAL_TRY_STATUS(engine.forward({&item, 1}));
-    for (size_t i = 0; i < n; ++i) row(begin - first + i, engine.logits(static_cast<int>(i)));
+    for (size_t i = 0; i < n; ++i) {
+      if (begin + i >= first) row(begin + i, engine.logits(static_cast<int>(i)));
+    }
   }
+  return {};
+}
+
+// Runs a window; `row(logits)` for each row of its second half.
+template <typename F>
+Status score_window(llm::Engine& engine, const std::vector<llm::Token>& window, F row) {
+  const std::span<const llm::Token> tokens(window);
+  const size_t half = window.size() / 2;
+  FRUGAL_TRY(const llm::SequenceId sequence, engine.open_sequence());
+  FRUGAL_TRY_STATUS(engine.prefill(sequence, tokens.first(half), nullptr));
+  FRUGAL_TRY_STATUS(score(engine, sequence, tokens.subspan(half), 0,
+                          [&](size_t, std::span<const float> logits) { row(logits); }));
   engine.close_sequence(sequence);
   return {};
 }
 
-// What the weights foretell of the probed side's error.
-double foretold(const llm::Dictionary& dictionary, const llm::Allotment& allotted, int layer, KvSide side) {
-  const llm::CoefficientLevels& levels = dictionary.levels_of(layer, side);
+// Asks all that a text is asked; `row(logits)` for what comes before each token of an answer.
+template <typename F>
+Status score_answers(llm::Engine& engine, llm::SequenceId sequence, const RecallText& recall, F row) {
+  for (const RecallText::Question& question : recall.questions) {
+    FRUGAL_TRY_STATUS(engine.truncate(sequence, static_cast<int>(recall.text.size())));
+    const std::span<const llm::Token> tokens(question.tokens);
+    FRUGAL_TRY_STATUS(score(engine, sequence, tokens.first(tokens.size() - 1), question.answer - 1,
+                            [&](size_t, std::span<const float> logits) { row(logits); }));
+  }
+  return {};
+}
+
+// What a model says with whole keys and values, and how far from it what it says otherwise is.
+class Expected {
+ public:
+  void add(std::span<const float> logits) {
+    const double shift = exponentials(logits, e_);
+    const auto whole = static_cast<float>(
+        std::exp(shift - static_cast<double>(*std::max_element(logits.begin(), logits.end()))));
+    std::vector<float>& p = shares_.emplace_back(logits.size());
+    double& entropy = entropy_.emplace_back(0.0);
+    for (size_t t = 0; t < logits.size(); ++t) {
+      p[t] = e_[t] / whole;
+      entropy -= static_cast<double>(p[t]) * (static_cast<double>(logits[t]) - shift);
+    }
+  }
+  // KL divergence of row i.
+  double divergence(size_t i, std::span<const float> logits) {
+    double mean = 0;
+    for (size_t t = 0; t < logits.size(); ++t)
+      mean += static_cast<double>(shares_[i][t]) * static_cast<double>(logits[t]);
+    return std::max(0.0, exponentials(logits, e_) - mean - entropy_[i]);
+  }
+  size_t rows() const { return entropy_.size(); }
+
+ private:
+  std::vector<std::vector<float>> shares_;
+  std::vector<double> entropy_;
+  std::vector<float> e_;
+};
+
+// What the weights foretell of the errors of bases [first, last): heads, keys or values.
+double foretold(const llm::Dictionary& dictionary, const llm::Allotment& allotted, size_t first,
+                size_t last) {
   const auto n_groups = static_cast<size_t>(dictionary.head_dim / llm::kAtomGroup);
   double cost = 0;
-  for (int head = 0; head < dictionary.n_kv_heads; ++head) {
-    const size_t base = dictionary.basis_index(layer, side, head);
+  for (size_t base = first; base < last; ++base) {
+    const llm::CoefficientLevels& levels =
+        dictionary.levels[base / static_cast<size_t>(dictionary.n_kv_heads)];
     for (size_t g = 0; g < n_groups; ++g)
       cost += llm::Allotment::group_cost(dictionary, base, g, allotted.books[base] != 0) *
               static_cast<double>(levels.error[allotted.bits[base * n_groups + g]]);
@@ -138,10 +200,10 @@ double foretold(const llm::Dictionary& dictionary, const llm::Allotment& allotte
 
 // What was measured so far: KL sums of the probes that are done, window after window.
 struct Measured {
-  static constexpr char kMagic[8] = {'f', 'r', 'g', 'l', 'S', 'E', 'N', '1'};
+  static constexpr char kMagic[8] = {'f', 'r', 'g', 'l', 'S', 'E', 'N', '2'};
   uint64_t key = 0;  // of what it was measured on
   uint64_t done = 0;
-  std::vector<double> kl;  // [n_layers, 2]
+  std::vector<double> kl;  // [n_layers, 2] on windows, then [n_layers, 2, n_kv_heads] of answers
 
   // magic, key, probes done, KL sums, checksum of all that
   std::string bytes() const {
@@ -170,74 +232,127 @@ struct Measured {
 
 }  // namespace
 
-Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model,
-                            std::span<const std::vector<llm::Token>> windows, int threads,
-                            const std::string& partial, llm::Dictionary& dictionary,
+Status weigh_by_sensitivity(std::shared_ptr<const llm::Model> model, const SensitivityTexts& texts,
+                            int threads, const std::string& partial, llm::Dictionary& dictionary,
                             const std::function<bool(double)>& progress) {
   Probe probe;
-  FRUGAL_TRY(auto coded,
-             llm::make_csr_source(std::make_shared<const llm::Dictionary>(dictionary), kProbedBits));
-  uint64_t key = fnv1a(std::as_bytes(std::span(&dictionary.model_hash, 1)), coded->content_hash());
-  for (const auto& window : windows) key = fnv1a(std::as_bytes(std::span(window)), key);
   llm::EngineOptions options;
   options.n_threads = threads;
   options.max_sequences = 1;
-  for (const auto& window : windows) options.n_ctx = std::max(options.n_ctx, static_cast<int>(window.size()));
-  options.kv_source = std::make_shared<ProbeSource>(std::move(coded), &probe);
-  FRUGAL_TRY(const auto engine, llm::Engine::create(model, options));
-
-  Measured measured;
-  measured.key = key;
-  measured.kl.assign(static_cast<size_t>(2 * dictionary.n_layers), 0.0);
-  if (!partial.empty()) measured.take_up(partial);
-  const size_t n_probes = measured.kl.size(), total = windows.size() * n_probes;
-  std::vector<std::vector<float>> expected;
-  std::vector<double> entropy;
-  std::vector<float> e;
-  while (measured.done < total) {
-    const auto& window = windows[measured.done / n_probes];
-    const size_t target = measured.done % n_probes;
-    if (expected.empty()) {
-      expected.resize(window.size() - window.size() / 2);
-      entropy.assign(expected.size(), 0.0);
-      probe.layer = -1;
-      FRUGAL_TRY_STATUS(score(*engine, window, [&](size_t i, std::span<const float> logits) {
-        const double shift = exponentials(logits, e);
-        const auto whole = static_cast<float>(
-            std::exp(shift - static_cast<double>(*std::max_element(logits.begin(), logits.end()))));
-        expected[i].resize(logits.size());
-        for (size_t t = 0; t < logits.size(); ++t) {
-          const float p = expected[i][t] = e[t] / whole;
-          entropy[i] -= static_cast<double>(p) * (static_cast<double>(logits[t]) - shift);
-        }
-      }));
+  std::string read;  // all that is read and asked
+  const auto add = [&](const std::vector<llm::Token>& tokens) {
+    read.append(reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(llm::Token));
+  };
+  for (const auto& window : texts.windows) {
+    add(window);
+    options.n_ctx = std::max(options.n_ctx, static_cast<int>(window.size()));
+  }
+  for (const RecallText& recall : texts.recalls) {
+    add(recall.text);
+    for (const auto& question : recall.questions) {
+      add(question.tokens);
+      options.n_ctx = std::max(options.n_ctx, static_cast<int>(recall.text.size() + question.tokens.size()));
     }
-    probe.layer = static_cast<int>(target / 2);
-    probe.side = target % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
-    double kl = 0;
-    FRUGAL_TRY_STATUS(score(*engine, window, [&](size_t i, std::span<const float> logits) {
-      double mean = 0;
-      for (size_t t = 0; t < logits.size(); ++t)
-        mean += static_cast<double>(expected[i][t]) * static_cast<double>(logits[t]);
-      kl += std::max(0.0, exponentials(logits, e) - mean - entropy[i]);
-    }));
+  }
+  // An engine whose probed heads have the codes that the dictionary gives them as it is now.
+  const auto coding = [&]() -> Result<std::unique_ptr<llm::Engine>> {
+    FRUGAL_TRY(auto coded,
+               llm::make_csr_source(std::make_shared<const llm::Dictionary>(dictionary), kProbedBits));
+    options.kv_source = std::make_shared<ProbeSource>(std::move(coded), &probe);
+    return llm::Engine::create(model, options);
+  };
+  FRUGAL_TRY(auto engine, coding());
+
+  const auto n_heads = static_cast<size_t>(dictionary.n_kv_heads),
+             n_sides = 2 * static_cast<size_t>(dictionary.n_layers), n_bases = n_sides * n_heads;
+  const size_t of_windows = texts.windows.size() * n_sides,
+               total = of_windows + texts.recalls.size() * n_bases;
+  Measured measured;
+  measured.key =
+      fnv1a(std::as_bytes(std::span(read)),
+            fnv1a(std::as_bytes(std::span(&dictionary.model_hash, 1)), options.kv_source->content_hash()));
+  measured.kl.assign(n_sides + n_bases, 0.0);
+  if (!partial.empty()) measured.take_up(partial);
+  const auto finish = [&](size_t target, double kl) -> Status {
     measured.kl[target] += kl;
-    if (++measured.done % n_probes == 0) expected.clear();
+    ++measured.done;
     if (!partial.empty()) FRUGAL_TRY_STATUS(write_file_atomically(partial, measured.bytes()));
     if (!progress(static_cast<double>(measured.done) / static_cast<double>(total)))
       return Error{ErrorCode::kCancelled, "stopped; the same command goes on from here"};
-  }
-  const llm::Allotment allotted = llm::allot_bits(dictionary, kProbedBits);
-  for (size_t target = 0; target < n_probes; ++target) {
-    const int layer = static_cast<int>(target / 2);
-    const KvSide side = target % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
-    const double cost = foretold(dictionary, allotted, layer, side);
-    if (!(cost > 0 && measured.kl[target] > 0)) continue;
-    for (int head = 0; head < dictionary.n_kv_heads; ++head) {
-      for (float& weight : dictionary.bases[dictionary.basis_index(layer, side, head)].weight)
-        weight = static_cast<float>(static_cast<double>(weight) * measured.kl[target] / cost);
+    return {};
+  };
+  const auto code = [&](size_t side, int head) {
+    probe.layer = static_cast<int>(side / 2);
+    probe.side = side % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
+    probe.head = head;
+  };
+  const auto multiply = [&](size_t base, double factor) {
+    for (float& weight : dictionary.bases[base].weight)
+      weight = static_cast<float>(static_cast<double>(weight) * factor);
+  };
+
+  size_t n_rows = 0, n_answers = 0;
+  for (size_t i = 0; i < texts.windows.size(); ++i) {
+    const auto& window = texts.windows[i];
+    n_rows += window.size() - window.size() / 2;
+    if (measured.done >= (i + 1) * n_sides) continue;
+    Expected expected;
+    probe.layer = -1;
+    FRUGAL_TRY_STATUS(
+        score_window(*engine, window, [&](std::span<const float> logits) { expected.add(logits); }));
+    for (size_t side = measured.done % n_sides; side < n_sides; ++side) {
+      code(side, Probe::kAll);
+      double kl = 0;
+      size_t row = 0;
+      FRUGAL_TRY_STATUS(score_window(
+          *engine, window, [&](std::span<const float> logits) { kl += expected.divergence(row++, logits); }));
+      FRUGAL_TRY_STATUS(finish(side, kl));
     }
   }
+  llm::Allotment allotted = llm::allot_bits(dictionary, kProbedBits);
+  for (size_t side = 0; side < n_sides; ++side) {
+    const double cost = foretold(dictionary, allotted, side * n_heads, (side + 1) * n_heads);
+    if (!(cost > 0 && measured.kl[side] > 0)) continue;
+    for (size_t base = side * n_heads; base < (side + 1) * n_heads; ++base)
+      multiply(base, measured.kl[side] / cost);
+  }
+
+  // With the codes that come of it. The text is read once with all whole, and then asked with the codes of
+  // one head after the other.
+  if (!texts.recalls.empty()) {
+    FRUGAL_TRY(engine, coding());
+  }
+  for (size_t i = 0; i < texts.recalls.size(); ++i) {
+    const RecallText& recall = texts.recalls[i];
+    for (const auto& question : recall.questions) n_answers += question.tokens.size() - question.answer;
+    const size_t first = of_windows + i * n_bases;
+    if (measured.done >= first + n_bases) continue;
+    probe.layer = -1;
+    probe.stores_all = true;
+    FRUGAL_TRY(const llm::SequenceId sequence, engine->open_sequence());
+    FRUGAL_TRY_STATUS(engine->prefill(sequence, recall.text, nullptr));
+    Expected expected;
+    FRUGAL_TRY_STATUS(score_answers(*engine, sequence, recall,
+                                    [&](std::span<const float> logits) { expected.add(logits); }));
+    for (size_t base = measured.done - first; base < n_bases; ++base) {
+      code(base / n_heads, static_cast<int>(base % n_heads));
+      double kl = 0;
+      size_t row = 0;
+      FRUGAL_TRY_STATUS(score_answers(*engine, sequence, recall, [&](std::span<const float> logits) {
+        kl += expected.divergence(row++, logits);
+      }));
+      FRUGAL_TRY_STATUS(finish(n_sides + base, kl));
+    }
+    engine->close_sequence(sequence);
+  }
+  allotted = llm::allot_bits(dictionary, kProbedBits);
+  std::vector<double> factors(n_bases, 1.0);
+  for (size_t base = 0; base < n_bases && n_answers > 0 && n_rows > 0; ++base) {
+    const double cost = foretold(dictionary, allotted, base, base + 1) / static_cast<double>(n_rows),
+                 lost = measured.kl[n_sides + base] / static_cast<double>(n_answers);
+    if (cost > 0) factors[base] = std::min(kMostRecall, 1 + kRecall * lost / cost);
+  }
+  for (size_t base = 0; base < n_bases; ++base) multiply(base, factors[base]);
   std::error_code ignored;
   if (!partial.empty()) std::filesystem::remove(partial, ignored);
   return {};

@@ -27,7 +27,13 @@ class Sensitivity : public testing::Test {
     for (int i = 0; i < 2; ++i) {
       std::vector<llm::Token> window(400);
       for (llm::Token& token : window) token = static_cast<llm::Token>(rng.below(300));
-      windows_.push_back(window);
+      texts_.windows.push_back(window);
+    }
+    recall_.text = texts_.windows[0];
+    for (int i = 0; i < 2; ++i) {
+      RecallText::Question& question = recall_.questions.emplace_back();
+      for (int t = 0; t < 9; ++t) question.tokens.push_back(static_cast<llm::Token>(rng.below(300)));
+      question.answer = 6;
     }
     n_probes_ = 4 * info.n_layers;  // of both windows
   }
@@ -37,7 +43,7 @@ class Sensitivity : public testing::Test {
     llm::Dictionary d = dictionary_;
     *done = 0;
     const Status status =
-        weigh_by_sensitivity(model_, windows_, n_threads, partial, d, [&](double) { return ++*done < n; });
+        weigh_by_sensitivity(model_, texts_, n_threads, partial, d, [&](double) { return ++*done < n; });
     EXPECT_TRUE(status.ok() || status.error().code == ErrorCode::kCancelled);
     std::vector<float> all;
     for (const llm::HeadBasis& basis : d.bases)
@@ -47,7 +53,8 @@ class Sensitivity : public testing::Test {
 
   std::shared_ptr<const llm::Model> model_;
   llm::Dictionary dictionary_;
-  std::vector<std::vector<llm::Token>> windows_;
+  SensitivityTexts texts_;
+  RecallText recall_;  // of which texts_ has none at first
   int n_probes_ = 0;
 };
 
@@ -85,9 +92,35 @@ TEST_F(Sensitivity, WhatWasMeasuredOnSomethingElseOrIsDamagedIsMeasuredAgain) {
     EXPECT_EQ(done, n_probes_) << at;
   }
   ASSERT_TRUE(write_file_atomically(partial.path(), bytes).ok());
-  windows_[0][0] ^= 1;
+  texts_.windows[0][0] ^= 1;
   weigh(1000, partial.path(), &done);
   EXPECT_EQ(done, n_probes_);
+}
+
+// Answers only raise weights, each head's by a factor of its own.
+TEST_F(Sensitivity, WhatIsLostOfAnswersRaisesWeightsOfHeads) {
+  int done = 0;
+  const std::vector<float> without = weigh(1000, "", &done);
+  texts_.recalls = {recall_};
+  const std::vector<float> with = weigh(1000, "", &done);
+  const int n_bases = static_cast<int>(dictionary_.bases.size());
+  EXPECT_EQ(done, n_probes_ + n_bases);
+  ASSERT_EQ(with.size(), without.size());
+  const size_t dim = with.size() / static_cast<size_t>(n_bases);
+  std::vector<float> factors;
+  for (size_t base = 0; base < static_cast<size_t>(n_bases); ++base) {
+    factors.push_back(with[base * dim] / without[base * dim]);
+    EXPECT_GT(factors.back(), 1.0f);
+    EXPECT_LT(factors.back(), 100.0f);
+    for (size_t i = 1; i < dim; ++i)
+      EXPECT_NEAR(with[base * dim + i] / without[base * dim + i], factors.back(), 1e-5f * factors.back());
+  }
+  EXPECT_NE(factors[0], factors[1]);
+
+  const frugal::test::TempFile partial("", ".partial");
+  EXPECT_TRUE(weigh(n_probes_ + 3, partial.path(), &done).empty());
+  EXPECT_EQ(weigh(1000, partial.path(), &done), with);
+  EXPECT_EQ(done, n_bases - 3);
 }
 
 }  // namespace
