@@ -35,7 +35,7 @@ std::vector<llm::Token> beginning(const std::vector<llm::Token>& window, size_t 
 Result<SensitivityTexts> probe_texts(const llm::Tokenizer& tokenizer,
                                      const std::vector<std::vector<llm::Token>>& windows) {
   constexpr size_t kProbes = 3, kProbeTokens = 512;
-  constexpr size_t kRecalls = 2, kLeastTokens = 512;
+  constexpr size_t kRecalls = 4, kLeastTokens = 512;
   constexpr int kMostFacts = 12, kTokensOfFact = 160;  // of the window, at least
   SensitivityTexts texts;
   for (size_t i = 0; i < std::min(kProbes, windows.size()); ++i)
