@@ -173,11 +173,11 @@ void BatchAttention::share_runs(int length) {
   PieceRange& own = s_.pieces_[static_cast<size_t>(member_.idx)];
   own.set(n_pieces * member_.idx / member_.size, n_pieces * (member_.idx + 1) / member_.size);
   for (int piece; (piece = own.take_first()) >= 0;) attend_piece(piece);
-  for (int i = 1; i < member_.size; ++i) {
-    PieceRange& other = s_.pieces_[static_cast<size_t>((member_.idx + i) % member_.size)];
-    for (int piece; (piece = other.take_last()) >= 0;) attend_piece(piece);
-  }
   for (int spins = 0;; ++spins) {
+    for (int i = 1; i < member_.size; ++i) {  // who comes late has its range taken too
+      PieceRange& other = s_.pieces_[static_cast<size_t>((member_.idx + i) % member_.size)];
+      for (int piece; (piece = other.take_last()) >= 0;) attend_piece(piece);
+    }
     bool all = true;
     for (size_t i = 0; i < shared_.size(); ++i) {
       const auto& of = shared_[i];
