@@ -37,6 +37,10 @@ inline constexpr size_t kPathTokens = 4;
 inline constexpr size_t kBookEntries = 256;  // an index is a byte
 inline constexpr size_t kBinCols = 4;        // columns whose sums by entry stand side by side
 inline constexpr float kProductMax = 32000;
+// Integers of the products of n queries with a book's entries.
+inline constexpr size_t product_tables(size_t n) {
+  return (n + kBinCols - 1) / kBinCols * kBinCols * kBookEntries;
+}
 inline constexpr size_t kMaxGroups = 64;
 inline constexpr size_t kMaxStreamWords = kMaxGroups;  // of 32 bits: 8 a coefficient
 
@@ -139,13 +143,14 @@ struct CodeKernels {
                      const float* levels, uint8_t* codes);
   // The 4-bit codes of 64 scales, 8 bytes in each of four panels, looked up in a table of 16.
   void (*expand_scales)(const std::byte* codes, size_t stride, const float* table, float* scales);
-  // Books: kBookEntries products of a query with the entries as integers times what is returned; how they lie
-  // is the set's own. Not finite: anything, and a scale that is NaN.
-  float (*quantize_products)(const float* products, int16_t* table);
-  // y[c * y_stride + t] += scales[c] * (integer of column c's table at indices[t]), for the 64 tokens whose
-  // indices are 16 bytes in each of four panels; tables [n_cols, kBookEntries].
-  void (*add_products)(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
-                       const float* scales, float* y, size_t y_stride);
+  // Books: kBookEntries products of query `col` with the entries as integers times what is returned, in
+  // tables of as many queries, in whole fours; how they lie there is the set's own. Not finite: anything, and
+  // a scale that is NaN.
+  float (*quantize_products)(const float* products, int16_t* tables, size_t col);
+  // y[c * y_stride + t] += scales[c] * (integer of query first + c at indices[t]), c < n_cols, for the 64
+  // tokens whose indices are 16 bytes in each of four panels.
+  void (*add_products)(const std::byte* indices, size_t stride, const int16_t* tables, size_t first,
+                       size_t n_cols, const float* scales, float* y, size_t y_stride);
   // bins[c / kBinCols][e][c % kBinCols] += w[c][t / 64 * w_stride + t % 64] for the tokens t from `first` to
   // the end of n_blocks blocks, in their order, e < kBookEntries being the token's index. Bins of columns
   // that fill up the last kBinCols become anything.

@@ -69,7 +69,8 @@ inline void turned_scores(const int16_t* x, size_t n_cols, const float* scales, 
 }
 
 // See CodeKernels::quantize_products. The integers lie in the order of the entries.
-inline float quantize_products(const float* products, int16_t* table) {
+inline float quantize_products(const float* products, int16_t* tables, size_t col) {
+  int16_t* table = tables + col * kBookEntries;
   float largest = 0, wrong = 0;  // `wrong` is 0 or NaN
   for (size_t e = 0; e < kBookEntries; ++e) {
     const float size = products[e] < 0 ? -products[e] : products[e];
@@ -82,8 +83,9 @@ inline float quantize_products(const float* products, int16_t* table) {
 }
 
 // See CodeKernels::add_products.
-inline void add_products(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
-                         const float* scales, float* y, size_t y_stride) {
+inline void add_products(const std::byte* indices, size_t stride, const int16_t* tables, size_t first,
+                         size_t n_cols, const float* scales, float* y, size_t y_stride) {
+  tables += first * kBookEntries;
   for (size_t c = 0; c < n_cols; ++c, tables += kBookEntries, y += y_stride) {
     for (size_t t = 0; t < kCodeBlock; ++t)
       y[t] += scales[c] * static_cast<float>(tables[static_cast<size_t>(indices[t / 16 * stride + t % 16])]);

@@ -488,7 +488,7 @@ inline void expand_scales_512(const std::byte* codes, size_t stride, const float
 }
 
 // Low bytes of the integers, then the high ones.
-float quantize_products_512(const float* products, int16_t* table) {
+float quantize_products_512(const float* products, int16_t* tables, size_t col) {
   constexpr size_t kRows = kBookEntries / 16;
   __m512 most = _mm512_setzero_ps();
   __mmask16 wrong = 0;
@@ -500,7 +500,7 @@ float quantize_products_512(const float* products, int16_t* table) {
   const float largest = _mm512_reduce_max_ps(most), nothing = wrong != 0 ? __builtin_nanf("") : 0.0f;
   const float inverse = largest > 1e-30f && largest < 1e30f ? kProductMax / largest : 0.0f;
   const __m512 by = _mm512_set1_ps(inverse);
-  auto* to = reinterpret_cast<std::byte*>(table);
+  auto* to = reinterpret_cast<std::byte*>(tables + col * kBookEntries);
   for (size_t i = 0; i < kRows; ++i, to += 16) {
     const __m512i value = nearest_s32(_mm512_mul_ps(_mm512_loadu_ps(products + 16 * i), by));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
@@ -517,8 +517,9 @@ FRUGAL_INLINE __m512i looked_up(const std::byte* table, __m512i indices, __mmask
   return _mm512_mask_blend_epi8(upper, low, high);
 }
 
-void add_products_512(const std::byte* indices, size_t stride, const int16_t* tables, size_t n_cols,
-                      const float* scales, float* y, size_t y_stride) {
+void add_products_512(const std::byte* indices, size_t stride, const int16_t* tables, size_t first,
+                      size_t n_cols, const float* scales, float* y, size_t y_stride) {
+  tables += first * kBookEntries;
   const auto row = [&](size_t p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices + p * stride));
   };

@@ -85,7 +85,7 @@ class CsrCache final : public KvCache {
   size_t query_scratch_bytes(int n_cols) const override {
     const auto n = static_cast<size_t>(n_cols);
     return (n + kTurnCols - 1) / kTurnCols * TurnedMean::query_floats(dim()) * sizeof(float) +
-           n * column_bytes();
+           product_tables(n) * sizeof(int16_t) + n * column_bytes();
   }
 
   void prepare(int layer, int head, const KvQueries& queries) const override {
@@ -104,8 +104,8 @@ class CsrCache final : public KvCache {
         const size_t col = first + c;
         float* y = tile + c * dim();
         if (!side.book.empty()) {
-          p.codes.book_scales[col] = code_kernels().quantize_products(products + c * kBookEntries,
-                                                                      p.codes.book + col * kBookEntries);
+          p.codes.book_scales[col] =
+              code_kernels().quantize_products(products + c * kBookEntries, p.codes.book, col);
         }
         for (size_t i = 0; i < width; ++i) y[i] *= levels.scale[side.bits[i / 4]];
         p.codes.scales[col] =
@@ -300,7 +300,7 @@ class CsrCache final : public KvCache {
       return turns + static_cast<size_t>(part) * TurnedMean::query_floats(dim);
     }
   };
-  size_t column_bytes() const { return 16 + 2 * kBookEntries + dim(); }
+  size_t column_bytes() const { return 16 + dim(); }
   Prepared prepared(const KvQueries& queries) const {
     const auto n = static_cast<size_t>(queries.n_cols);
     Prepared p;
@@ -310,7 +310,7 @@ class CsrCache final : public KvCache {
     p.codes.book_scales = p.codes.scales + n;
     p.codes.zeros = reinterpret_cast<int32_t*>(p.codes.book_scales + n);
     p.codes.book = reinterpret_cast<int16_t*>(p.codes.zeros + n);
-    p.codes.x = reinterpret_cast<int8_t*>(p.codes.book + n * kBookEntries);
+    p.codes.x = reinterpret_cast<int8_t*>(p.codes.book + product_tables(n));
     return p;
   }
 

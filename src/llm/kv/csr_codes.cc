@@ -105,9 +105,8 @@ void CsrCodes::add_scores(int layer, int head, int block, const Queries& queries
   const std::byte* panel = panel_at(layer, KvSide::kKeys, head, block * 4);
   const auto from = static_cast<size_t>(first), n = static_cast<size_t>(end - first);
   if (!side.book.empty()) {
-    code_kernels().add_products(panel + side.index_offset, side.panel_bytes,
-                                queries.book + from * kBookEntries, n, queries.book_scales + from, scores,
-                                kKvBlock);
+    code_kernels().add_products(panel + side.index_offset, side.panel_bytes, queries.book, from, n,
+                                queries.book_scales + from, scores, kKvBlock);
   }
   code_kernels().dot_keys(panel, side.panel_bytes, side.layout, levels.table.data(),
                           queries.x + from * 4 * side.layout.n_groups, n, queries.zeros + from,

@@ -25,7 +25,7 @@ class CsrCodes {
     float* scales;       // [n_cols]
     float* book_scales;  // [n_cols]
     int32_t* zeros;      // [n_cols]: what levels at the centre add
-    int16_t* book;       // [n_cols, kBookEntries]: products with the entries
+    int16_t* book;       // product_tables(n_cols): products with the entries
     int8_t* x;           // [n_cols, 4 n_groups]
   };
   // scores [end - first, kKvBlock] += what a block's codes are beside the mean, for columns [first, end).
