@@ -44,7 +44,10 @@ float quantize_column(const float* x, int n, int8_t* q, int32_t* sum) {
 
 CodeBook::CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale,
                    const std::vector<float>& weights)
-    : panels_(levels.size() + 64), scale_(std::move(scale)), half_squares_(kBookEntries, 0.0f) {
+    : panels_(levels.size() + 64),
+      scale_(std::move(scale)),
+      weights_(weights),
+      half_squares_(kBookEntries, 0.0f) {
   const int n_bits = 8 * static_cast<int>(dim());
   for (size_t e = 0; e < kBookEntries; ++e) {
     uint32_t words[kMaxStreamWords] = {};
@@ -74,15 +77,30 @@ void CodeBook::multiply(const float* x, size_t n_cols, float* products) const {
   }
 }
 
-void CodeBook::nearest(const float* y, size_t n, int* entries) const {
+void CodeBook::nearest(const float* y, size_t n, Nearest* found) const {
   alignas(64) float x[kMaxCols * kMaxCodedDim] = {}, gains[kMaxCols * kBookEntries];
   for (size_t c = 0; c < n; ++c) {
     scale_row(y + c * dim(), weighted_scale_, x + c * dim());
     for (size_t e = 0; e < kBookEntries; ++e) gains[c * kBookEntries + e] = -half_squares_[e];
   }
   multiply(x, n, gains);
-  for (size_t c = 0; c < n; ++c)
-    entries[c] = static_cast<int>(largest_of(gains + c * kBookEntries, kBookEntries));
+  for (size_t c = 0; c < n; ++c) {
+    const float* own = gains + c * kBookEntries;
+    float half_square = 0;
+    for (size_t i = 0; i < dim(); ++i)
+      half_square += 0.5f * weights_[i] * y[c * dim() + i] * y[c * dim() + i];
+    Nearest& best = found[c];
+    best = {{static_cast<int>(largest_of(own, kBookEntries))}, 1};
+    const float most = own[best.entries[0]], least = most - kAsGood * std::max(0.0f, half_square - most);
+    for (int e = 0; e < static_cast<int>(kBookEntries); ++e) {
+      if (!(own[e] >= least) || e == best.entries[0]) continue;
+      size_t at = best.n < kMaxNearest ? best.n++ : kMaxNearest;  // those of equal gain in their order
+      for (; at > 1 && own[best.entries[at - 1]] < own[e]; --at) {
+        if (at < kMaxNearest) best.entries[at] = best.entries[at - 1];
+      }
+      if (at < kMaxNearest) best.entries[at] = e;
+    }
+  }
 }
 
 void CodeBook::subtract(int entry, float* y) const {

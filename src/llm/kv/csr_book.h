@@ -18,7 +18,8 @@ float quantize_column(const float* x, int n, int8_t* q, int32_t* sum);
 class CodeBook {
  public:
   CodeBook() = default;  // none
-  // `scale` [dim]: what each coefficient of an entry's level is worth; weights [dim] as in HeadBasis.
+  // `scale` [dim]: what each coefficient of an entry's level is worth; weights [dim]: what a unit
+  // of squared error in a coefficient costs.
   CodeBook(const std::vector<uint8_t>& levels, std::vector<float> scale, const std::vector<float>& weights);
 
   bool empty() const { return scale_.empty(); }
@@ -26,9 +27,16 @@ class CodeBook {
   const std::byte* data() const { return panels_.data(); }
   size_t size() const { return panels_.size(); }
   static constexpr size_t kMaxCols = 4;
-  // The entries of least weighted squared error to each of y [n, dim], n <= kMaxCols, as far as integers
-  // tell.
-  void nearest(const float* y, size_t n, int* entries) const;
+  // The entries of least weighted squared error to a vector, as far as integers tell, the best first; others
+  // only when theirs is larger by kAsGood of it or less.
+  static constexpr size_t kMaxNearest = 3;
+  static constexpr float kAsGood = 0.1f;
+  struct Nearest {
+    int entries[kMaxNearest];
+    size_t n;
+  };
+  // Of each of y [n, dim], n <= kMaxCols.
+  void nearest(const float* y, size_t n, Nearest* found) const;
   // y [dim] less an entry.
   void subtract(int entry, float* y) const;
   // products [n_cols, kBookEntries] of y [n_cols, dim] with all entries, n_cols <= kMaxCols.
@@ -46,6 +54,7 @@ class CodeBook {
   CodeLayout layout_;                          // all groups of 8 bits
   std::vector<std::byte> panels_;              // kBookEntries / 16 of them, and 64 bytes
   std::vector<float> scale_, weighted_scale_;  // [dim]
+  std::vector<float> weights_;                 // [dim]
   std::vector<float> half_squares_;            // [kBookEntries], in the metric of the weights
 };
 

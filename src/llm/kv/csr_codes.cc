@@ -10,18 +10,6 @@ namespace {
 
 static_assert(kKvChunk <= kMaxValueBlocks * kCodeBlock && kKvBlock == kCodeBlock);
 
-// Of the coefficients that have bits.
-float mean_square(const SidePlan& side, const float* y) {
-  float sum = 0;
-  int n = 0;
-  for (int g = 0; g < side.n_groups; ++g) {
-    if (side.bits[static_cast<size_t>(g)] == 0) continue;
-    for (int i = 0; i < kAtomGroup; ++i) sum += y[4 * g + i] * y[4 * g + i];
-    n += kAtomGroup;
-  }
-  return sum / static_cast<float>(n);
-}
-
 void put_codes(const SidePlan& side, std::byte* panel, int token, const uint8_t* codes) {
   uint32_t words[kMaxStreamWords + 1] = {};
   for (int i = 0, at = 0; i < 4 * side.n_groups; at += side.bits[static_cast<size_t>(i / 4)], ++i) {
@@ -61,9 +49,8 @@ void CsrCodes::code(int layer, KvSide of, int head, int block, const CsrRing& ri
   const SidePlan& side = plan_->side(layer, of, head);
   const LevelPlan& levels = plan_->levels_of(layer, of);
   constexpr size_t kTile = kPathTokens;
-  const auto width = 4 * static_cast<size_t>(side.n_groups);
   alignas(64) float x[kTile * kMaxCodedDim], y[kTile * kMaxCodedDim];
-  uint8_t codes[kTile * kMaxCodedDim];
+  TokenCode codes[kTile];
   for (int first = 0; first < kKvBlock; first += static_cast<int>(kTile)) {
     if (of == KvSide::kKeys) {
       ring.keys(layer, head, block, first, kTile, x);
@@ -71,29 +58,20 @@ void CsrCodes::code(int layer, KvSide of, int head, int block, const CsrRing& ri
     } else {
       ring.values(layer, head, block, first, kTile, y);
     }
+    code_rows(side, levels, of == KvSide::kValues, y, codes);
     std::byte* panel = panel_at(layer, of, head, (block * kKvBlock + first) / 16);
-    const int token = first % 16;
-    int entries[kTile];
-    if (!side.book.empty()) side.book.nearest(y, kTile, entries);
     for (size_t t = 0; t < kTile; ++t) {
-      float* own = y + t * dim();
-      const int at = token + static_cast<int>(t);
-      if (!side.book.empty()) {
-        panel[side.index_offset + static_cast<size_t>(at)] = static_cast<std::byte>(entries[t]);
-        side.book.subtract(entries[t], own);
-      }
-      float inverse = 1;
-      if (of == KvSide::kValues && side.n_groups > 0) {
-        const int code = token_scale_code(mean_square(side, own));
+      const int at = first % 16 + static_cast<int>(t);
+      if (!side.book.empty())
+        panel[side.index_offset + static_cast<size_t>(at)] = static_cast<std::byte>(codes[t].entry);
+      if (side.n_groups == 0) continue;
+      if (of == KvSide::kValues) {
         auto& byte = reinterpret_cast<uint8_t*>(panel + side.scale_offset)[at / 2];
-        byte = static_cast<uint8_t>(at % 2 == 0 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-        inverse = 1 / token_scale(code);
+        byte = static_cast<uint8_t>(at % 2 == 0 ? (byte & 0xf0) | codes[t].scale
+                                                : (byte & 0x0f) | codes[t].scale << 4);
       }
-      for (size_t i = 0; i < width; ++i) x[t * width + i] = own[i] * inverse;
+      put_codes(side, panel, at, codes[t].codes);
     }
-    if (side.n_groups == 0) continue;
-    code_tokens(side, levels, x, codes);
-    for (size_t t = 0; t < kTile; ++t) put_codes(side, panel, token + static_cast<int>(t), codes + t * width);
   }
 }
 

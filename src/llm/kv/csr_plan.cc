@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/hash.h"
 #include "base/text.h"
@@ -38,6 +39,18 @@ LevelPlan level_plan(const CoefficientLevels& of, const std::array<int, kMaxLeve
   return plan;
 }
 
+// Of the coefficients that have bits.
+float mean_square(const SidePlan& side, const float* y) {
+  float sum = 0;
+  int n = 0;
+  for (int g = 0; g < side.n_groups; ++g) {
+    if (side.bits[static_cast<size_t>(g)] == 0) continue;
+    for (int i = 0; i < kAtomGroup; ++i) sum += y[4 * g + i] * y[4 * g + i];
+    n += kAtomGroup;
+  }
+  return sum / static_cast<float>(n);
+}
+
 std::vector<float> transposed(const std::vector<float>& a, size_t n) {
   std::vector<float> out(a.size());
   for (size_t i = 0; i < n; ++i) {
@@ -62,21 +75,32 @@ void analyse(const SidePlan& side, const float* x, size_t n, float* y) {
   }
 }
 
-void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes) {
+void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes,
+                 float* costs) {
   constexpr size_t kTokens = kPathTokens;
   const auto width = 4 * static_cast<size_t>(side.n_groups);
   float path_y[kMaxCodedDim * kTokens], path_weights[kMaxCodedDim];
   uint8_t path_bits[kMaxCodedDim], path_codes[kMaxCodedDim * kTokens];
   size_t places[kMaxCodedDim];
   int after[kTokens] = {};
+  std::fill_n(costs, kTokens, 0.0f);
+  const auto count = [&](size_t t, size_t at, float level) {
+    const float off = y[t * width + at] - level;
+    costs[t] += side.weights[at] * off * off;
+  };
   for (size_t i = width; i > 0;) {  // from the end, where a stream's windows begin
     size_t n = 0;
     for (; i > 0; --i) {
       const size_t at = i - 1;
       const uint8_t bits = side.bits[at / 4];
       if (bits > kMaxLevelBits) break;
-      for (size_t t = 0; t < kTokens; ++t) codes[t * width + at] = 0;
-      if (bits == 0) continue;
+      if (bits == 0) {
+        for (size_t t = 0; t < kTokens; ++t) {
+          codes[t * width + at] = 0;
+          count(t, at, 0);
+        }
+        continue;
+      }
       for (size_t t = 0; t < kTokens; ++t) path_y[n * kTokens + t] = y[t * width + at];
       path_weights[n] = side.weights[at];
       path_bits[n] = bits;
@@ -88,6 +112,8 @@ void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, 
         const uint8_t code = path_codes[k * kTokens + t];
         codes[t * width + places[k]] = code;
         after[t] = (after[t] << path_bits[k] | code) % kWindows;
+        count(t, places[k],
+              levels.levels[static_cast<size_t>(path_bits[k]) * kWindows + static_cast<size_t>(after[t])]);
       }
     }
     if (i == 0) break;
@@ -96,6 +122,59 @@ void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, 
       const int code = levels.even_code(side.bits[i / 4], y[t * width + i]);
       codes[t * width + i] = static_cast<uint8_t>(code);
       after[t] = code % kWindows;
+      count(t, i,
+            side.bits[i / 4] == 6 ? levels.levels[6 * kWindows + static_cast<size_t>(code)]
+                                  : levels.scale[8] * static_cast<float>(code - kLevelCentre));
+    }
+  }
+}
+
+void code_rows(const SidePlan& side, const LevelPlan& levels, bool scaled, const float* y, TokenCode* out) {
+  constexpr size_t kTokens = kPathTokens;
+  const size_t dim = side.mean.size(), width = 4 * static_cast<size_t>(side.n_groups);
+  CodeBook::Nearest found[kTokens];
+  if (!side.book.empty()) side.book.nearest(y, kTokens, found);
+  struct Try {
+    size_t token;
+    int entry;
+  };
+  Try tries[kTokens * CodeBook::kMaxNearest];
+  size_t n_tries = 0;
+  for (size_t t = 0; t < kTokens; ++t) {
+    const size_t n =
+        side.book.empty() || width == 0 ? 1 : found[t].n;  // without codes the nearest is the best
+    for (size_t i = 0; i < n; ++i) tries[n_tries++] = {t, side.book.empty() ? 0 : found[t].entries[i]};
+  }
+  float least[kTokens];
+  std::fill_n(least, kTokens, std::numeric_limits<float>::infinity());
+  for (size_t first = 0; first < n_tries; first += kTokens) {
+    alignas(64) float x[kTokens * kMaxCodedDim], own[kMaxCodedDim];
+    uint8_t codes[kTokens * kMaxCodedDim];
+    float costs[kTokens], rest[kTokens] = {};
+    int scales[kTokens] = {};
+    const auto try_of = [&](size_t k) { return tries[std::min(first + k, n_tries - 1)]; };
+    for (size_t k = 0; k < kTokens; ++k) {
+      const Try of = try_of(k);
+      std::copy_n(y + of.token * dim, dim, own);
+      if (!side.book.empty()) side.book.subtract(of.entry, own);
+      for (size_t i = width; i < dim; ++i) rest[k] += side.weights[i] * own[i] * own[i];
+      float inverse = 1;
+      if (scaled && width > 0) {
+        scales[k] = token_scale_code(mean_square(side, own));
+        inverse = 1 / token_scale(scales[k]);
+      }
+      for (size_t i = 0; i < width; ++i) x[k * width + i] = own[i] * inverse;
+    }
+    if (width > 0) code_tokens(side, levels, x, codes, costs);
+    for (size_t k = 0; k < kTokens && first + k < n_tries; ++k) {
+      const Try of = try_of(k);
+      const float scale = scaled && width > 0 ? token_scale(scales[k]) : 1.0f;
+      const float cost = width > 0 ? costs[k] * scale * scale + rest[k] : rest[k];
+      if (cost >= least[of.token]) continue;  // what is no number is coded, too
+      least[of.token] = cost;
+      out[of.token].entry = of.entry;
+      out[of.token].scale = scales[k];
+      std::copy_n(codes + k * width, width, out[of.token].codes);
     }
   }
 }
@@ -134,7 +213,11 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
     }
     std::vector<float> weight = basis.weight, synthesis = basis.synthesis;
     if (allotted.books[base] != 0) {
-      plan.book = CodeBook(basis.book, basis.book_scale, basis.weight);
+      // Of errors that are going to be coded what codes leave counts.
+      std::vector<float> left = basis.weight;
+      const auto& error = dictionary.levels[base / static_cast<size_t>(n_kv_heads)].error;
+      for (size_t i = 0; i < n; ++i) left[i] *= error[given[i / kAtomGroup]];
+      plan.book = CodeBook(basis.book, basis.book_scale, left);
       plan.index_offset = plan.panel_bytes;
       plan.panel_bytes += 16;
     } else {  // y itself is to have unit variance
@@ -144,7 +227,7 @@ CsrPlan::CsrPlan(const Dictionary& dictionary, double wanted)
         for (size_t j = 0; j < n; ++j) synthesis[j * n + i] *= basis.spread[i];
       }
     }
-    plan.weights.assign(weight.begin(), weight.begin() + 4 * plan.n_groups);
+    plan.weights = std::move(weight);
     plan.mean = basis.mean;
     for (const float x : transposed(basis.analysis, n)) plan.analysis.push_back(f32_to_f16(x));
     for (const float x : keys ? synthesis : transposed(synthesis, n)) plan.synthesis.push_back(f32_to_f16(x));

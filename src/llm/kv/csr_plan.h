@@ -20,7 +20,7 @@ struct SidePlan {
   // for each.
   uint32_t scale_offset = 0, index_offset = 0;
   uint32_t panel_bytes = 0;
-  std::vector<float> weights;      // [4 n_groups]: what a unit of squared error costs
+  std::vector<float> weights;      // [dim]: what a unit of squared error costs
   std::vector<float> mean;         // [dim]
   std::vector<float> scale;        // [dim], coefficients are scale * analysis (x - mean); none: 1
   std::vector<uint16_t> analysis;  // [dim of x, atom], f16: panels of 16 atoms side by side
@@ -42,8 +42,18 @@ struct LevelPlan {
 void analyse(const SidePlan& side, const float* x, size_t n, float* y);
 
 // Codes [kPathTokens, 4 n_groups] of tokens' coefficients y [kPathTokens, 4 n_groups]; of groups without bits
-// 0.
-void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes);
+// 0. costs [kPathTokens]: the weighted squared errors that they leave.
+void code_tokens(const SidePlan& side, const LevelPlan& levels, const float* y, uint8_t* codes, float* costs);
+
+// What stands in a cache for a token.
+struct TokenCode {
+  int entry = 0;  // of the book
+  int scale = 0;  // code of what the coefficients are divided by
+  uint8_t codes[kMaxCodedDim] = {};
+};
+// Of kPathTokens tokens' coefficients y [kPathTokens, dim]. Of a book's nearest entries the one is taken with
+// which, all coded, the error is least. `scaled`: over a scale of each token, as values are.
+void code_rows(const SidePlan& side, const LevelPlan& levels, bool scaled, const float* y, TokenCode* out);
 
 struct CsrPlan {
   CsrPlan(const Dictionary& dictionary, double bits);

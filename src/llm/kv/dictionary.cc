@@ -13,7 +13,7 @@ uint64_t Dictionary::bytes() const {
   const auto dim = static_cast<uint64_t>(head_dim);
   // A basis as halves and its inverse as floats, a book as bytes with a square of each entry.
   return bases.size() * (dim * dim * (sizeof(uint16_t) + sizeof(float)) +
-                         (4 * dim + kBookEntries) * sizeof(float) + kBookEntries * dim) +
+                         (6 * dim + kBookEntries) * sizeof(float) + kBookEntries * dim) +
          levels.size() * sizeof(CoefficientLevels) + turns.size() * sizeof(float);
 }
 

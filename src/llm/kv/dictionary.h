@@ -23,7 +23,7 @@
 
 namespace frugal::llm {
 
-inline constexpr uint32_t kDictionaryVersion = 6;  // of the file
+inline constexpr uint32_t kDictionaryVersion = 7;  // of the file
 inline constexpr int kAtomGroup = 4;               // atoms that share a number of bits
 inline constexpr int kMaxLevelBits = 4;  // bits of a code with trained levels; 6 and 8 have even steps
 inline constexpr int kMaxAtomBits = 8;

@@ -74,10 +74,13 @@ struct Filled {
       for (size_t i = 0; i < kDim; ++i)
         out[i] += coefficient * static_cast<double>(basis.synthesis[i * kDim + a]);
     };
+    std::vector<float> rows;
+    for (size_t i = 0; i < kPathTokens; ++i) rows.insert(rows.end(), y.begin(), y.end());
+    TokenCode code[kPathTokens];
+    code_rows(of, levels, side == KvSide::kValues, rows.data(), code);
+    const uint8_t* codes = code[0].codes;
     if (!of.book.empty()) {
-      int nearest = 0;
-      of.book.nearest(y.data(), 1, &nearest);
-      const auto entry = static_cast<size_t>(nearest);
+      const auto entry = static_cast<size_t>(code[0].entry);
       for (size_t a = 0; a < kDim; ++a) {
         add(books(entry, a), a);
         y[a] -= static_cast<float>(books(entry, a));
@@ -93,20 +96,12 @@ struct Filled {
         side == KvSide::kValues && n > 0
             ? static_cast<double>(token_scale(token_scale_code(static_cast<float>(energy / n))))
             : 1;
-    std::vector<float> scaled;
-    for (int a = 0; a < 4 * of.n_groups; ++a)
-      scaled.push_back(static_cast<float>(static_cast<double>(y[static_cast<size_t>(a)]) / scale));
-    std::vector<float> same;
-    for (size_t i = 0; i < kPathTokens; ++i) same.insert(same.end(), scaled.begin(), scaled.end());
-    std::vector<uint8_t> codes(same.size());
-    code_tokens(of, levels, same.data(), codes.data());
     int window = 0;  // the bits of a code and of those after it
     for (int a = 4 * of.n_groups - 1; a >= 0; --a) {
       const int bits = of.bits[static_cast<size_t>(a / 4)];
       if (bits == 0) continue;
-      window = (window << bits | codes[static_cast<size_t>(a)]) % kWindows;
-      const int place = bits == 8 ? codes[static_cast<size_t>(a)]
-                                  : levels.table[static_cast<size_t>(kWindows * bits + window)];
+      window = (window << bits | codes[a]) % kWindows;
+      const int place = bits == 8 ? codes[a] : levels.table[static_cast<size_t>(kWindows * bits + window)];
       add(scale * static_cast<double>(levels.scale[static_cast<size_t>(bits)]) * (place - kLevelCentre),
           static_cast<size_t>(a));
     }
@@ -271,14 +266,94 @@ TEST(CsrCache, BooksFindMultiplyAndSum) {
     // Sums to half a step of 1 / 65000 of the largest, 256 of them.
     for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(added[i], expected[i], 256 * 1.9 / 130000);
     // As good as the best but for what y is rounded by: of weights that sum to 4.1, twice.
-    int nearest = 0;
+    CodeBook::Nearest nearest;
     book.nearest(y.data(), 1, &nearest);
-    const auto found = static_cast<size_t>(nearest);
+    const auto found = static_cast<size_t>(nearest.entries[0]);
     EXPECT_LE(errors[found], *std::min_element(errors.begin(), errors.end()) + 4 * 4.1 * 1.9 * size / 254);
     std::vector<float> left = y;
     book.subtract(static_cast<int>(found), left.data());
     for (size_t i = 0; i < kDim; ++i) EXPECT_NEAR(left[i], static_cast<double>(y[i]) - entry(found, i), 1e-6);
   }
+}
+
+// What a code costs, coefficient by coefficient.
+double cost_of(const SidePlan& of, const LevelPlan& levels, bool scaled, const float* y,
+               const TokenCode& code) {
+  std::vector<float> left(y, y + kDim);
+  of.book.subtract(code.entry, left.data());
+  double cost = 0;
+  int window = 0;
+  for (size_t a = kDim; a-- > 0;) {
+    double coded = 0;
+    if (a < 4 * static_cast<size_t>(of.n_groups) && of.bits[a / 4] > 0) {
+      const auto bits = static_cast<size_t>(of.bits[a / 4]);
+      window = (window << bits | code.codes[a]) % kWindows;
+      const int place =
+          bits == 8 ? code.codes[a] : levels.table[kWindows * bits + static_cast<size_t>(window)];
+      coded = static_cast<double>(levels.scale[bits]) * (place - kLevelCentre);
+    }
+    if (scaled) coded *= static_cast<double>(token_scale(code.scale));
+    cost += static_cast<double>(of.weights[a]) * std::pow(static_cast<double>(left[a]) - coded, 2);
+  }
+  return cost;
+}
+
+// A vector alone has the code that it has beside others, and no entry that is nearly as near as the nearest
+// codes it better.
+TEST(CsrCache, OfNearEntriesTheOneThatCodesBestIsTaken) {
+  const Filled f(1, 2);
+  Rng rng(31);
+  int others = 0;
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    const SidePlan& of = f.plan.side(0, side, 1);
+    const LevelPlan& levels = f.plan.levels_of(0, side);
+    const bool scaled = side == KvSide::kValues;
+    ASSERT_FALSE(of.book.empty());
+    for (int round = 0; round < 50; ++round) {
+      std::vector<float> y(kPathTokens * kDim);
+      for (float& x : y) x = static_cast<float>(rng.normal());
+      TokenCode codes[kPathTokens];
+      code_rows(of, levels, scaled, y.data(), codes);
+      CodeBook::Nearest near[kPathTokens];
+      of.book.nearest(y.data(), kPathTokens, near);
+      for (size_t t = 0; t < kPathTokens; ++t) {
+        const float* own = &y[t * kDim];
+        std::vector<float> same;
+        for (size_t i = 0; i < kPathTokens; ++i) same.insert(same.end(), own, own + kDim);
+        TokenCode alone[kPathTokens];
+        code_rows(of, levels, scaled, same.data(), alone);
+        const auto n = static_cast<size_t>(4 * of.n_groups);
+        EXPECT_EQ(alone[0].entry, codes[t].entry);
+        EXPECT_EQ(std::vector<uint8_t>(alone[0].codes, alone[0].codes + n),
+                  std::vector<uint8_t>(codes[t].codes, codes[t].codes + n));
+        others += codes[t].entry != near[t].entries[0];
+        const double cost = cost_of(of, levels, scaled, own, codes[t]);
+        for (size_t i = 0; i < near[t].n; ++i) {
+          TokenCode with = codes[t];
+          with.entry = near[t].entries[i];
+          std::vector<float> left(own, own + kDim), rows;
+          of.book.subtract(with.entry, left.data());
+          float energy = 0, coded = 0;
+          for (size_t a = 0; a < n; ++a) {
+            if (of.bits[a / 4] == 0) continue;
+            energy += left[a] * left[a];
+            coded += 1;
+          }
+          with.scale = scaled ? token_scale_code(energy / coded) : 0;
+          const float inverse = scaled ? 1 / token_scale(with.scale) : 1.0f;
+          for (size_t k = 0; k < kPathTokens; ++k) {
+            for (size_t a = 0; a < n; ++a) rows.push_back(left[a] * inverse);
+          }
+          std::vector<uint8_t> path(rows.size());
+          float costs[kPathTokens];
+          code_tokens(of, levels, rows.data(), path.data(), costs);
+          std::copy_n(path.begin(), n, with.codes);
+          EXPECT_LE(cost, cost_of(of, levels, scaled, own, with) * 1.0001);
+        }
+      }
+    }
+  }
+  EXPECT_GT(others, 10);
 }
 
 // What may be left out of a query's weights is a hundredth of them at most, and something: the bound is taken
