@@ -182,8 +182,8 @@ FRUGAL_INLINE void unpack(const Rows<kMost>& rows, size_t n_panels, const CodeLa
 
 // Of one panel; levels [read group][kPanels][64].
 template <int kCols>
-FRUGAL_INLINE void dot_keys_tile(const std::byte* levels, const CodeLayout& layout, const int8_t* x,
-                                 const int32_t* zeros, const float* scales, float* y, size_t y_stride) {
+void dot_keys_tile(const std::byte* levels, const CodeLayout& layout, const int8_t* x, const int32_t* zeros,
+                   const float* scales, float* y, size_t y_stride) {
   __m256i sums[kCols][2];
 #pragma GCC unroll 4
   for (auto& of : sums) of[0] = of[1] = _mm256_setzero_si256();
@@ -286,9 +286,9 @@ constexpr size_t kTogether = 2;  // groups that are summed together
 // y[c] of the coefficients of n <= kTogether groups from k on. levels [panel][kTogether][64], less kCentre;
 // w [panel][64] of each column; `zeros` what is to be added to a sum.
 template <int kCols>
-FRUGAL_INLINE void dot_values_tile(const CodeLayout& layout, size_t k, size_t n, size_t n_panels,
-                                   const std::byte* levels, const float* level_scales, const std::byte* w,
-                                   const int32_t* zeros, const float* scales, float* const* y) {
+void dot_values_tile(const CodeLayout& layout, size_t k, size_t n, size_t n_panels, const std::byte* levels,
+                     const float* level_scales, const std::byte* w, const int32_t* zeros, const float* scales,
+                     float* const* y) {
   __m256i sums[kCols][kTogether];
 #pragma GCC unroll 4
   for (auto& of : sums) of[0] = of[1] = _mm256_setzero_si256();
