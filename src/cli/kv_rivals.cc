@@ -18,6 +18,7 @@ using llm::KvCache;
 using llm::KvFormat;
 using llm::KvQueries;
 using llm::KvShape;
+using llm::KvWeights;
 
 float as_half(float x) { return llm::f16_to_f32(llm::f32_to_f16(x)); }
 
@@ -144,11 +145,12 @@ class RivalCache final : public KvCache {
       });
     }
   }
-  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  size_t stride, float* out, float* scratch) const override {
-    for (; n > 0; n -= kKvBlock, ++block, weights += stride) {
+  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const KvWeights& weights,
+                  float* out, float* scratch) const override {
+    for (const float* at = weights.at; n > 0; n -= kKvBlock, ++block, at += weights.stride) {
       split(layer, block, queries, [&](const KvCache& cache, const KvQueries& part, size_t first) {
-        cache.add_values(layer, head, block, std::min(n, kKvBlock), part, weights + first * kKvBlock, stride,
+        cache.add_values(layer, head, block, std::min(n, kKvBlock), part,
+                         {at + first * kKvBlock, weights.stride, nullptr},
                          out + first * static_cast<size_t>(shape_.padded_dim()), scratch);
       });
     }

@@ -18,6 +18,7 @@ using llm::KvCache;
 using llm::KvQueries;
 using llm::KvShape;
 using llm::KvSide;
+using llm::KvWeights;
 
 constexpr double kProbedBits = 2;
 constexpr size_t kRowsAtOnce = 64;
@@ -59,10 +60,9 @@ class ProbeCache final : public KvCache {
                    size_t stride) const override {
     of(layer, KvSide::kKeys, head).score_chunk(layer, head, block, n, queries, scores, stride);
   }
-  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  size_t stride, float* out, float* scratch) const override {
-    of(layer, KvSide::kValues, head)
-        .add_values(layer, head, block, n, queries, weights, stride, out, scratch);
+  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const KvWeights& weights,
+                  float* out, float* scratch) const override {
+    of(layer, KvSide::kValues, head).add_values(layer, head, block, n, queries, weights, out, scratch);
   }
   int sum_width(int layer, int head) const override {
     return of(layer, KvSide::kValues, head).sum_width(layer, head);

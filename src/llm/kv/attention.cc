@@ -43,7 +43,8 @@ void mask(float* scores, size_t stride, int n_blocks, int from, int to) {
 }  // namespace
 
 size_t attention_scratch_floats(int n_cols) {
-  return (kMaxSpan * kBlocks + 1) * static_cast<size_t>(n_cols) * kKvBlock;  // scores, and add_values()'s own
+  // Scores, add_values()'s own, and what is negligible.
+  return static_cast<size_t>(n_cols) * ((kMaxSpan * kBlocks + 1) * kKvBlock + 1);
 }
 
 ChunkRange visible_chunks(const AttentionTile& tile) {
@@ -76,7 +77,9 @@ void attend_span(const AttentionTile& tile, const KvQueries& queries, ChunkRange
     cache.score_chunk(tile.layer, tile.kv_head, block, end - begin, queries,
                       scratch + static_cast<size_t>(block - first_block) * stride, stride);
   }
+  float* own = scratch + kMaxSpan * kBlocks * stride;
   const float* negligible = cache.negligible(queries);
+  float* least = negligible != nullptr ? own + stride : nullptr;  // that of these weights
   bool any = false;
   for (int col = 0; col < n_cols; ++col) {
     float* scores = scratch + static_cast<size_t>(col) * kKvBlock;
@@ -91,9 +94,9 @@ void attend_span(const AttentionTile& tile, const KvQueries& queries, ChunkRange
     if (from < to) {
       if (from > 0 || to < n_blocks * kKvBlock) mask(scores, stride, n_blocks, from, to);
       kernels().softmax(scores, stride, static_cast<size_t>(n_blocks), state.max + col, sums);
-      const float least = negligible != nullptr ? std::exp(negligible[col] - state.max[col]) : 0.0f;
+      if (least != nullptr) least[col] = std::exp(negligible[col] - state.max[col]);
       for (int i = 0; i * kBlocks < n_blocks; ++i) {
-        if (sums[i] < least) {
+        if (least != nullptr && sums[i] < least[col]) {
           zero(i * kBlocks, std::min((i + 1) * kBlocks, n_blocks));
         } else {
           sum += sums[i];
@@ -111,8 +114,8 @@ void attend_span(const AttentionTile& tile, const KvQueries& queries, ChunkRange
     any = true;
   }
   if (!any) return;
-  cache.add_values(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries, scratch, stride,
-                   state.out, scratch + kMaxSpan * kBlocks * stride);
+  cache.add_values(tile.layer, tile.kv_head, first_block, tokens.end - tokens.begin, queries,
+                   {scratch, stride, least}, state.out, own);
 }
 
 }  // namespace

@@ -31,6 +31,9 @@ namespace {
 constexpr int kSinks = CsrRing::kSinks;
 constexpr int kScoreTile = CsrRing::kMaxScored;  // columns that are scored together
 constexpr float kNegligible = 0.01f;             // share of a query's weights that may be left out
+// And of them, as the root of the sum of their squares, that may be of values known roughly: what codes would
+// add to those has no one direction.
+constexpr float kRough = 0.02f;
 
 class CsrCache final : public KvCache {
  public:
@@ -153,8 +156,10 @@ class CsrCache final : public KvCache {
       ring_.score_sinks(layer, head, queries.q + static_cast<size_t>(col) * dim(), scores + col * kKvBlock);
   }
 
-  void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, size_t stride, float* out, float* scratch) const override {
+  void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries, const KvWeights& w,
+                  float* out, float* scratch) const override {
+    const float* weights = w.at;
+    const size_t stride = w.stride;
     const int n_blocks = (n_tokens + kKvBlock - 1) / kKvBlock;
     const auto width = static_cast<size_t>(sum_width(layer, head));
     // Of the columns, those that see block i whole; never fewer than of the block before.
@@ -173,13 +178,18 @@ class CsrCache final : public KvCache {
       ring_.add_sinks(layer, head, weights + first * kKvBlock, queries.n_cols - n_whole[0],
                       out + first * width, width, scratch);
     }
+    float* rough = w.negligible != nullptr ? scratch : nullptr;
+    for (int col = 0; rough != nullptr && col < queries.n_cols; ++col) {
+      const float part = w.negligible[col] * (kRough / kNegligible);
+      rough[col] = part * part / chunk_share(position_of(queries, col));
+    }
     // Columns that see the first n of the blocks coded.
     for (int n = n_blocks; n > 0; --n) {
       const int first = n_whole[n - 1], last = n == n_blocks ? queries.n_cols : n_whole[n];
       if (first == last) continue;
       const auto skipped = static_cast<size_t>(first);
       codes_.add_values(layer, head, block, n, weights + skipped * kKvBlock, stride, last - first,
-                        out + skipped * width, width);
+                        out + skipped * width, width, rough == nullptr ? nullptr : rough + skipped);
     }
   }
 
@@ -232,11 +242,17 @@ class CsrCache final : public KvCache {
     for (; n_cols > 0; n_cols -= kTurnCols, ++turned, scores += kTurnCols * kKvBlock)
       mean_.scores(layer, block, *turned, static_cast<size_t>(std::min(n_cols, int{kTurnCols})), scores);
   }
+  static int position_of(const KvQueries& queries, int col) {
+    return queries.first_position + col / queries.group;
+  }
+  // A chunk's among the tokens up to a position.
+  static float chunk_share(int position) {
+    return kKvChunk / static_cast<float>(std::max(kKvChunk, position + 1));
+  }
   // What is too little to count: a share of what the weights of the first and the newest tokens, which are
   // whole, sum to. All weights sum to no less, and so what is left out to no more than kNegligible of them.
   void find_negligible(int layer, int head, const KvQueries& queries, const Prepared& p) const {
     constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-    const auto position_of = [&](int col) { return queries.first_position + col / queries.group; };
     alignas(64) float scores[kScoreTile * kKvBlock];
     TurnedMean::Turned turned[kScoreTile / kTurnCols];
     for (int tile = 0; tile < queries.n_cols; tile += kScoreTile) {
@@ -256,22 +272,21 @@ class CsrCache final : public KvCache {
       };
       for (int c = 0; c < n; ++c) {
         ring_.score_sinks(layer, head, q + static_cast<size_t>(c) * dim(), scores + c * kKvBlock);
-        add(c, std::min(kSinks, position_of(tile + c) + 1));
+        add(c, std::min(kSinks, position_of(queries, tile + c) + 1));
       }
-      const int last_block = position_of(tile + n - 1) / kKvBlock;
-      for (int block = std::max(0, position_of(tile) / kKvBlock - 1); block <= last_block; ++block) {
+      const int last_block = position_of(queries, tile + n - 1) / kKvBlock;
+      for (int block = std::max(0, position_of(queries, tile) / kKvBlock - 1); block <= last_block; ++block) {
         turn(layer, block, p, tile, tile + n, turned);
         score_mean(layer, block, turned, n, scores);
         ring_.add_scores(layer, head, block, kKvBlock, q, n, scores);
         for (int c = 0; c < n; ++c) {
-          const int position = position_of(tile + c);
+          const int position = position_of(queries, tile + c);
           if (block >= position / kKvBlock - 1) add(c, std::min(kKvBlock, position + 1 - block * kKvBlock));
         }
       }
       for (int c = 0; c < n; ++c) {
-        const int n_tokens = std::max(kKvChunk, position_of(tile + c) + 1);
-        p.negligible[tile + c] =
-            max[c] + std::log(sum[c] * (kNegligible * kKvChunk / static_cast<float>(n_tokens)));
+        const float share = kNegligible * chunk_share(position_of(queries, tile + c));
+        p.negligible[tile + c] = max[c] + std::log(sum[c] * share);
       }
     }
   }

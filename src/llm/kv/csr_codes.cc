@@ -92,18 +92,19 @@ void CsrCodes::add_scores(int layer, int head, int block, const Queries& queries
 }
 
 void CsrCodes::add_values(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
-                          int n_cols, float* out, size_t out_width) const {
+                          int n_cols, float* out, size_t out_width, const float* rough) const {
   const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
   constexpr int kTile = static_cast<int>(kMaxValueCols), kBlocks = kKvChunk / kKvBlock;
   constexpr size_t kBinTiles = (kMaxValueCols + kBinCols - 1) / kBinCols;
   alignas(64) float bins[kBinTiles * kBookEntries * kBinCols];
-  for (; n_cols > 0; n_cols -= kTile, weights += kTile * kKvBlock, out += kTile * out_width) {
+  for (; n_cols > 0; n_cols -= kTile, weights += kTile * kKvBlock, out += kTile * out_width,
+                     rough += rough == nullptr ? 0 : kTile) {
     const int n = std::min(n_cols, kTile);
     if (!side.book.empty())
       std::fill_n(bins, (static_cast<size_t>(n) + kBinCols - 1) / kBinCols * kBookEntries * kBinCols, 0.0f);
     for (int i = 0; i < n_blocks; i += kBlocks) {
       add_chunk(layer, head, block + i, static_cast<size_t>(std::min(kBlocks, n_blocks - i)),
-                weights + static_cast<size_t>(i) * stride, stride, n, out, out_width, bins);
+                weights + static_cast<size_t>(i) * stride, stride, n, out, out_width, bins, rough);
     }
     if (side.book.empty()) continue;
     float* to[kTile];
@@ -114,7 +115,7 @@ void CsrCodes::add_values(int layer, int head, int block, int n_blocks, const fl
 
 // Of n blocks of a chunk, for up to kMaxValueCols columns; `bins` as add_to_bins() wants them.
 void CsrCodes::add_chunk(int layer, int head, int block, size_t n, const float* weights, size_t stride,
-                         int n_cols, float* out, size_t out_width, float* bins) const {
+                         int n_cols, float* out, size_t out_width, float* bins, const float* rough) const {
   const SidePlan& side = plan_->side(layer, KvSide::kValues, head);
   const LevelPlan& levels = plan_->levels_of(layer, KvSide::kValues);
   const std::byte* panel = panel_at(layer, KvSide::kValues, head, block * 4);
@@ -143,14 +144,23 @@ void CsrCodes::add_chunk(int layer, int head, int block, size_t n, const float* 
   const size_t width = n * kCodeBlock;
   float scales[kMaxValueCols];
   int32_t zeros[kMaxValueCols];
+  const bool may_be_rough = rough != nullptr && !side.book.empty();
+  size_t n_left = 0;
   for (size_t c = 0; c < n_some; ++c) {
-    scales[c] =
-        code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + c * width, &zeros[c]);
+    int32_t sum;
+    const float scale =
+        code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + n_left * width, &sum);
+    // The squares sum to no more than the largest times the sum.
+    const float squares = scale * kWeightMax * scale * static_cast<float>(sum);
+    if (may_be_rough && squares < rough[(from[c] - weights) / kKvBlock]) continue;
     // Of weights that are no numbers the sum is anything: no overflow, and the scale is NaN.
-    zeros[c] = static_cast<int32_t>(static_cast<uint32_t>(zeros[c]) * kLevelCentre);
+    zeros[n_left] = static_cast<int32_t>(static_cast<uint32_t>(sum) * kLevelCentre);
+    scales[n_left] = scale;
+    sums[n_left++] = sums[c];
   }
+  if (n_left == 0) return;
   code_kernels().dot_values(panel, side.panel_bytes, n, side.layout, levels.table.data(), levels.scale.data(),
-                            integers, n_some, zeros, scales, sums);
+                            integers, n_left, zeros, scales, sums);
 }
 
 uint64_t CsrCodes::bytes(int n_tokens) const {

@@ -32,9 +32,10 @@ class CsrCodes {
   void add_scores(int layer, int head, int block, const Queries& queries, int first, int end,
                   float* scores) const;
   // Sums of n_blocks blocks of a span, chunk by chunk, as KvCache::add_values() has them: those of
-  // coefficients are added to, those by entry of a book are set.
+  // coefficients are added to, those by entry of a book are set. Where the squares of a chunk's weights sum
+  // to less than rough [n_cols] (or null), the entries alone are what its values are taken for.
   void add_values(int layer, int head, int block, int n_blocks, const float* weights, size_t stride,
-                  int n_cols, float* out, size_t out_width) const;
+                  int n_cols, float* out, size_t out_width, const float* rough) const;
 
   // Asks for a block into the second-level cache, every line of it, few at a time: the processor waits when
   // too many are under way. Inlined, or GCC 12 takes a function that only prefetches for one that does
@@ -68,7 +69,7 @@ class CsrCodes {
   template <typename F>
   void for_each_run(int n_tokens, F f) const;
   void add_chunk(int layer, int head, int block, size_t n, const float* weights, size_t stride, int n_cols,
-                 float* out, size_t out_width, float* bins) const;
+                 float* out, size_t out_width, float* bins, const float* rough) const;
 
   std::shared_ptr<const CsrPlan> plan_;
   int n_blocks_ = 0;

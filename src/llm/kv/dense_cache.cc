@@ -128,12 +128,12 @@ class FloatCache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, size_t stride, float* out, float*) const override {
-    for (; n_tokens > 0; n_tokens -= kKvBlock, ++block, weights += stride) {
+                  const KvWeights& weights, float* out, float*) const override {
+    for (const float* at = weights.at; n_tokens > 0; n_tokens -= kKvBlock, ++block, at += weights.stride) {
       const T* wanted = next_after(layer, head, block, kChunkBlocks + block % kChunkBlocks);
       product({values_at(layer, head, block), padded(), 16, padded() / 16,
                size_t(std::min(n_tokens, kKvBlock)), wanted},
-              weights, kKvBlock, queries.n_cols, out, padded(), true);
+              at, kKvBlock, queries.n_cols, out, padded(), true);
     }
   }
 
@@ -275,11 +275,11 @@ class Q8Cache final : public KvCache {
   }
 
   void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                  const float* weights, size_t stride, float* out, float*) const override {
+                  const KvWeights& weights, float* out, float*) const override {
     const std::byte* next = keys_at(layer, head, std::min(block + kChunkBlocks, shape_.max_blocks() - 1));
     kernels().values_q8_0(values_at(layer, head, block) + size_t(block % kChunkBlocks) * kValueBlockBytes,
-                          groups(), size_t(n_tokens), weights, stride, size_t(queries.n_cols), out, dim(),
-                          next);
+                          groups(), size_t(n_tokens), weights.at, weights.stride, size_t(queries.n_cols), out,
+                          dim(), next);
   }
 
   uint64_t bytes_used(int n_tokens) const override {

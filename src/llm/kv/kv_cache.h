@@ -49,6 +49,14 @@ struct KvQueries {
   int first_col_at(int position) const { return std::clamp((position - first_position) * group, 0, n_cols); }
 };
 
+// Weights of a span's tokens, and what it takes for them to count.
+struct KvWeights {
+  const float* at;    // block after block [n_cols, kKvBlock]
+  size_t stride = 0;  // from block to block
+  // [n_cols]: what negligible() says of a chunk's sum, in these weights' own unit; or null.
+  const float* negligible = nullptr;
+};
+
 class KvCache {
  public:
   virtual ~KvCache() = default;
@@ -99,12 +107,11 @@ class KvCache {
   }
 
   // Of the blocks of one chunk, or of one span, from `block` on: out[col * sum_width + d] = sum over t <
-  // n_tokens of weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights[t / 64 *
-  // stride + col
-  // * kKvBlock + t % 64]. The first padded_dim() sums of a column are 0 before. A weight of 0 adds exactly
-  // nothing. Overwrites `scratch` [n_cols * kKvBlock].
+  // n_tokens of weight(col, t) * v[block * 64 + t][d], in the order of t; weight(col, t) = weights.at[t / 64
+  // * stride + col * kKvBlock + t % 64]. The first padded_dim() sums of a column are 0 before. A weight of 0
+  // adds exactly nothing. Overwrites `scratch` [n_cols * kKvBlock].
   virtual void add_values(int layer, int head, int block, int n_tokens, const KvQueries& queries,
-                          const float* weights, size_t stride, float* out, float* scratch) const = 0;
+                          const KvWeights& weights, float* out, float* scratch) const = 0;
 
   // Rows of one sequence that a forward pass may store ahead of the attention that reads them; a cache that
   // keeps only the newest tokens whole has a limit. 0 = any number.

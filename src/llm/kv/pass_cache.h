@@ -24,9 +24,9 @@ class PassCache : public KvCache {
                    size_t stride) const override {
     inner_->score_chunk(layer, head, block, n, queries, scores, stride);
   }
-  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const float* weights,
-                  size_t stride, float* out, float* scratch) const override {
-    inner_->add_values(layer, head, block, n, queries, weights, stride, out, scratch);
+  void add_values(int layer, int head, int block, int n, const KvQueries& queries, const KvWeights& weights,
+                  float* out, float* scratch) const override {
+    inner_->add_values(layer, head, block, n, queries, weights, out, scratch);
   }
   int max_rows_ahead() const override { return inner_->max_rows_ahead(); }
   bool can_rewind(int n_held, int n_past) const override { return inner_->can_rewind(n_held, n_past); }

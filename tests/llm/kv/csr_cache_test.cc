@@ -208,7 +208,7 @@ TEST(CsrCache, SumsAreThoseOfTheDecodedValues) {
     for (int col = 0; col < kGroup; ++col) {
       for (int t = 0; t < kKvBlock; ++t) sum[col] += weights[static_cast<size_t>(col * kKvBlock + t)];
     }
-    f.cache->add_values(0, 0, 2, kKvBlock, queries, weights.data(), kGroup * kKvBlock, out.data(),
+    f.cache->add_values(0, 0, 2, kKvBlock, queries, {weights.data(), kGroup * kKvBlock}, out.data(),
                         spare.data());
     for (int col = 0; col < kGroup; ++col) {
       float* sums = &out[static_cast<size_t>(col) * width];
@@ -401,11 +401,13 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
       spare(scores.size()), out(static_cast<size_t>(n_cols) * width);
   Rng rng(6);
   for (float& w : weights) w = static_cast<float>(rng.uniform());
+  std::vector<float> least(static_cast<size_t>(n_cols));  // so that of many columns little counts
+  for (float& x : least) x = static_cast<float>(4 * rng.uniform());
   for (const int block : {0, 2}) {
     f.cache->score_chunk(0, 0, block, kKvBlock, tile, scores.data(), 0);
     std::fill(out.begin(), out.end(), 0.0f);
-    f.cache->add_values(0, 0, block, kKvBlock, tile, weights.data(), weights.size(), out.data(),
-                        spare.data());
+    f.cache->add_values(0, 0, block, kKvBlock, tile, {weights.data(), weights.size(), least.data()},
+                        out.data(), spare.data());
     for (int row = 0; row < n_rows; ++row) {
       std::vector<std::byte> own(f.cache->query_scratch_bytes(kGroup));
       const KvQueries alone{kGroup, &q[static_cast<size_t>(row * kGroup * kDim)], own.data(), first + row,
@@ -417,12 +419,44 @@ TEST(CsrCache, ARowSeesTheSameAloneAndInATile) {
       std::vector<float> a(kGroup * kKvBlock), b(kGroup * width);
       f.cache->score_chunk(0, 0, block, kKvBlock, alone, a.data(), 0);
       f.cache->add_values(0, 0, block, kKvBlock, alone,
-                          &weights[static_cast<size_t>(row * kGroup * kKvBlock)], weights.size(), b.data(),
-                          spare.data());
+                          {&weights[static_cast<size_t>(row * kGroup * kKvBlock)], weights.size(),
+                           &least[static_cast<size_t>(row * kGroup)]},
+                          b.data(), spare.data());
       EXPECT_EQ(std::memcmp(a.data(), &scores[static_cast<size_t>(row * kGroup * kKvBlock)], a.size() * 4), 0)
           << row;
       EXPECT_EQ(std::memcmp(b.data(), &out[static_cast<size_t>(row * kGroup) * width], b.size() * 4), 0)
           << row;
+    }
+  }
+}
+
+// Of weights that are small beside what is negligible a book's entries alone count: sums of coefficients are
+// nothing, those by entry what they are with all. Without a book everything counts.
+TEST(CsrCache, TakesValuesOfSmallWeightsRoughly) {
+  for (const uint64_t seed : {1, 2}) {  // without a book and with one
+    const Filled f(seed, 2);
+    const auto width = static_cast<size_t>(f.cache->sum_width(0, 0));
+    const auto q = queries_of(kGroup);
+    std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+    const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+    Rng rng(7);
+    std::vector<float> weights(kGroup * kKvBlock), spare(kGroup * kKvBlock), all(kGroup * width), some(all);
+    for (float& w : weights) w = static_cast<float>(rng.uniform());
+    std::vector<float> least(kGroup, 1e-3f);
+    least[1] = 1e3f;
+    const auto sum = [&](const float* negligible, std::vector<float>& out) {
+      f.cache->add_values(0, 0, 2, kKvBlock, queries, {weights.data(), weights.size(), negligible},
+                          out.data(), spare.data());
+    };
+    sum(nullptr, all);
+    sum(least.data(), some);
+    for (size_t col = 0; col < kGroup; ++col) {
+      const bool rough = seed == 2 && col == 1;
+      for (size_t i = 0; i < width; ++i) {
+        const float expected = all[col * width + i];
+        EXPECT_EQ(some[col * width + i], rough && i < kDim ? 0.0f : expected) << col << " " << i;
+        EXPECT_TRUE(i >= kDim || expected != 0);
+      }
     }
   }
 }
@@ -480,7 +514,7 @@ TEST(CsrCache, TakesNumbersThatAreNotFinite) {
   f.cache->prepare(0, 0, queries);
   std::vector<float> scores(2 * kKvBlock), out(2 * (kDim + kBookEntries)), spare(2 * kKvBlock);
   f.cache->score_chunk(0, 0, 2, kKvBlock, queries, scores.data(), 0);
-  f.cache->add_values(0, 0, 2, kKvBlock, queries, scores.data(), scores.size(), out.data(), spare.data());
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, {scores.data(), scores.size()}, out.data(), spare.data());
   EXPECT_TRUE(std::isnan(scores[0]));  // it shows
 }
 
