@@ -80,6 +80,7 @@ void attend_span(const AttentionTile& tile, const KvQueries& queries, ChunkRange
   float* own = scratch + kMaxSpan * kBlocks * stride;
   const float* negligible = cache.negligible(queries);
   float* least = negligible != nullptr ? own + stride : nullptr;  // that of these weights
+  if (least != nullptr) std::fill_n(least, n_cols, 0.0f);
   bool any = false;
   for (int col = 0; col < n_cols; ++col) {
     float* scores = scratch + static_cast<size_t>(col) * kKvBlock;
