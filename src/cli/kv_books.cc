@@ -55,9 +55,9 @@ bool wanted(const Scheme& scheme, const std::vector<std::string>& names) {
 // A head's vectors in coordinates where an error costs its square: z = sqrt(weight) * analysis (x - mean).
 class MetricSpace {
  public:
-  MetricSpace(const llm::Dictionary& dictionary, int layer, KvSide side, int head)
-      : dictionary_(&dictionary),
-        basis_(&dictionary.basis(layer, side, head)),
+  MetricSpace(std::shared_ptr<const llm::Dictionary> dictionary, int layer, KvSide side, int head)
+      : dictionary_(std::move(dictionary)),
+        basis_(&dictionary_->basis(layer, side, head)),
         layer_(layer),
         keys_(side == KvSide::kKeys) {
     for (const float weight : basis_->weight) roots_.push_back(std::sqrt(std::max(weight, 1e-20f)));
@@ -92,7 +92,7 @@ class MetricSpace {
   }
 
  private:
-  const llm::Dictionary* dictionary_;
+  std::shared_ptr<const llm::Dictionary> dictionary_;
   const llm::HeadBasis* basis_;
   int layer_;
   bool keys_;
@@ -123,15 +123,16 @@ std::vector<float> columns(const std::vector<float>& rows, size_t dim, size_t fi
   return out;
 }
 
-void train_in_metric(const llm::DictionaryTrainer& trainer, const llm::Dictionary& dictionary, int layer,
-                     KvSide side, const std::vector<std::string>& names, uint64_t seed, Books& books) {
+void train_in_metric(const llm::DictionaryTrainer& trainer,
+                     const std::shared_ptr<const llm::Dictionary>& dictionary, int layer, KvSide side,
+                     const std::vector<std::string>& names, uint64_t seed, Books& books) {
   const auto any = [&](Scheme::Kind kind) {
     return std::any_of(std::begin(kSchemes), std::end(kSchemes),
                        [&](const Scheme& s) { return s.kind == kind && wanted(s, names); });
   };
   if (!any(Scheme::kResidual) && !any(Scheme::kProduct)) return;
   books.product.resize(std::size(kSchemes));
-  for (int head = 0; head < dictionary.n_kv_heads; ++head) {
+  for (int head = 0; head < dictionary->n_kv_heads; ++head) {
     books.spaces.emplace_back(dictionary, layer, side, head);
     const MetricSpace& space = books.spaces.back();
     const auto all = trainer.rows(layer, side, head);
@@ -362,7 +363,7 @@ Result<std::vector<KvRival>> book_rivals(std::shared_ptr<const llm::Dictionary> 
       if (idx >= books->size()) break;
       const auto layer = static_cast<int>(idx / 2);
       const KvSide side = idx % 2 == 0 ? KvSide::kKeys : KvSide::kValues;
-      train_in_metric(trainer, *dictionary, layer, side, names, idx * 1000, (*books)[idx]);
+      train_in_metric(trainer, dictionary, layer, side, names, idx * 1000, (*books)[idx]);
       train_atoms(trainer, *dictionary, layer, side, names, idx * 1000, (*books)[idx]);
       if (member.idx == 0 && !progress(static_cast<double>(idx + 1) / static_cast<double>(books->size())))
         stop = true;
