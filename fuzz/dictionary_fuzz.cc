@@ -35,7 +35,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<float> sums(static_cast<size_t>((*cache)->sum_width(0, 0)));
   (*cache)->prepare(0, 0, queries);
   (*cache)->score_chunk(0, 0, 1, 64, queries, scores.data(), 0);
-  (*cache)->add_values(0, 0, 1, 64, queries, scores.data(), 64, sums.data(), spare.data());
+  const float least = 1;
+  (*cache)->add_values(0, 0, 1, 64, queries, {scores.data(), 64, &least}, sums.data(), spare.data());
   (*cache)->restore(0, 0, sums.data(), 1, out.data());
   return 0;
 }
