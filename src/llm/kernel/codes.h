@@ -123,11 +123,12 @@ struct CodeKernels {
                    const int8_t* x, size_t n_cols, const int32_t* zeros, const float* scales, float* y,
                    size_t y_stride);
   // w[t] * scales[t] of the tokens of n_blocks blocks as integers q [n_blocks * kCodeBlock] times what is
-  // returned, with their sum; the largest is kWeightMax. Not rounded to the nearest but by kDither, or all
-  // that is small beside the largest would be nothing: one off by less than 1. The w of a block begin
-  // w_stride after those of the block before. All >= 0. Not finite: something, and a scale that is NaN.
-  float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
-                            int32_t* sum);
+  // returned, with their sum; the largest is kWeightMax. Not rounded to the nearest but by `dither`, that of
+  // the tokens' own places in their chunk (kDither), or all that is small beside the largest would be
+  // nothing: one off by less than 1. The w of a block begin w_stride after those of the block before. All >=
+  // 0. Not finite: something, and a scale that is NaN.
+  float (*quantize_weights)(const float* w, size_t w_stride, const float* scales, size_t n_blocks,
+                            const float* dither, uint8_t* q, int32_t* sum);
   // y[c][4 g + i] += (scales[c] * level_scales[bits of g]) * (dot - zeros[c]), dot = sum over tokens t of
   // level(g, t, i) * w[c][t], i < 4; a scale of 0 adds nothing. The panels of n_blocks <= kMaxValueBlocks
   // blocks stand one after the other; w [n_cols, n_blocks * kCodeBlock], n_cols <= kMaxValueCols.

@@ -242,8 +242,8 @@ void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, 
   }
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
-                       int32_t* sum) {
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks,
+                       const float* dither, uint8_t* q, int32_t* sum) {
   __m256 row[8 * kMaxValueBlocks], most = _mm256_setzero_ps(), wrong = _mm256_setzero_ps();
   for (size_t i = 0; i < 8 * n_blocks; ++i) {
     row[i] =
@@ -264,8 +264,8 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   for (size_t i = 0; i < 8 * n_blocks; i += 4) {
     __m256i of[4];
     for (size_t k = 0; k < 4; ++k) {
-      const __m256 scaled = _mm256_mul_ps(row[i + k], by), dither = _mm256_load_ps(kDither.of + 8 * (i + k));
-      of[k] = _mm256_and_si256(_mm256_cvttps_epi32(_mm256_add_ps(scaled, dither)), _mm256_set1_epi32(255));
+      const __m256 scaled = _mm256_mul_ps(row[i + k], by), own = _mm256_load_ps(dither + 8 * (i + k));
+      of[k] = _mm256_and_si256(_mm256_cvttps_epi32(_mm256_add_ps(scaled, own)), _mm256_set1_epi32(255));
       total = _mm256_add_epi32(total, of[k]);
     }
     const __m256i bytes =

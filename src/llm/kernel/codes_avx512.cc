@@ -212,8 +212,8 @@ void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, 
   if (n_cols - c == 1) tile(dot_keys_tile<1>, 1);
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
-                       int32_t* sum) {
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks,
+                       const float* dither, uint8_t* q, int32_t* sum) {
   __m512 row[kMaxValueBlocks * kPanels], most = _mm512_setzero_ps();
   __mmask16 wrong = 0;
   const size_t n_panels = n_blocks * kPanels;
@@ -228,8 +228,8 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   const __m512 by = _mm512_set1_ps(inverse);
   __m512i total = _mm512_setzero_si512();
   for (size_t p = 0; p < n_panels; ++p, q += 16) {
-    const __m512 dither = _mm512_load_ps(kDither.of + 16 * p);
-    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(row[p], by), dither));
+    const __m512 own = _mm512_load_ps(dither + 16 * p);
+    const __m512i value = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(row[p], by), own));
     total = _mm512_add_epi32(total, value);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(value));
   }

@@ -50,8 +50,8 @@ void dot_keys(const std::byte* panels, size_t stride, const CodeLayout& layout, 
   }
 }
 
-float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks, uint8_t* q,
-                       int32_t* sum) {
+float quantize_weights(const float* w, size_t w_stride, const float* scales, size_t n_blocks,
+                       const float* dither, uint8_t* q, int32_t* sum) {
   float row[kMaxValueBlocks * kCodeBlock], largest = 0, wrong = 0;  // `wrong` is 0 or NaN
   const size_t n = n_blocks * kCodeBlock;
   for (size_t t = 0; t < n; ++t) {
@@ -62,7 +62,7 @@ float quantize_weights(const float* w, size_t w_stride, const float* scales, siz
   const float inverse = largest > 1e-30f && largest < 1e30f ? kWeightMax / largest : 0.0f;
   *sum = 0;
   for (size_t t = 0; t < n; ++t) {
-    const float scaled = row[t] * inverse + kDither.of[t];
+    const float scaled = row[t] * inverse + dither[t];
     q[t] = scaled >= 0 && scaled < kWeightMax + 1 ? static_cast<uint8_t>(scaled) : uint8_t{0};
     *sum += q[t];
   }

@@ -145,11 +145,13 @@ void CsrCodes::add_chunk(int layer, int head, int block, size_t n, const float* 
   float scales[kMaxValueCols];
   int32_t zeros[kMaxValueCols];
   const bool may_be_rough = rough != nullptr && !side.book.empty();
+  const auto at =
+      static_cast<size_t>(block % (kKvChunk / kKvBlock));  // in its chunk, wherever the span begins
   size_t n_left = 0;
   for (size_t c = 0; c < n_some; ++c) {
     int32_t sum;
-    const float scale =
-        code_kernels().quantize_weights(from[c], stride, token_scales, n, integers + n_left * width, &sum);
+    const float scale = code_kernels().quantize_weights(
+        from[c], stride, token_scales, n, kDither.of + at * kCodeBlock, integers + n_left * width, &sum);
     // The squares sum to no more than the largest times the sum.
     const float squares = scale * kWeightMax * scale * static_cast<float>(sum);
     if (may_be_rough && squares < rough[(from[c] - weights) / kKvBlock]) continue;

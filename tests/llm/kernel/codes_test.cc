@@ -112,10 +112,11 @@ TEST(Codes, EverySetGivesTheWeightedSumsOfValues) {
         if (col == 3) std::fill(weights.begin(), weights.end(), 0.0f);
         if (col == 2) std::fill(weights.begin(), weights.end(), 1.0f);  // the largest sums
         uint8_t* own = &w[col * n_tokens];
-        scales[col] = set->quantize_weights(weights.data(), stride, ones.data(), n_blocks, own, &zeros[col]);
+        scales[col] = set->quantize_weights(weights.data(), stride, ones.data(), n_blocks, kDither.of, own,
+                                            &zeros[col]);
         int32_t sum = 0;
         ASSERT_EQ(find_code_kernels("generic")->quantize_weights(weights.data(), stride, ones.data(),
-                                                                 n_blocks, plain.data(), &sum),
+                                                                 n_blocks, kDither.of, plain.data(), &sum),
                   scales[col]);
         ASSERT_EQ(zeros[col], sum);
         double off = 0;
@@ -380,8 +381,8 @@ TEST(Codes, WeightsThatAreNotFiniteShow) {
       weights[20] = bad;
       std::vector<uint8_t> w(kCodeBlock);
       int32_t sum = 0;
-      EXPECT_TRUE(
-          std::isnan(set->quantize_weights(weights.data(), kCodeBlock, ones.data(), 1, w.data(), &sum)))
+      EXPECT_TRUE(std::isnan(
+          set->quantize_weights(weights.data(), kCodeBlock, ones.data(), 1, kDither.of, w.data(), &sum)))
           << name;
     }
   }

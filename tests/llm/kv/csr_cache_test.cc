@@ -461,6 +461,22 @@ TEST(CsrCache, TakesValuesOfSmallWeightsRoughly) {
   }
 }
 
+// Rows with a window may share a tile with rows that see an earlier block of the chunk.
+TEST(CsrCache, SumsDoNotDependOnWhereTheirTokensBegin) {
+  const Filled f(2, 2);
+  const auto width = static_cast<size_t>(f.cache->sum_width(0, 0));
+  const auto q = queries_of(kGroup);
+  std::vector<std::byte> scratch(f.cache->query_scratch_bytes(kGroup));
+  const KvQueries queries{kGroup, q.data(), scratch.data(), kTokens - 1, kGroup};
+  constexpr size_t kBlock = kGroup * kKvBlock;
+  std::vector<float> weights(2 * kBlock, 0.0f), spare(kBlock), early(kGroup * width), late(early);
+  Rng rng(8);
+  for (size_t i = kBlock; i < 2 * kBlock; ++i) weights[i] = static_cast<float>(rng.uniform());
+  f.cache->add_values(0, 0, 1, 2 * kKvBlock, queries, {weights.data(), kBlock}, early.data(), spare.data());
+  f.cache->add_values(0, 0, 2, kKvBlock, queries, {&weights[kBlock], kBlock}, late.data(), spare.data());
+  EXPECT_EQ(early, late);
+}
+
 TEST(CsrCache, SaysWhatItCanTakeBack) {
   const Filled f(1, 2);
   const KvCache& cache = *f.cache;
